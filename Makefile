@@ -1,0 +1,44 @@
+# The one definition of every task, for people and CI alike. `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
+
+.DEFAULT_GOAL := help
+.PHONY: help install system lint types imports test test-full demo fuzz clean
+
+help: ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+install: $(STAMP) ## make the virtual environment
+
+system: ## install mosquitto by apt where that is possible and allowed (EDGEOPS_NO_APT=1 forbids it)
+	@./.ci/system-packages mosquitto
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+test: install system lint types imports ## ruff, mypy, import-linter and the bounded tests
+	$(BIN)/pytest
+
+test-full: install system ## every test, exhaustive counts (up to 75 minutes)
+	$(BIN)/pytest -m 'full or not full' --timeout=3600
+
+demo: install system ## compile, release, roll out and serve a real model on three agents
+	$(BIN)/edgeops demo
+
+clean: ## remove what the tasks made in this tree
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,128 @@
+"""One error type with stable codes: what happened, where, and what to do next; split by whose fault it is."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class Fault(enum.Enum):
+    """Whose fault an error is; the value is the exit status of a command that ends with it."""
+
+    INTERNAL = 1
+    USAGE = 2
+    GATE = 3
+    ENVIRONMENT = 4
+    PEER = 5
+
+
+class ErrorCode(NamedTuple):
+    """One stable code: whose fault it is, and what it means in a line."""
+
+    fault: Fault
+    meaning: str
+
+
+ERROR_CODES: dict[str, ErrorCode] = {
+    # Wire and files
+    "E-WIRE-MALFORMED": ErrorCode(Fault.PEER, "A message or file is not of the agreed form."),
+    "E-WIRE-SIZE": ErrorCode(Fault.PEER, "A message or file is larger than allowed."),
+    "E-TOPIC": ErrorCode(Fault.PEER, "An MQTT topic is not one of edgeops."),
+    "E-NAME": ErrorCode(Fault.USAGE, "A name has characters that names may not have."),
+    "E-DISK-FULL": ErrorCode(Fault.ENVIRONMENT, "There is no room on the disk."),
+    "E-DISK-WRITE": ErrorCode(Fault.ENVIRONMENT, "A file could not be written."),
+    "E-STATE-CORRUPT": ErrorCode(Fault.ENVIRONMENT, "A file of the program's own state is damaged."),
+    "E-STATE-LOCKED": ErrorCode(Fault.USAGE, "Another process uses this state directory."),
+    "E-CONFIG": ErrorCode(Fault.USAGE, "A configuration value is missing or wrong."),
+    "E-DEPENDENCY": ErrorCode(Fault.ENVIRONMENT, "A needed package or program is not installed."),
+    "E-PLUGIN": ErrorCode(Fault.ENVIRONMENT, "A plugin could not be loaded."),
+    "E-INTERNAL": ErrorCode(Fault.INTERNAL, "A defect of edgeops: please report it."),
+    # Profiles
+    "E-PROFILE-UNKNOWN": ErrorCode(Fault.USAGE, "No device profile has this name."),
+    "E-PROFILE-INVALID": ErrorCode(Fault.USAGE, "A device profile has a wrong key or value."),
+    "E-PROFILE-UNSUPPORTED": ErrorCode(Fault.USAGE, "The profile is listed as not supported, with its reason."),
+    # Hand-over
+    "E-HANDOVER-MISSING": ErrorCode(Fault.USAGE, "The hand-over, or a file that it names, is not there."),
+    "E-HANDOVER-KEY": ErrorCode(Fault.USAGE, "handover.toml has an unknown key or a value of a wrong kind."),
+    "E-HANDOVER-SHAPE": ErrorCode(Fault.USAGE, "The declared inputs or outputs disagree with the model."),
+    "E-HANDOVER-STEP": ErrorCode(Fault.USAGE, "A preprocessing step is unknown or cannot be applied."),
+    "E-MODEL-FORMAT": ErrorCode(Fault.USAGE, "The model file is not a readable ONNX model."),
+    "E-MODEL-UNSUPPORTED": ErrorCode(Fault.USAGE, "The model uses something that cannot be deployed."),
+    "E-DATA-SHAPE": ErrorCode(Fault.USAGE, "Sample data has a wrong shape, type or count."),
+    "E-DATA-VALUES": ErrorCode(Fault.USAGE, "Sample data has NaN or infinite values."),
+    "E-PATH-ESCAPE": ErrorCode(Fault.USAGE, "A path leaves the folder that it must stay in."),
+    # Compile
+    "E-COMPILE-GATE": ErrorCode(Fault.GATE, "No candidate passes all gates; the best one is kept."),
+    "E-COMPILE-CANDIDATE": ErrorCode(Fault.ENVIRONMENT, "A candidate could not be built."),
+    "E-COMPILE-LOCK": ErrorCode(Fault.GATE, "The compile differs from compile.lock."),
+    "E-TOOLCHAIN": ErrorCode(Fault.ENVIRONMENT, "An isolated converter could not be installed or run."),
+    # Bundles and runtimes
+    "E-BUNDLE-DAMAGED": ErrorCode(Fault.PEER, "A bundle's bytes are not those that its digest names."),
+    "E-BUNDLE-INVALID": ErrorCode(Fault.PEER, "A bundle breaks the bundle rules."),
+    "E-BUNDLE-PROFILE": ErrorCode(Fault.PEER, "A bundle was made for another profile."),
+    "E-RUNTIME-MISSING": ErrorCode(Fault.ENVIRONMENT, "The runtime that a bundle needs is not installed."),
+    "E-RUNTIME-LOAD": ErrorCode(Fault.PEER, "The runtime cannot load the artifact."),
+    "E-RUNTIME-INPUT": ErrorCode(Fault.USAGE, "An input tensor has a wrong name, type or shape."),
+    "E-RUNTIME-RUN": ErrorCode(Fault.PEER, "The runtime failed during inference."),
+    # Trust
+    "E-TRUST-KEY": ErrorCode(Fault.USAGE, "A key is missing, unreadable or of a wrong kind."),
+    "E-TRUST-ROOT": ErrorCode(Fault.PEER, "The first root of trust is not the one that the token names."),
+    "E-TRUST-SIGNATURE": ErrorCode(Fault.PEER, "A signature is missing, or not by a key that may sign this."),
+    "E-TRUST-METADATA": ErrorCode(Fault.PEER, "TUF metadata failed verification."),
+    "E-TRUST-TARGET": ErrorCode(Fault.PEER, "A target is unknown, or differs from its signed description."),
+    "E-TRUST-EXPIRED": ErrorCode(Fault.PEER, "A signed statement has expired."),
+    "E-TRUST-REPLAY": ErrorCode(Fault.PEER, "A signed statement is older than one that was already accepted."),
+    "E-TRUST-DEVICE": ErrorCode(Fault.PEER, "A signed statement is meant for another device."),
+    "E-TRUST-DOWNGRADE": ErrorCode(Fault.PEER, "The release is older than what runs, and no downgrade was signed."),
+    "E-TOKEN": ErrorCode(Fault.USAGE, "The enrolment token is malformed, used, expired or unknown."),
+    "E-ENROLL": ErrorCode(Fault.PEER, "Enrolment was refused."),
+    # Releases
+    "E-RELEASE-EXISTS": ErrorCode(Fault.USAGE, "This model already has a release of this version."),
+    "E-RELEASE-UNKNOWN": ErrorCode(Fault.USAGE, "No such release."),
+    "E-RELEASE-INVALID": ErrorCode(Fault.USAGE, "The bundles do not make a release."),
+    # Transport
+    "E-NET-UNREACHABLE": ErrorCode(Fault.ENVIRONMENT, "The server cannot be reached."),
+    "E-NET-RESPONSE": ErrorCode(Fault.PEER, "The server's answer is not usable."),
+    "E-BROKER": ErrorCode(Fault.ENVIRONMENT, "The MQTT broker cannot be started or used."),
+    "E-BROKER-ADDRESS": ErrorCode(Fault.USAGE, "The built-in broker serves loopback addresses only."),
+    # Agent
+    "E-AGENT-STATE": ErrorCode(Fault.INTERNAL, "An event is impossible in the state; nothing was changed."),
+    "E-AGENT-WORKER": ErrorCode(Fault.PEER, "The runtime worker died, hung or could not start."),
+    "E-SELFTEST-GOLDEN": ErrorCode(Fault.PEER, "Outputs on this device differ from the golden vectors."),
+    "E-SELFTEST-BUDGET": ErrorCode(Fault.GATE, "Latency or memory on this device breaks the budget."),
+    "E-TRIAL": ErrorCode(Fault.GATE, "The new bundle was not healthy in its trial."),
+    "E-DESIRED-UNSUPPORTED": ErrorCode(Fault.PEER, "The desired state asks for something this agent cannot do."),
+    # Control plane
+    "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),
+    "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),
+    "E-ROLLOUT-UNKNOWN": ErrorCode(Fault.USAGE, "No such rollout."),
+    "E-ROLLOUT-STATE": ErrorCode(Fault.USAGE, "The rollout's state does not allow this."),
+    "E-ROLLOUT-STOPPED": ErrorCode(Fault.GATE, "A gate stopped the rollout."),
+    "E-API-AUTH": ErrorCode(Fault.USAGE, "The API token is missing or wrong."),
+    "E-API-REQUEST": ErrorCode(Fault.USAGE, "The API request is not valid."),
+}
+
+
+class EdgeopsError(Exception):
+    """An error with a stable code, what happened, and the next step.
+
+    Args:
+        code: A key of `ERROR_CODES`.
+        what: What happened and where; expected and got.
+        next_step: What the reader can do about it.
+    """
+
+    def __init__(self, code: str, what: str, next_step: str = "") -> None:
+        self.code = code
+        self.what = what
+        self.next_step = next_step
+        self.fault = ERROR_CODES[code].fault
+        super().__init__(code, what, next_step)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.what}" + (f"\n  {self.next_step}" if self.next_step else "")
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of a command that ends with this error."""
+        return self.fault.value

@@ -1,0 +1,106 @@
+"""Evidence: measurements about a bundle. Signed apart; it never changes a digest."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from edgeops.contracts.wire import Wire
+
+
+class Source(enum.Enum):
+    """How a figure was obtained."""
+
+    MEASURED_HOST = "measured on this host"
+    MEASURED_DEVICE = "measured on device"
+    ESTIMATED = "estimated"
+
+
+class Latency(Wire, frozen=True, kw_only=True):
+    """Latency of one inference in milliseconds over `runs` runs."""
+
+    p50_ms: float
+    p95_ms: float
+    runs: int
+
+
+class OutputError(Wire, frozen=True, kw_only=True):
+    """How one output differs from its reference, over `samples` samples."""
+
+    output: str
+    cosine: float
+    sqnr_db: float
+    max_abs: float
+    agreement: float | None
+    samples: int
+
+
+class Metric(Wire, frozen=True, kw_only=True):
+    """The metric of the source and of the artifact, and the confidence interval of the drop (paired)."""
+
+    name: str
+    source: float
+    artifact: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    confidence: float
+    samples: int
+
+
+class GateResult(Wire, frozen=True, kw_only=True):
+    """One gate: what was measured, the limit, and whether it decides (`binding`) or only informs."""
+
+    gate: str
+    measured: float | None
+    limit: float
+    passed: bool
+    binding: bool
+    detail: str = ""
+
+
+class CandidateEvidence(Wire, frozen=True, kw_only=True):
+    """One candidate: what it is, what was measured, and why it was or was not chosen."""
+
+    scheme: str
+    runtime: str
+    precision: str
+    size_bytes: int
+    conversion: tuple[OutputError, ...] = ()
+    quantization: tuple[OutputError, ...] = ()
+    end_to_end: tuple[OutputError, ...] = ()
+    metric: Metric | None = None
+    latency: Latency | None = None
+    float_latency: Latency | None = None
+    peak_memory_mib: float | None = None
+    gates: tuple[GateResult, ...] = ()
+    passed: bool = False
+    chosen: bool = False
+    pareto: bool = False
+    reason: str = ""
+    source: Source = Source.MEASURED_HOST
+
+
+class Host(Wire, frozen=True, kw_only=True):
+    """The machine that measured: architecture, CPU model, cores and the tools' versions."""
+
+    arch: str
+    cpu: str
+    cores: int
+    python: str
+    tools: dict[str, str] = {}
+
+
+class Evidence(Wire, frozen=True, kw_only=True):
+    """All measurements of one compile for one profile. `bundle` is the digest that it speaks of."""
+
+    bundle: str
+    model: str
+    profile: str
+    host: Host
+    candidates: tuple[CandidateEvidence, ...]
+    calibration_samples: int
+    evaluation_samples: int
+    created_at_s: float
+    schema_version: int = msgspec.field(default=1, name="schema")

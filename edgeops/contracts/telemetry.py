@@ -1,0 +1,65 @@
+"""Telemetry: what a device measured in one window, as sketches that merge exactly."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.wire import Wire
+
+
+class ModelWindow(Wire, frozen=True, kw_only=True):
+    """One model's window.
+
+    Args:
+        model: The model's name.
+        release: The release that served.
+        digest: Its bundle.
+        latency_ms: Inference latency in milliseconds, as the client's request was served.
+        requests: Requests that were answered.
+        errors: Error code → count.
+        inputs: Input name → counts on the bundle's drift reference bins.
+        outputs: Output name → counts on the bundle's drift reference bins.
+        confidence: Counts on the bundle's bins.
+        class_mix: Count per class.
+    """
+
+    model: str
+    release: str
+    digest: str
+    latency_ms: QuantileSketch
+    requests: int
+    errors: dict[str, int] = {}
+    inputs: dict[str, tuple[int, ...]] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
+    confidence: tuple[int, ...] = ()
+    class_mix: tuple[int, ...] = ()
+
+
+class DeviceWindow(Wire, frozen=True, kw_only=True):
+    """The device's own figures at the end of a window; None: not to be had on this board."""
+
+    uptime_s: float
+    load_1m: float | None = None
+    memory_available_mib: float | None = None
+    disk_free_mib: float | None = None
+    temperature_c: float | None = None
+
+
+class Telemetry(Wire, frozen=True, kw_only=True):
+    """One window of one unit. (connection, boot_id, seq) is unique: a repeated message is dropped.
+
+    `dropped_windows` counts windows that the bounded queue had to give up before this one.
+    """
+
+    fleet: str
+    connection: str
+    unit: str
+    boot_id: str
+    seq: int
+    start_s: float
+    end_s: float
+    models: tuple[ModelWindow, ...]
+    device: DeviceWindow | None = None
+    dropped_windows: int = 0
+    schema_version: int = msgspec.field(default=1, name="schema")

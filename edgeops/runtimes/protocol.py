@@ -1,0 +1,104 @@
+"""What every runtime looks like to the rest of the house: one `Backend`, its `Session`s, plain tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.tensors import TensorSpec
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+class Availability(NamedTuple):
+    """Whether a runtime can be used here: its version, or why not; `providers` for onnxruntime."""
+
+    version: str | None
+    reason: str = ""
+    providers: tuple[str, ...] = ()
+
+
+class LoadOptions(NamedTuple):
+    """How to load an artifact.
+
+    Args:
+        threads: Inference threads.
+        providers: Execution providers in order of preference; onnxruntime only.
+        options: The bundle's runtime settings.
+        cache_dir: Where the runtime may keep engines that it builds; None: nowhere.
+    """
+
+    threads: int = 1
+    providers: tuple[str, ...] = ()
+    options: Mapping[str, str] = {}
+    cache_dir: Path | None = None
+
+
+class Session(Protocol):
+    """A loaded artifact. Not safe for use by two threads at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The artifact's own inputs; a size that the artifact leaves open is -1."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The artifact's own outputs; a size that the artifact leaves open is -1."""
+
+    @property
+    def provider(self) -> str:
+        """What really runs it, with the reason where it is not the first choice."""
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Run one inference on the artifact's own tensors.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-INPUT; a tensor has a wrong name, type or shape. E-RUNTIME-RUN; the runtime failed.
+        """
+
+    def close(self) -> None:
+        """Free the artifact's memory."""
+
+
+class Backend(Protocol):
+    """One runtime. Constructing it imports nothing heavy."""
+
+    @property
+    def name(self) -> str:
+        """Name in profiles and manifests."""
+
+    def available(self) -> Availability:
+        """Say whether this runtime can be used here. Never raises."""
+
+    def load(self, artifact: Path, options: LoadOptions) -> Session:
+        """Load an artifact.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-MISSING; not installed. E-RUNTIME-LOAD; it refuses the artifact.
+        """
+
+
+def check_feeds(feeds: Tensors, inputs: tuple[TensorSpec, ...]) -> None:
+    """Check tensors against a signature: the same names, and each of the declared dtype and shape (-1: any size).
+
+    Raises:
+        EdgeopsError: E-RUNTIME-INPUT.
+    """
+    names = [spec.name for spec in inputs]
+    if sorted(feeds) != sorted(names):
+        raise EdgeopsError("E-RUNTIME-INPUT", f"expected inputs {sorted(names)}, got {sorted(feeds)}")
+    for spec in inputs:
+        got = feeds[spec.name]
+        fits = len(got.shape) == len(spec.shape) and all(
+            want in (-1, have) for want, have in zip(spec.shape, got.shape, strict=True)
+        )
+        if got.dtype != np.dtype(spec.dtype) or not fits:
+            raise EdgeopsError(
+                "E-RUNTIME-INPUT",
+                f"input {spec.name!r}: expected {spec.dtype}{list(spec.shape)}, got {got.dtype}{list(got.shape)}",
+            )

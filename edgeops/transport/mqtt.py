@@ -1,0 +1,204 @@
+"""The MQTT 5 link of agent and control plane: paho, with reconnection by full jitter and checked sizes."""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edgeops.contracts.enrolment import BrokerAddress
+from edgeops.contracts.errors import EdgeopsError
+
+log = logging.getLogger(__name__)
+
+MAX_PACKET_BYTES = 1 << 20
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MAX_S = 60.0
+_LOOPBACK = ("127.", "localhost", "::1")
+
+
+class TlsFiles(NamedTuple):
+    """Paths of the PEM files of mutual TLS."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class Message(NamedTuple):
+    """A received message. `ack` must be called once it is safe, where the link was made with `manual_ack`."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    ack: Callable[[], None]
+
+
+class LastWill(NamedTuple):
+    """What the broker says when this link dies: retained, QoS 1."""
+
+    topic: str
+    payload: bytes
+
+
+def backoff_s(attempt: int, *, first_s: float = BACKOFF_FIRST_S, max_s: float = BACKOFF_MAX_S) -> float:
+    """Return a random wait before retry number `attempt` (from 0): full jitter under a doubling, bounded ceiling.
+
+    Source: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
+    """
+    return random.uniform(0, min(max_s, first_s * 2 ** min(attempt, 30)))  # noqa: S311  spreads load, hides nothing
+
+
+class MqttLink:
+    """One client identity on one broker. Callbacks run on the link's own thread and must be quick.
+
+    Args:
+        broker: Where to connect; without TLS only to loopback addresses.
+        client_id: MQTT identity.
+        on_message: Called for each message.
+        on_connect: Called after each successful connection, when subscriptions were asked for.
+        on_disconnect: Called with a reason when the connection is lost or could not be made.
+        subscriptions: Topic filters, subscribed with QoS 1 at each connection.
+        tls: PEM files for mutual TLS; required if `broker.tls`.
+        will: Last will.
+        session_expiry_s: How long the broker keeps the session and its queue while the link is down.
+        keepalive_s: MQTT keep-alive.
+        receive_maximum: How many unacknowledged messages the broker may send.
+        manual_ack: Messages are acknowledged by `Message.ack`, not on return of `on_message`.
+
+    Raises:
+        EdgeopsError: E-BROKER-ADDRESS; no TLS and not a loopback address. E-CONFIG; TLS without its files.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerAddress,
+        client_id: str,
+        *,
+        on_message: Callable[[Message], None],
+        on_connect: Callable[[], None] = lambda: None,
+        on_disconnect: Callable[[str], None] = lambda reason: None,
+        subscriptions: Sequence[str] = (),
+        tls: TlsFiles | None = None,
+        will: LastWill | None = None,
+        session_expiry_s: int = 7 * 24 * 3600,
+        keepalive_s: int = 300,
+        receive_maximum: int = 100,
+        manual_ack: bool = False,
+    ) -> None:
+        self._broker = broker
+        self._subscriptions = list(subscriptions)
+        self._on_message, self._on_connect, self._on_disconnect = on_message, on_connect, on_disconnect
+        self._attempt = 0
+        self._connected = threading.Event()
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=manual_ack
+        )
+        self._manual_ack = manual_ack
+        if broker.tls:
+            if tls is None:
+                raise EdgeopsError("E-CONFIG", "a broker with TLS needs certificate, key and CA files")
+            context = ssl.create_default_context(cafile=str(tls.ca))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.load_cert_chain(str(tls.certificate), str(tls.key))
+            self._client.tls_set_context(context)
+        elif not broker.host.startswith(_LOOPBACK):
+            raise EdgeopsError(
+                "E-BROKER-ADDRESS", f"{broker.host} has no TLS and is no loopback address", "Use a broker with TLS."
+            )
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        self._client.max_inflight_messages_set(min(receive_maximum, 100))
+        self._client.on_connect = self._connected_to_broker
+        self._client.on_connect_fail = lambda *_: self._lost("cannot connect")
+        self._client.on_disconnect = lambda _c, _u, _f, reason, _p: self._lost(str(reason))
+        self._client.on_message = self._received
+        self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        self._properties.SessionExpiryInterval = session_expiry_s
+        self._properties.ReceiveMaximum = receive_maximum
+        self._properties.MaximumPacketSize = MAX_PACKET_BYTES
+        self._keepalive_s = keepalive_s
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link is up now."""
+        return self._connected.is_set()
+
+    def start(self) -> None:
+        """Begin to connect, and keep trying until `stop`. Returns at once; a broker that is away is no error."""
+        self._client.connect_async(
+            self._broker.host,
+            self._broker.port,
+            keepalive=self._keepalive_s,
+            clean_start=False,
+            properties=self._properties,
+        )
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect and end the link's thread. The last will is not sent."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._connected.clear()
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait for the connection; return whether it is up."""
+        return self._connected.wait(timeout_s)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> paho.MQTTMessageInfo | None:
+        """Send a message; it is repeated after a reconnection until the broker has it (QoS 1).
+
+        Returns:
+            A handle with `is_published()` and `wait_for_publish(timeout)`; None if the link is down, then nothing
+            was taken.
+
+        Raises:
+            EdgeopsError: E-WIRE-SIZE; larger than the broker takes: it would cut the connection again and again.
+        """
+        if len(payload) > MAX_PACKET_BYTES - 4096:
+            raise EdgeopsError("E-WIRE-SIZE", f"{topic}: {len(payload)} bytes do not fit in an MQTT packet")
+        if not self.connected:
+            return None
+        return self._client.publish(topic, payload, qos=qos, retain=retain)
+
+    def _connected_to_broker(
+        self, client: paho.Client, _userdata: object, _flags: object, reason: Any, _properties: object
+    ) -> None:
+        if reason.is_failure:
+            self._lost(str(reason))
+            return
+        self._attempt = 0
+        if self._subscriptions:
+            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
+        self._connected.set()
+        self._on_connect()
+
+    def _lost(self, reason: str) -> None:
+        self._connected.clear()
+        wait_s = max(0.05, backoff_s(self._attempt))
+        self._attempt += 1
+        # paho waits this long before it tries again.
+        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats work; the hint says int
+        log.info("broker %s:%d: %s; next try in %.1f s", self._broker.host, self._broker.port, reason, wait_s)
+        self._on_disconnect(reason)
+
+    def _received(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        mid, qos = message.mid, message.qos
+        ack = (lambda: client.ack(mid, qos)) if self._manual_ack else (lambda: None)
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            log.warning("dropped a message whose topic is not UTF-8")
+            ack()
+            return
+        self._on_message(Message(topic, bytes(message.payload), message.retain, ack))  # type: ignore[arg-type]
