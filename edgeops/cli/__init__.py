@@ -16,9 +16,15 @@ class LazyGroup(click.Group):
     """A group whose commands are entry points (`edgeops.commands`); help reads only their modules' first lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, without importing."""
         return sorted(plugins.found("edgeops.commands"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command.
+
+        Raises:
+            EdgeopsError: E-PLUGIN; what was found is not a command.
+        """
         if cmd_name not in plugins.found("edgeops.commands"):
             return None
         command = plugins.load("edgeops.commands", cmd_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,8 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def json_option(function: F) -> F:
     """Add `--json`: print one JSON document on stdout and nothing else."""
-    option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-    return option(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
 
 
 def print_json(value: Any) -> None:
@@ -25,7 +25,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table: in colour and lines on a terminal, tab-separated text elsewhere."""
-    if not click.get_text_stream("stdout").isatty():
+    if not sys.stdout.isatty():
         for row in (columns, *rows):
             click.echo("\t".join(str(cell) for cell in row))
         return
