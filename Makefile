@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help install system lint types imports test test-full demo fuzz clean
+.PHONY: help docs install system lint types imports test test-full demo fuzz clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-full: install system ## every test, exhaustive counts (up to 75 minutes)
 
 demo: install system ## compile, release, roll out and serve a real model on three agents
 	$(BIN)/edgeops demo
+
+docs: install ## write the generated pages of docs/reference
+	$(BIN)/python docs/generate.py
 
 clean: ## remove what the tasks made in this tree
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""firmware bridge."""
+"""Models on microcontrollers: the serial protocol, flashers and the firmware. Imports only `edgeops.contracts`."""

@@ -1,0 +1,50 @@
+"""The quantile sketch: within 1% of the true value, and merging is exact."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from ddsketch import DDSketch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeops.contracts.sketches import RELATIVE_ACCURACY, QuantileSketch
+
+values = st.lists(st.floats(min_value=0, max_value=1e6, allow_subnormal=False), max_size=60)
+
+
+@given(values, values)
+def test_merging_equals_the_sketch_of_the_pooled_values(a: list[float], b: list[float]):
+    merged, pooled = QuantileSketch.of(a).merge(QuantileSketch.of(b)), QuantileSketch.of(a + b)
+    assert (merged.bins, merged.zeros, merged.maximum) == (pooled.bins, pooled.zeros, pooled.maximum)
+    assert merged.total == pytest.approx(pooled.total)
+
+
+@given(values.filter(bool), st.floats(min_value=0, max_value=1))
+def test_quantiles_are_within_the_stated_accuracy(sample: list[float], q: float):
+    exact = sorted(sample)[math.floor(q * (len(sample) - 1))]
+    got = QuantileSketch.of(sample).quantile(q)
+    assert got is not None
+    assert abs(got - exact) <= RELATIVE_ACCURACY * exact * (1 + 1e-9)
+
+
+def test_agrees_with_the_reference_implementation():
+    sample = np.random.default_rng(3).lognormal(size=2000)
+    oracle = DDSketch(RELATIVE_ACCURACY)
+    for value in sample:
+        oracle.add(float(value))
+    ours = QuantileSketch.of(sample.tolist())
+    for q in (0.01, 0.5, 0.95, 0.99):
+        assert ours.quantile(q) == pytest.approx(oracle.get_quantile_value(q), rel=2.1 * RELATIVE_ACCURACY)
+
+
+def test_nothing_measured_has_no_quantile():
+    assert QuantileSketch().quantile(0.5) is None
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.inf, math.nan])
+def test_impossible_measurements_are_refused(bad: float):
+    with pytest.raises(ValueError):
+        QuantileSketch.of([bad])

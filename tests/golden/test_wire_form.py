@@ -1,0 +1,133 @@
+"""The wire form is pinned: what today's edgeops writes is what an older or newer one must be able to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgeops.contracts.deployment import (
+    Component,
+    ComponentKind,
+    ComponentReport,
+    DeploymentState,
+    Desired,
+    Failure,
+    Presence,
+    Progress,
+    Reported,
+    SelfTestFigures,
+    Slot,
+)
+from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import Latency
+from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
+from edgeops.contracts.wire import Wire, decode, encode
+
+FOLDER = Path(__file__).parent / "wire"
+DIGEST = "sha256:" + "ab" * 32
+T0 = 1_795_392_000.0
+
+FAILURE = Failure(code="E-SELFTEST-GOLDEN", what="output 'p': 0.3 > 0.01", release="1.2.0", at_s=T0)
+SLOT = Slot(release="1.1.0", digest=DIGEST, number=2)
+FIGURES = SelfTestFigures(
+    vectors=12, worst_output="p", max_abs_diff=0.001, min_cosine=0.999, load_ms=12.5,
+    latency=Latency(p50_ms=1.5, p95_ms=2.0, runs=50), peak_memory_mib=60.0, provider="CPUExecutionProvider",
+)  # fmt: skip
+ONE_OF_EACH: dict[str, Wire] = {
+    "desired": Desired(
+        fleet="demo", connection="pi-1", unit="self", generation=7, issued_at_s=T0, expires_at_s=T0 + 3600,
+        components=(
+            Component(name="m", kind=ComponentKind.MODEL, release="1.1.0", target="m/1.1.0/p.edgeops", digest=DIGEST),
+        ),
+    ),
+    "reported": Reported(
+        fleet="demo", connection="pi-1", unit="self", boot_id="b1", seq=3, at_s=T0, agent_version="0.1.0",
+        profile="raspberry-pi-4", observed_generation=7, capabilities={"litert": "2.3.0"},
+        components=(
+            ComponentReport(
+                name="m", kind=ComponentKind.MODEL, state=DeploymentState.FAILED, generation=7, active=SLOT,
+                fallback=SLOT, failure=FAILURE, self_test=FIGURES, endpoint="http://127.0.0.1:8080",
+            ),
+        ),
+    ),
+    "progress": Progress(
+        fleet="demo", connection="pi-1", unit="self", boot_id="b1", seq=4, at_s=T0, component="m", generation=7, step=2,
+        state=DeploymentState.DOWNLOADING, release="1.1.0", percent=50.0,
+    ),
+    "presence": Presence(online=False, boot_id="b1"),
+    "telemetry": Telemetry(
+        fleet="demo", connection="pi-1", unit="self", boot_id="b1", seq=5, start_s=T0, end_s=T0 + 900,
+        models=(
+            ModelWindow(
+                model="m", release="1.1.0", digest=DIGEST, latency_ms=QuantileSketch.of([1.0, 2.0, 0.0]), requests=3,
+                errors={"E-RUNTIME-RUN": 1}, inputs={"image": (1, 2)}, outputs={"p": (0, 3)}, class_mix=(1, 2),
+            ),
+        ),
+        device=DeviceWindow(uptime_s=100.0, temperature_c=51.5),
+    ),
+    "release": Release(
+        model="m", version="1.1.0", number=2, created_at_s=T0,
+        targets=(
+            ReleaseTarget(profile="p", digest=DIGEST, path=target_path("m", "1.1.0", "p"), length=10, sha256="cd" * 32),
+        ),
+    ),
+    "target-custom": TargetCustom(model="m", version="1.1.0", number=2, profile="p", digest=DIGEST),
+    "enrol-request": EnrolRequest(secret="s", csr_pem="PEM", profile="raspberry-pi-4", name="pi-1"),
+    "enrol-response": EnrolResponse(
+        fleet="demo", connection="pi-1", certificate_pem="PEM", ca_pem="PEM",
+        broker=BrokerAddress(host="127.0.0.1", port=8883, tls=True), artifacts_url="https://127.0.0.1:8444",
+        profile="raspberry-pi-4",
+    ),
+    "token": EnrolmentToken(
+        server="https://127.0.0.1:8443", fleet="demo", ca_sha256="ab" * 32, root_sha256="cd" * 32, secret="s"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ONE_OF_EACH))
+def test_wire_form_is_the_recorded_one(name: str):
+    """Byte for byte. A new optional field changes the file; a renamed or removed one breaks devices in the field."""
+    assert encode(ONE_OF_EACH[name]).decode() == (FOLDER / f"{name}.json").read_text().strip()
+
+
+@pytest.mark.parametrize("name", sorted(ONE_OF_EACH))
+def test_recorded_message_is_read_back_whole(name: str):
+    assert decode((FOLDER / f"{name}.json").read_bytes(), type(ONE_OF_EACH[name]), what=name) == ONE_OF_EACH[name]
+
+
+@pytest.mark.parametrize("name", sorted(ONE_OF_EACH))
+def test_newer_writers_unknown_field_is_ignored(name: str):
+    newer = msgspec.json.decode((FOLDER / f"{name}.json").read_bytes()) | {"from_the_future": {"x": [1]}}
+    assert decode(msgspec.json.encode(newer), type(ONE_OF_EACH[name]), what=name) == ONE_OF_EACH[name]
+
+
+def test_newer_writers_unknown_enum_value_is_read_as_unknown():
+    text = (FOLDER / "reported.json").read_text().replace('"failed"', '"levitating"').replace('"model"', '"poem"', 1)
+    component = decode(text, Reported, what="reported").components[0]
+    assert (component.state, component.kind) == (DeploymentState.UNKNOWN, ComponentKind.UNKNOWN)
+
+
+@pytest.mark.parametrize("bad", [b"", b"{}", b"[]", b'{"fleet": 3}', b"\xff", b"[" * 5000])
+def test_malformed_message_is_refused_with_its_code(bad: bytes):
+    with pytest.raises(EdgeopsError) as caught:
+        decode(bad, Desired, what="desired")
+    assert caught.value.code == "E-WIRE-MALFORMED"
+
+
+def test_token_survives_its_text_form():
+    token = ONE_OF_EACH["token"]
+    assert isinstance(token, EnrolmentToken)
+    assert EnrolmentToken.from_text(f" {token.to_text()}\n") == token
+
+
+@pytest.mark.parametrize("bad", ["", "eo1.", "eo1.!!!", "eo2.e30", "eo1.e30", "eo1." + "A" * 5000])
+def test_bad_token_is_refused_without_repeating_it(bad: str):
+    with pytest.raises(EdgeopsError) as caught:
+        EnrolmentToken.from_text(bad)
+    assert caught.value.code == "E-TOKEN"
+    assert "AAAA" not in str(caught.value)
