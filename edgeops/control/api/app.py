@@ -1,0 +1,273 @@
+"""The REST API's app: `/api/v1` for people and programs with a token, `/bootstrap` for devices that join."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from edgeops.__about__ import __version__
+from edgeops.contracts.deployment import Reported
+from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.release import Release
+from edgeops.contracts.wire import decode, encode
+from edgeops.control import enrolment
+from edgeops.control.api import limits, problems, resources, views
+from edgeops.control.database import Database
+from edgeops.control.rollout import manage
+from edgeops.control.rollout.policy import Gates, Policy
+
+ACTOR = "admin"
+PAGE_DEFAULT, PAGE_MAX = 100, 500
+_SCHEME = HTTPBearer(auto_error=False)
+_CONTRACTS = (Reported, Release, EnrolRequest, EnrolResponse)
+
+
+class ControlApi(NamedTuple):
+    """What the API stands on.
+
+    Args:
+        database: The registry.
+        fleet: The fleet.
+        trust: What enrolment tokens tell devices to trust.
+        issuer: Issues devices' certificates.
+        ca_pem: The fleet CA's certificate.
+        root_json: Returns the TUF root that devices start from.
+        broker: Where devices find the broker.
+        artifacts_url: Where devices find the artifacts.
+        token: The admin's bearer token.
+        releases: Returns the published releases.
+        wake: Says that a rollout changed.
+        health: Returns the control plane's health.
+    """
+
+    database: Database
+    fleet: str
+    trust: enrolment.FirstTrust
+    issuer: enrolment.CertificateIssuer
+    ca_pem: bytes
+    root_json: Callable[[], bytes]
+    broker: BrokerAddress
+    artifacts_url: str
+    token: str
+    releases: Callable[[], Sequence[Release]]
+    wake: Callable[[], None]
+    health: Callable[[], resources.Health]
+
+
+def api_app(control: ControlApi) -> FastAPI:
+    """Return the app."""
+    app = FastAPI(title="edgeops control plane", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    problems.install(app)
+    app.include_router(_health(control))
+    app.include_router(_enrolment_tokens(control), dependencies=[Depends(_bearer(control.token))])
+    app.include_router(_registry(control), dependencies=[Depends(_bearer(control.token))])
+    app.include_router(_rollouts(control), dependencies=[Depends(_bearer(control.token))])
+    app.include_router(_bootstrap(control))
+
+    @app.get("/api/v1/openapi.json", include_in_schema=False)
+    def openapi() -> dict[str, Any]:
+        return openapi_document(app)
+
+    app.add_middleware(limits.BodyLimit)
+    return app
+
+
+def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the app, with the schemas of the contract types."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    _, schemas = msgspec.json.schema_components(_CONTRACTS, ref_template="#/components/schemas/{name}")
+    components = document.setdefault("components", {}).setdefault("schemas", {})
+    components.update(schemas)
+    components["Problem"] = problems.PROBLEM_SCHEMA
+    failed = {
+        "description": "A problem with a stable code",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = failed
+    return document
+
+
+def _bearer(token: str) -> Callable[..., None]:
+    """Return a dependency that lets only the bearer of the token in; the comparison takes constant time."""
+    expected = hashlib.sha256(token.encode()).digest()
+
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]) -> None:
+        offered = given.credentials if given is not None else ""
+        if not hmac.compare_digest(hashlib.sha256(offered.encode()).digest(), expected):
+            raise EdgeopsError("E-API-AUTH", "the API token is missing or wrong", "It is in api.token of the home.")
+
+    return check
+
+
+def _health(control: ControlApi) -> APIRouter:
+    router = APIRouter(prefix="/api/v1", tags=["health"])
+
+    @router.get("/health", summary="Say whether the control plane works")
+    def health() -> resources.Health:
+        return control.health()
+
+    return router
+
+
+def _enrolment_tokens(control: ControlApi) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/enrolment-tokens", tags=["enrolment"])
+
+    @router.post("", status_code=201, summary="Make a one-time token with which one device can join")
+    def create(wish: resources.TokenRequest) -> resources.TokenCreated:
+        issued = enrolment.issue_token(
+            control.database,
+            control.trust,
+            enrolment.TokenScope(wish.profile, wish.name, wish.labels),
+            actor=ACTOR,
+            now_s=time.time(),
+            valid_s=wish.valid_s,
+        )
+        return resources.TokenCreated(id=issued.id, token=issued.text, expires_at_s=issued.expires_at_s)
+
+    @router.get("", summary="List the tokens that were made")
+    def tokens() -> resources.Tokens:
+        with control.database.read() as session:
+            return views.tokens(session)
+
+    return router
+
+
+_After = Annotated[str, Query(max_length=63, description="Cursor: `next` of the page before")]
+_Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
+
+
+def _registry(control: ControlApi) -> APIRouter:
+    router = APIRouter(prefix="/api/v1", tags=["registry"])
+
+    @router.get("/devices", summary="List devices by name")
+    def devices(
+        after: _After = "", limit: _Limit = PAGE_DEFAULT, profile: str | None = None, online: bool | None = None
+    ) -> resources.Devices:
+        with control.database.read() as session:
+            return views.device_page(session, after=after, limit=limit, profile=profile, online=online)
+
+    @router.get("/devices/{connection}", summary="Show a device with its reports and newest steps")
+    def device(connection: str) -> resources.DeviceDetail:
+        with control.database.read() as session:
+            return views.device_detail(session, connection)
+
+    @router.get("/releases", summary="List the published releases")
+    def releases() -> resources.Releases:
+        return resources.Releases(items=[msgspec.to_builtins(release) for release in control.releases()])
+
+    return router
+
+
+def _rollouts(control: ControlApi) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
+
+    def shown(rollout_id: int) -> resources.RolloutResource:
+        with control.database.read() as session:
+            return views.rollout_by_id(session, rollout_id)
+
+    @router.post("", status_code=201, summary="Create a rollout, and start it if asked to")
+    def create(wish: resources.RolloutRequest) -> resources.RolloutResource:
+        release = _release(control.releases(), wish.model, wish.version)
+        policy = Policy(groups=tuple(wish.groups), gates=Gates(**wish.gates.model_dump()))
+        selection = manage.Selection(wish.devices, wish.profiles, wish.labels)
+        rollout_id = manage.create(
+            control.database, release, policy, selection, actor=ACTOR, now_s=time.time(), start=wish.start
+        )
+        control.wake()
+        return shown(rollout_id)
+
+    @router.get("", summary="List rollouts, newest first")
+    def rollouts() -> resources.Rollouts:
+        with control.database.read() as session:
+            return views.rollout_list(session)
+
+    @router.get("/{rollout_id}", summary="Show a rollout: where it stands and why")
+    def rollout(rollout_id: int) -> resources.RolloutResource:
+        return shown(rollout_id)
+
+    @router.get("/{rollout_id}/members", summary="List the devices of a rollout by name")
+    def members(rollout_id: int, after: _After = "", limit: _Limit = PAGE_DEFAULT) -> resources.Members:
+        with control.database.read() as session:
+            return views.member_page(session, rollout_id, after=after, limit=limit)
+
+    def act(name: str, action: Callable[..., None], summary: str) -> None:
+        @router.post(f"/{{rollout_id}}/{name}", summary=summary, name=name)
+        def do(rollout_id: int) -> resources.RolloutResource:
+            action(control.database, rollout_id, actor=ACTOR, now_s=time.time())
+            control.wake()
+            return shown(rollout_id)
+
+    act("start", manage.start, "Start a draft")
+    act("pause", manage.pause, "Give the release to no further group until resumed")
+    act("resume", manage.resume, "Let a paused rollout go on")
+    act("abort", manage.abort, "End a rollout; who has the release keeps it")
+    return router
+
+
+def _release(releases: Sequence[Release], model: str, version: str) -> Release:
+    for release in releases:
+        if (release.model, release.version) == (model, version):
+            return release
+    raise EdgeopsError(
+        "E-RELEASE-UNKNOWN", f"no published release {version[:80]!r} of {model}", "See `edgeops release list`."
+    )
+
+
+def _bootstrap(control: ControlApi) -> APIRouter:
+    router = APIRouter(prefix="/bootstrap", tags=["bootstrap"])
+    pem: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-pem-file": {}}}}
+
+    @router.get("/ca.pem", summary="The fleet CA's certificate, to be checked against the token", responses=pem)
+    def ca() -> Response:
+        return Response(control.ca_pem, media_type="application/x-pem-file")
+
+    @router.get("/root.json", summary="The first TUF root, to be checked against the token")
+    def root() -> Response:
+        return Response(control.root_json(), media_type="application/json")
+
+    body = {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EnrolRequest"}}},
+    }
+    answer = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/EnrolResponse"}}}}
+
+    @router.post(
+        "/enrol",
+        summary="Join the fleet with a token's secret and a CSR",
+        openapi_extra={"requestBody": body},
+        responses={200: answer},
+    )
+    async def enrol(request: Request) -> Response:
+        wish = decode(await request.body(), EnrolRequest, what="enrolment request")
+        return Response(await run_in_threadpool(_enrol, control, wish), media_type="application/json")
+
+    return router
+
+
+def _enrol(control: ControlApi, wish: EnrolRequest) -> bytes:
+    joined = enrolment.enrol(control.database, control.issuer, wish, now_s=time.time())
+    return encode(
+        EnrolResponse(
+            fleet=control.fleet,
+            connection=joined.connection,
+            certificate_pem=joined.certificate_pem.decode(),
+            ca_pem=control.ca_pem.decode(),
+            broker=control.broker,
+            artifacts_url=control.artifacts_url,
+            profile=joined.profile,
+        )
+    )

@@ -1,0 +1,273 @@
+"""The REST resources. Statements of devices and releases cross as contract types, with their own schemas."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
+from edgeops.control.rollout.policy import MAX_GROUPS
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME)]
+Labels = Annotated[dict[str, str], Field(max_length=32)]
+
+
+def contract(name: str) -> Any:
+    """Return the type of a field that holds a contract type, by the name of its schema."""
+    return Annotated[dict[str, Any], WithJsonSchema({"$ref": f"#/components/schemas/{name}"})]
+
+
+class Request(BaseModel):
+    """What a client sends: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TokenRequest(Request):
+    """A wish for an enrolment token."""
+
+    profile: Name | None = None
+    name: Name | None = None
+    labels: Labels = {}
+    valid_s: Annotated[float, Field(gt=0, le=TOKEN_VALID_MAX_S)] = TOKEN_VALID_S
+
+
+class TokenCreated(BaseModel):
+    """A new token. `token` is shown once."""
+
+    id: str
+    token: str
+    expires_at_s: float
+
+
+class Token(BaseModel):
+    """A token that was made; its secret is not kept."""
+
+    id: str
+    profile: str | None
+    name: str | None
+    labels: dict[str, str]
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    used_at_s: float | None
+    used_by: str | None
+
+
+class Tokens(BaseModel):
+    """Tokens, newest first."""
+
+    items: list[Token]
+
+
+class FailureResource(BaseModel):
+    """Why something failed or was refused."""
+
+    code: str
+    what: str
+    release: str
+    at_s: float
+
+
+class ComponentResource(BaseModel):
+    """One component of a unit: what it should run, what it runs, and how that goes."""
+
+    name: str
+    kind: str
+    desired_release: str | None
+    active_release: str | None
+    state: str
+    failure: FailureResource | None
+    requests: int
+    errors: int
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    endpoint: str | None
+
+
+class UnitResource(BaseModel):
+    """One unit of a device. `published`: the broker has its desired state."""
+
+    unit: str
+    desired_generation: int
+    observed_generation: int
+    published: bool
+    reported_at_s: float | None
+    stale_s: float | None
+    refused: FailureResource | None
+    components: list[ComponentResource]
+
+
+class DeviceResource(BaseModel):
+    """A device and its units."""
+
+    connection: str
+    profile: str
+    labels: dict[str, str]
+    agent_version: str
+    online: bool
+    enrolled_at_s: float
+    revoked_at_s: float | None
+    last_seen_s: float | None
+    rejected_messages: int
+    rejected_last: str
+    units: list[UnitResource]
+
+
+class Devices(BaseModel):
+    """A page of devices by name; `next` is the cursor of the following page, null at the end."""
+
+    items: list[DeviceResource]
+    next: str | None
+
+
+class ProgressResource(BaseModel):
+    """One step of a component, as the device told it."""
+
+    unit: str
+    component: str
+    generation: int
+    step: int
+    state: str
+    release: str
+    percent: float | None
+    code: str | None
+    detail: str
+    device_at_s: float
+    received_at_s: float
+
+
+class DeviceDetail(DeviceResource):
+    """A device with all it said: its newest report per unit, and its newest steps."""
+
+    reported: dict[str, contract("Reported")]  # type: ignore[valid-type]
+    progress: list[ProgressResource]
+
+
+class Releases(BaseModel):
+    """The published releases."""
+
+    items: list[contract("Release")]  # type: ignore[valid-type]
+
+
+class GatesResource(Request):
+    """The gates of every group; see the reference of rollouts."""
+
+    success_min: Annotated[float, Field(ge=0, le=1)] = 1.0
+    failure_max: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_count: Annotated[int, Field(ge=1)] = 1
+    timeout_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600.0
+
+
+class RolloutRequest(Request):
+    """A wish for a rollout: release, groups, gates, devices (all that the release has a bundle for, if none named)."""
+
+    model: Name
+    version: str
+    groups: Annotated[list[str], Field(min_length=1, max_length=MAX_GROUPS)] = ["100%"]
+    gates: GatesResource = GatesResource()
+    devices: Annotated[list[Name], Field(max_length=10_000)] = []
+    profiles: Annotated[list[Name], Field(max_length=1000)] = []
+    labels: Labels = {}
+    start: bool = False
+
+
+class CountsResource(BaseModel):
+    """Devices of one profile in one group, by how they stand."""
+
+    confirmed: int
+    failed: int
+    rejected: int
+    timed_out: int
+    running: int
+    held: int
+    silent: int
+    codes: dict[str, int]
+
+
+class GroupResource(BaseModel):
+    """One group of a rollout."""
+
+    label: str
+    started_at_s: float | None
+    deadline_s: float | None
+    finished_at_s: float | None
+    profiles: dict[str, CountsResource]
+
+
+class FigureResource(BaseModel):
+    """A gate as it was evaluated last; `holds` null: not yet to be said. `profile` empty: all profiles."""
+
+    group: str
+    profile: str
+    gate: str
+    value: float | None
+    limit: float
+    reported: int
+    holds: bool | None
+
+
+class RolloutResource(BaseModel):
+    """A rollout, where it stands and why. `gates` null: they cannot be read; such a rollout stops."""
+
+    id: int
+    model: str
+    version: str
+    state: str
+    reason: str
+    gates: GatesResource | None
+    groups: list[GroupResource]
+    figures: list[FigureResource]
+    stopped_profiles: dict[str, str]
+    created_at_s: float
+    created_by: str
+    started_at_s: float | None
+    ended_at_s: float | None
+
+
+class Rollouts(BaseModel):
+    """Rollouts, newest first."""
+
+    items: list[RolloutResource]
+
+
+class MemberResource(BaseModel):
+    """One unit in a rollout; `generation` null: its group has not started."""
+
+    connection: str
+    unit: str
+    group: str
+    profile: str
+    generation: int | None
+    state: str
+    code: str | None
+    detail: str
+    changed_at_s: float | None
+
+
+class Members(BaseModel):
+    """A page of a rollout's members by name."""
+
+    items: list[MemberResource]
+    next: str | None
+
+
+class BrokerHealth(BaseModel):
+    """The broker: its kind, and whether the control plane is connected."""
+
+    kind: str
+    connected: bool
+    restarts: int
+
+
+class Health(BaseModel):
+    """Whether the control plane works."""
+
+    status: str
+    fleet: str
+    version: str
+    broker: BrokerHealth
+    messages_accepted: int
+    messages_refused: int

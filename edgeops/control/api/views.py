@@ -1,0 +1,262 @@
+"""Rows of the registry as REST resources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.deployment import Component, ComponentReport, Failure, Reported
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.control.api import resources
+from edgeops.control.assignment import components_of
+from edgeops.control.models import (
+    Device,
+    EnrolmentTokenRow,
+    ProgressEvent,
+    Rollout,
+    RolloutGroup,
+    RolloutMember,
+    RolloutProfile,
+    TelemetryTotal,
+    Unit,
+)
+from edgeops.control.rollout.execute import read_view
+from edgeops.control.rollout.policy import Gates, read_policy
+
+PROGRESS_SHOWN = 50
+_REPORTED = msgspec.json.Decoder(Reported)
+_SKETCH = msgspec.json.Decoder(QuantileSketch)
+_Totals = dict[tuple[str, str, str, str], TelemetryTotal]
+
+
+def device_page(
+    session: Session, *, after: str, limit: int, profile: str | None, online: bool | None
+) -> resources.Devices:
+    """Return the devices after a name, in order of names."""
+    query = select(Device).where(Device.connection > after).order_by(Device.connection).limit(limit + 1)
+    if profile is not None:
+        query = query.where(Device.profile == profile)
+    if online is not None:
+        query = query.where(Device.online.is_(online))
+    found = session.scalars(query).all()
+    devices = found[:limit]
+    return resources.Devices(
+        items=_devices(session, devices), next=devices[-1].connection if len(found) > limit else None
+    )
+
+
+def device_detail(session: Session, connection: str) -> resources.DeviceDetail:
+    """Return one device with its newest reports and steps.
+
+    Raises:
+        EdgeopsError: E-DEVICE-UNKNOWN.
+    """
+    device = session.get(Device, connection)
+    if device is None:
+        raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {connection[:80]!r}", "See `edgeops device list`.")
+    units = session.scalars(select(Unit).where(Unit.connection == connection)).all()
+    events = session.scalars(
+        select(ProgressEvent)
+        .where(ProgressEvent.connection == connection)
+        .order_by(ProgressEvent.received_at_s.desc(), ProgressEvent.seq.desc())
+        .limit(PROGRESS_SHOWN)
+    )
+    (summary,) = _devices(session, [device])
+    return resources.DeviceDetail(
+        **dict(summary),
+        reported={unit.unit: msgspec.json.decode(unit.reported) for unit in units if unit.reported is not None},
+        progress=[_copy(resources.ProgressResource, event) for event in events],
+    )
+
+
+def tokens(session: Session) -> resources.Tokens:
+    """Return the enrolment tokens, newest first."""
+    rows = session.scalars(select(EnrolmentTokenRow).order_by(EnrolmentTokenRow.created_at_s.desc()).limit(500))
+    return resources.Tokens(items=[_copy(resources.Token, row) for row in rows])
+
+
+def rollout_list(session: Session) -> resources.Rollouts:
+    """Return the newest rollouts."""
+    rows = session.scalars(select(Rollout).order_by(Rollout.id.desc()).limit(100)).all()
+    return resources.Rollouts(items=[rollout_resource(session, row) for row in rows])
+
+
+def rollout_by_id(session: Session, rollout_id: int) -> resources.RolloutResource:
+    """Return one rollout.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-UNKNOWN.
+    """
+    return rollout_resource(session, _rollout(session, rollout_id))
+
+
+def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutResource:
+    """Return a rollout with its groups' counts."""
+    gates = _gates(rollout)
+    view = read_view(session, rollout)
+    rows = session.scalars(
+        select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id).order_by(RolloutGroup.position)
+    )
+    groups = [
+        resources.GroupResource(
+            label=row.label,
+            started_at_s=row.started_at_s,
+            deadline_s=row.window_from_s + gates.timeout_s if row.window_from_s is not None and gates else None,
+            finished_at_s=row.finished_at_s,
+            profiles={
+                name: resources.CountsResource(**counts._asdict()) for name, counts in sorted(seen.profiles.items())
+            },
+        )
+        for row, seen in zip(rows, view.groups, strict=True)
+    ]
+    stopped = session.scalars(
+        select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None))
+    )
+    return resources.RolloutResource(
+        id=rollout.id,
+        model=rollout.model,
+        version=rollout.version,
+        state=rollout.state,
+        reason=rollout.reason,
+        gates=resources.GatesResource(**msgspec.to_builtins(gates)) if gates else None,
+        groups=groups,
+        figures=[resources.FigureResource(**figure) for figure in rollout.figures],
+        stopped_profiles={row.profile: row.reason for row in stopped},
+        created_at_s=rollout.created_at_s,
+        created_by=rollout.created_by,
+        started_at_s=rollout.started_at_s,
+        ended_at_s=rollout.ended_at_s,
+    )
+
+
+def member_page(session: Session, rollout_id: int, *, after: str, limit: int) -> resources.Members:
+    """Return the members of a rollout after a connection's name.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-UNKNOWN.
+    """
+    _rollout(session, rollout_id)
+    found = session.execute(
+        select(RolloutMember, RolloutGroup.label)
+        .join(
+            RolloutGroup,
+            (RolloutGroup.rollout_id == RolloutMember.rollout_id) & (RolloutGroup.position == RolloutMember.position),
+        )
+        .where(RolloutMember.rollout_id == rollout_id, RolloutMember.connection > after)
+        .order_by(RolloutMember.connection, RolloutMember.unit)
+        .limit(limit + 1)
+    ).all()
+    items = [
+        resources.MemberResource(
+            connection=row.connection,
+            unit=row.unit,
+            group=label,
+            profile=row.profile,
+            generation=row.generation,
+            state=row.state,
+            code=row.code,
+            detail=row.detail,
+            changed_at_s=row.changed_at_s,
+        )
+        for row, label in found[:limit]
+    ]
+    return resources.Members(items=items, next=items[-1].connection if len(found) > limit else None)
+
+
+def _gates(rollout: Rollout) -> Gates | None:
+    try:
+        return read_policy(rollout.policy).gates
+    except EdgeopsError:
+        return None
+
+
+def _rollout(session: Session, rollout_id: int) -> Rollout:
+    rollout = session.get(Rollout, rollout_id)
+    if rollout is None:
+        raise EdgeopsError("E-ROLLOUT-UNKNOWN", f"there is no rollout {rollout_id}", "See `edgeops rollout status`.")
+    return rollout
+
+
+def _devices(session: Session, devices: Sequence[Device]) -> list[resources.DeviceResource]:
+    names = [device.connection for device in devices]
+    units: dict[str, list[Unit]] = {}
+    for unit in session.scalars(select(Unit).where(Unit.connection.in_(names)).order_by(Unit.unit)):
+        units.setdefault(unit.connection, []).append(unit)
+    totals: _Totals = {
+        (row.connection, row.unit, row.model, row.release): row
+        for row in session.scalars(select(TelemetryTotal).where(TelemetryTotal.connection.in_(names)))
+    }
+    return [
+        resources.DeviceResource(
+            connection=device.connection,
+            profile=device.profile,
+            labels=device.labels,
+            agent_version=device.agent_version,
+            online=device.online,
+            enrolled_at_s=device.enrolled_at_s,
+            revoked_at_s=device.revoked_at_s,
+            last_seen_s=device.last_seen_s,
+            rejected_messages=device.rejected_messages,
+            rejected_last=device.rejected_last,
+            units=[_unit(unit, totals) for unit in units.get(device.connection, [])],
+        )
+        for device in devices
+    ]
+
+
+def _unit(unit: Unit, totals: _Totals) -> resources.UnitResource:
+    report = _REPORTED.decode(unit.reported) if unit.reported is not None else None
+    wanted = {component.name: component for component in components_of(unit)}
+    said = {component.name: component for component in report.components} if report is not None else {}
+    return resources.UnitResource(
+        unit=unit.unit,
+        desired_generation=unit.desired_generation,
+        observed_generation=unit.observed_generation,
+        published=unit.publish_wanted == unit.publish_done,
+        reported_at_s=unit.reported_at_s,
+        stale_s=report.stale_s if report is not None else None,
+        refused=_failure(report.refused) if report is not None else None,
+        components=[
+            _component(unit, name, wanted.get(name), said.get(name), totals) for name in sorted({*wanted, *said})
+        ],
+    )
+
+
+def _component(
+    unit: Unit, name: str, wanted: Component | None, said: ComponentReport | None, totals: _Totals
+) -> resources.ComponentResource:
+    active = said.active.release if said is not None and said.active is not None else None
+    total = totals.get((unit.connection, unit.unit, name, active or ""))
+    sketch = _SKETCH.decode(total.latency_ms) if total is not None else QuantileSketch()
+    kind = wanted.kind if wanted is not None else said.kind if said is not None else "unknown"
+    return resources.ComponentResource(
+        name=name,
+        kind=str(kind),
+        desired_release=wanted.release if wanted is not None else None,
+        active_release=active,
+        state=str(said.state) if said is not None else "idle",
+        failure=_failure(said.failure) if said is not None else None,
+        requests=total.requests if total is not None else 0,
+        errors=sum(total.errors.values()) if total is not None else 0,
+        latency_p50_ms=sketch.quantile(0.5),
+        latency_p95_ms=sketch.quantile(0.95),
+        endpoint=said.endpoint if said is not None else None,
+    )
+
+
+def _failure(failure: Failure | None) -> resources.FailureResource | None:
+    return None if failure is None else resources.FailureResource(**msgspec.to_builtins(failure))
+
+
+def _copy(kind: Any, row: Any) -> Any:
+    """Return a resource whose fields are the row's columns of the same names."""
+    return kind(**{name: getattr(row, name) for name in _fields(kind)})
+
+
+def _fields(kind: Any) -> Iterable[str]:
+    return kind.model_fields.keys()  # type: ignore[no-any-return]

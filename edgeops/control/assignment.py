@@ -1,0 +1,72 @@
+"""The one place that gives a unit a new desired state: a generation above every one that was ever used."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.deployment import Component
+from edgeops.control.models import Generation, Unit
+
+_COMPONENTS = msgspec.json.Decoder(tuple[Component, ...])
+
+
+def components_of(unit: Unit) -> tuple[Component, ...]:
+    """Return what the unit should hold."""
+    return _COMPONENTS.decode(unit.desired_components)
+
+
+def assign(session: Session, unit: Unit, component: Component, *, cause: str, now_s: float) -> int:
+    """Give a unit a component in place of the one of that name, as a new generation, to be published after commit.
+
+    Returns:
+        The generation. It is above all that the registry gave out and all that the device says it has seen, so that
+        it rises also after the registry was restored from a backup.
+    """
+    others = (have for have in components_of(unit) if have.name != component.name)
+    return reissue(session, unit, (*others, component), cause=cause, now_s=now_s)
+
+
+def reissue(session: Session, unit: Unit, components: tuple[Component, ...], *, cause: str, now_s: float) -> int:
+    """Give a unit a whole desired state as a new generation; return the generation."""
+    newest = session.scalar(
+        select(func.max(Generation.generation)).where(
+            Generation.connection == unit.connection, Generation.unit == unit.unit
+        )
+    )
+    generation = max(unit.desired_generation, unit.observed_generation, newest or 0) + 1
+    data = msgspec.json.encode(components, order="sorted")
+    session.add(
+        Generation(
+            connection=unit.connection,
+            unit=unit.unit,
+            generation=generation,
+            components=data,
+            cause=cause,
+            created_at_s=now_s,
+        )
+    )
+    unit.desired_generation = generation
+    unit.desired_components = data
+    unit.publish_wanted += 1
+    return generation
+
+
+def new_unit(connection: str, unit: str) -> Unit:
+    """Return the row of a unit that has neither reported nor been told anything."""
+    return Unit(
+        connection=connection,
+        unit=unit,
+        boot_id="",
+        seq=0,
+        observed_generation=0,
+        reported=None,
+        reported_at_s=None,
+        desired_generation=0,
+        desired_components=b"[]",
+        publish_wanted=0,
+        publish_done=0,
+        published_at_s=None,
+        published_until_s=None,
+    )

@@ -1,0 +1,117 @@
+"""The registry's database: opened, migrated, and used in transactions that are whole or nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.errors import EdgeopsError
+
+BUSY_WITHIN_S = 15
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """One registry. Safe for use by many threads; each transaction has a connection of its own.
+
+    Args:
+        url: SQLAlchemy URL, or the path of an SQLite file.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        target = URL.create("sqlite", database=str(url)) if isinstance(url, Path) else url
+        self._engine: Engine = create_engine(target, pool_pre_ping=not isinstance(url, Path))
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        if self._sqlite:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+
+    def migrate(self) -> None:
+        """Bring the tables to this version's form; an older database keeps all that it holds.
+
+        Raises:
+            EdgeopsError: E-STATE-CORRUPT; not a database, or one of a newer edgeops. E-DISK-FULL or E-DISK-WRITE.
+        """
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        try:
+            with _database_errors(), self._engine.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except CommandError as error:
+            raise EdgeopsError(
+                "E-STATE-CORRUPT", f"the control plane's database: {error}", "Use the edgeops version that wrote it."
+            ) from error
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads: one consistent view, which blocks nobody."""
+        with _database_errors(), self._engine.connect().execution_options(edgeops_read=True) as connection:
+            with Session(bind=connection, expire_on_commit=False) as session:
+                yield session
+            connection.rollback()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that is committed as a whole when the block ends, and not at all when it raises.
+
+        On SQLite it excludes all other writers from its begin on; on PostgreSQL use `with_for_update`.
+
+        Raises:
+            EdgeopsError: E-STATE-LOCKED; another writer kept it too long. E-DISK-FULL or E-DISK-WRITE; nothing was
+                written.
+        """
+        with _database_errors(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transaction handling begins too late for a consistent read; ours is explicit.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute(f"PRAGMA busy_timeout={BUSY_WITHIN_S * 1000}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    read = connection.get_execution_options().get("edgeops_read", False)
+    connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Turn what the driver says of disk and locks into errors with codes."""
+    try:
+        yield
+    except OperationalError as error:
+        said = str(error.orig)
+        if "full" in said or "No space" in said:
+            raise EdgeopsError(
+                "E-DISK-FULL", f"the database: {said}", "Free some space; nothing was written."
+            ) from error
+        if "locked" in said or "busy" in said:
+            raise EdgeopsError("E-STATE-LOCKED", f"the database: {said}", "Try again.") from error
+        raise EdgeopsError("E-DISK-WRITE", f"the database: {said}", "Check the disk and the server.") from error
+    except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.DatabaseError) and "not a database" in str(error.orig):
+            raise EdgeopsError(
+                "E-STATE-CORRUPT", f"the control plane's database: {error.orig}", "Restore a backup."
+            ) from error
+        raise

@@ -1,0 +1,1 @@
+"""What devices say: checked (`statements`), applied a transaction per batch (`apply`), acknowledged (`worker`)."""

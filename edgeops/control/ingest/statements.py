@@ -1,0 +1,116 @@
+"""Whether a message is what it claims: right topic, right device's signature, right form. Bytes in, statement out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from edgeops.contracts.deployment import (
+    PROGRESS_TYPE,
+    REPORTED_TYPE,
+    TELEMETRY_TYPE,
+    Presence,
+    Progress,
+    Reported,
+)
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.names import check_name
+from edgeops.contracts.telemetry import Telemetry
+from edgeops.contracts.topics import UnitTopic
+from edgeops.contracts.wire import decode
+
+MAX_STATEMENT_BYTES = 512 << 10
+MAX_PRESENCE_BYTES = 1024
+MAX_COMPONENTS = 64
+MAX_MODELS = 64
+MAX_INTEGER = 1 << 53
+MAX_ID_CHARACTERS = 64
+_SIGNED: dict[str, tuple[str, type[Reported | Progress | Telemetry]]] = {
+    "reported": (REPORTED_TYPE, Reported),
+    "progress": (PROGRESS_TYPE, Progress),
+    "telemetry": (TELEMETRY_TYPE, Telemetry),
+}
+
+# Returns an envelope's payload: (envelope, payload type, certificate PEM). Raises E-TRUST-SIGNATURE.
+Unseal = Callable[[bytes, str, str], bytes]
+Statement = Reported | Progress | Telemetry | Presence
+
+
+class Known(NamedTuple):
+    """What the registry says of a sender: its certificate (PEM), and whether it may still speak."""
+
+    certificate_pem: str
+    revoked: bool
+
+
+def read_statement(topic: UnitTopic, payload: bytes, fleet: str, known: Known | None, unseal: Unseal) -> Statement:
+    """Check a device's message completely.
+
+    Args:
+        topic: Its topic; only there does the broker vouch for the sender.
+        payload: Its bytes.
+        fleet: The control plane's fleet.
+        known: The sender; None: no such device.
+        unseal: Checks the envelope's signature against the sender's certificate.
+
+    Raises:
+        EdgeopsError: E-DEVICE-UNKNOWN; no such device, or revoked. E-TOPIC; not a topic that devices write.
+            E-WIRE-SIZE, E-WIRE-MALFORMED; too large, or not of the agreed form. E-TRUST-SIGNATURE; not signed by the
+            device. E-TRUST-DEVICE; what was signed is for another fleet, device or unit than the topic says.
+    """
+    if topic.fleet != fleet or known is None or known.revoked:
+        raise EdgeopsError("E-DEVICE-UNKNOWN", f"{topic.connection} is not enrolled in {fleet}")
+    if topic.leaf == "presence":
+        if len(payload) > MAX_PRESENCE_BYTES:
+            raise EdgeopsError("E-WIRE-SIZE", f"presence of {len(payload)} bytes")
+        return decode(payload, Presence, what="presence")
+    if topic.leaf not in _SIGNED:
+        raise EdgeopsError("E-TOPIC", f"devices send nothing as {topic.leaf}")
+    if len(payload) > MAX_STATEMENT_BYTES:
+        raise EdgeopsError("E-WIRE-SIZE", f"{topic.leaf} of {len(payload)} bytes")
+    payload_type, kind = _SIGNED[topic.leaf]
+    statement = decode(unseal(payload, payload_type, known.certificate_pem), kind, what=topic.leaf)
+    signed = (statement.fleet, statement.connection, statement.unit)
+    if signed != (topic.fleet, topic.connection, topic.unit):
+        raise EdgeopsError("E-TRUST-DEVICE", f"{topic.leaf} of {'/'.join(signed)[:200]} was sent by {topic.connection}")
+    check_statement(statement)
+    return statement
+
+
+def check_statement(statement: Reported | Progress | Telemetry) -> None:
+    """Check what the form alone does not say: names, and numbers that any database can hold.
+
+    Raises:
+        EdgeopsError: E-WIRE-MALFORMED or E-NAME.
+    """
+    if not 0 < len(statement.boot_id) <= MAX_ID_CHARACTERS or not (
+        statement.boot_id.isascii() and statement.boot_id.isprintable()
+    ):
+        raise EdgeopsError("E-WIRE-MALFORMED", "boot_id is not 1 to 64 printable ASCII characters")
+    integers = [statement.seq]
+    if isinstance(statement, Reported):
+        if len(statement.components) > MAX_COMPONENTS:
+            raise EdgeopsError("E-WIRE-MALFORMED", f"{len(statement.components)} components")
+        integers += [statement.observed_generation, *(part.generation for part in statement.components)]
+        names = [part.name for part in statement.components]
+        floats = [statement.at_s]
+    elif isinstance(statement, Progress):
+        integers += [statement.generation, statement.step]
+        names, floats = [statement.component], [statement.at_s, statement.percent or 0.0]
+    else:
+        if len(statement.models) > MAX_MODELS:
+            raise EdgeopsError("E-WIRE-MALFORMED", f"{len(statement.models)} models")
+        names, floats = [window.model for window in statement.models], [statement.start_s, statement.end_s]
+        for window in statement.models:
+            sketch = window.latency_ms
+            integers += [window.requests, sketch.zeros, *window.errors.values(), *sketch.bins.values()]
+            floats += [sketch.total, sketch.maximum]
+            if not all(key.removeprefix("-").isdecimal() and len(key) < 8 for key in sketch.bins):
+                raise EdgeopsError("E-WIRE-MALFORMED", "a latency bin has no number")
+    if not all(0 <= value < MAX_INTEGER for value in integers):
+        raise EdgeopsError("E-WIRE-MALFORMED", "a count is below 0 or above 2^53")
+    if not all(math.isfinite(value) for value in floats):
+        raise EdgeopsError("E-WIRE-MALFORMED", "a figure is not finite")
+    for name in names:
+        check_name(name, "component")

@@ -1,0 +1,176 @@
+"""The ingest worker: batches by count and by time, one transaction per batch, acknowledged only after its commit."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import select
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.topics import UnitTopic, parse_topic
+from edgeops.control.database import Database
+from edgeops.control.ingest.apply import apply_statement
+from edgeops.control.ingest.statements import Known, Statement, Unseal, read_statement
+from edgeops.control.models import Device
+from edgeops.transport.mqtt import Message, backoff_s
+
+log = logging.getLogger(__name__)
+
+BATCH_MESSAGES = 500
+BATCH_WITHIN_S = 0.05
+RETRY_MAX_S = 10.0
+
+
+class _Refusal(NamedTuple):
+    connection: str
+    error: EdgeopsError
+
+
+class _Accepted(NamedTuple):
+    topic: UnitTopic
+    statement: Statement
+
+
+class Ingest:
+    """Takes in what devices say. `receive` is the MQTT link's callback; the work is done on a thread of its own.
+
+    A database that is full, locked or away stops nothing: the batch is tried again, and until it is committed the
+    broker keeps its messages.
+
+    Args:
+        database: The registry.
+        fleet: The fleet.
+        unseal: Checks a device's envelope.
+        on_change: Called after each commit that may concern a rollout or a desired state.
+    """
+
+    def __init__(self, database: Database, fleet: str, unseal: Unseal, on_change: Callable[[], None]) -> None:
+        self._database, self._fleet, self._unseal, self._on_change = database, fleet, unseal, on_change
+        self._queue: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
+        self._session = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+        self.accepted = 0
+        self.refused = 0
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the batch at hand; messages that were not committed stay with the broker."""
+        self._stopping.set()
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def new_session(self) -> None:
+        """Say that the link was made anew: acknowledgements of earlier messages would now mean other ones."""
+        self._session += 1
+
+    def receive(self, message: Message) -> None:
+        """Take a message from the link; returns at once."""
+        self._queue.put((message, self._session))
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            batch = self._collect()
+            if batch and self._commit([message for message, _ in batch]):
+                for message, session in batch:
+                    if session == self._session:
+                        message.ack()
+
+    def _collect(self) -> list[tuple[Message, int]]:
+        """Wait for a first message, then take what comes within the time or up to the count."""
+        batch: list[tuple[Message, int]] = []
+        first = self._queue.get()
+        deadline_s = time.monotonic() + BATCH_WITHIN_S
+        item = first
+        while item is not None:
+            batch.append(item)
+            left_s = deadline_s - time.monotonic()
+            if len(batch) >= BATCH_MESSAGES or left_s <= 0:
+                break
+            try:
+                item = self._queue.get(timeout=left_s)
+            except queue.Empty:
+                break
+        return batch
+
+    def _commit(self, messages: Sequence[Message]) -> bool:
+        """Commit a batch, however long that takes; False if asked to stop before."""
+        attempt = 0
+        while True:
+            try:
+                self.take(messages, now_s=time.time())
+            except EdgeopsError as error:
+                log.error("%d messages wait: %s", len(messages), error)
+                if self._stopping.wait(max(0.1, backoff_s(attempt, first_s=0.2, max_s=RETRY_MAX_S))):
+                    return False
+                attempt += 1
+            else:
+                return True
+
+    def take(self, messages: Sequence[Message], *, now_s: float) -> None:
+        """Check and apply a batch in one transaction.
+
+        Raises:
+            EdgeopsError: The database cannot be used; nothing was changed.
+        """
+        topics: list[UnitTopic | None] = [_topic(message.topic) for message in messages]
+        known = self._known({topic.connection for topic in topics if topic is not None})
+        checked = [
+            self._check(topic, message.payload, known)
+            for topic, message in zip(topics, messages, strict=True)
+            if topic is not None
+        ]
+        refused = len(messages) - len(checked)
+        with self._database.write() as session:
+            for item in checked:
+                connection = item.connection if isinstance(item, _Refusal) else item.topic.connection
+                device = session.get(Device, connection)
+                if device is None:
+                    refused += 1
+                    continue
+                error = item.error if isinstance(item, _Refusal) else None
+                if isinstance(item, _Accepted):
+                    try:
+                        apply_statement(session, device, item.statement, now_s=now_s)
+                    except EdgeopsError as stale:
+                        error = stale
+                if error is not None:
+                    refused += 1
+                    device.rejected_messages += 1
+                    device.rejected_last = f"{error.code}: {error.what}"[:512]
+        self.refused += refused
+        self.accepted += len(messages) - refused
+        self._on_change()
+
+    def _known(self, connections: set[str]) -> dict[str, Known]:
+        with self._database.read() as session:
+            rows = session.execute(
+                select(Device.connection, Device.certificate_pem, Device.revoked_at_s).where(
+                    Device.connection.in_(connections)
+                )
+            )
+            return {connection: Known(pem, revoked is not None) for connection, pem, revoked in rows}
+
+    def _check(self, topic: UnitTopic, payload: bytes, known: dict[str, Known]) -> _Accepted | _Refusal:
+        try:
+            statement = read_statement(topic, payload, self._fleet, known.get(topic.connection), self._unseal)
+        except EdgeopsError as error:
+            log.info("refused a message of %s: %s", topic.connection, error)
+            return _Refusal(topic.connection, error)
+        return _Accepted(topic, statement)
+
+
+def _topic(text: str) -> UnitTopic | None:
+    try:
+        return parse_topic(text)
+    except EdgeopsError:
+        return None

@@ -1,0 +1,261 @@
+"""The registry's tables. Times are seconds since 1970 by the control plane's clock unless a name says otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite numbers rows by itself only in INTEGER columns; PostgreSQL should have eight bytes.
+_ROW_ID = BigInteger().with_variant(Integer(), "sqlite")
+_NAME = String(63)
+
+
+class Word(TypeDecorator[str]):
+    """A value of a wire enum as its text: what another edgeops wrote is read back as it is."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return the text of an enum's value."""
+        return None if value is None else str(value)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+
+class Device(Base):
+    """One MQTT identity: who it is, and when it was last heard."""
+
+    __tablename__ = "devices"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    profile: Mapped[str] = mapped_column(_NAME, index=True)
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    certificate_pem: Mapped[str] = mapped_column(Text)
+    enrolled_at_s: Mapped[float]
+    revoked_at_s: Mapped[float | None]
+    agent_version: Mapped[str] = mapped_column(String(64))
+    online: Mapped[bool]
+    presence_at_s: Mapped[float | None]
+    last_seen_s: Mapped[float | None]
+    rejected_messages: Mapped[int] = mapped_column(BigInteger)
+    rejected_last: Mapped[str] = mapped_column(String(512))
+
+
+class Unit(Base):
+    """What one unit of a connection reported last, and what it should run.
+
+    Desired state waits for publication while `publish_wanted` differs from `publish_done`.
+    """
+
+    __tablename__ = "units"
+
+    connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"), primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    boot_id: Mapped[str] = mapped_column(String(64))
+    seq: Mapped[int] = mapped_column(BigInteger)
+    observed_generation: Mapped[int] = mapped_column(BigInteger)
+    reported: Mapped[bytes | None] = mapped_column(LargeBinary)
+    reported_at_s: Mapped[float | None]
+    desired_generation: Mapped[int] = mapped_column(BigInteger)
+    desired_components: Mapped[bytes] = mapped_column(LargeBinary)
+    publish_wanted: Mapped[int] = mapped_column(BigInteger)
+    publish_done: Mapped[int] = mapped_column(BigInteger)
+    published_at_s: Mapped[float | None]
+    published_until_s: Mapped[float | None]
+
+    __table_args__ = (Index("ix_units_published_until_s", "published_until_s"),)
+
+
+class Boot(Base):
+    """A boot of a unit that was heard: a report of an earlier boot than the newest is a replay."""
+
+    __tablename__ = "boots"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    first_seen_s: Mapped[float]
+
+    __table_args__ = (ForeignKeyConstraint(["connection", "unit"], ["units.connection", "units.unit"]),)
+
+
+class Generation(Base):
+    """Every desired state that was ever given out. The key makes it impossible to use a generation twice."""
+
+    __tablename__ = "generations"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    generation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    components: Mapped[bytes] = mapped_column(LargeBinary)
+    cause: Mapped[str] = mapped_column(String(128))
+    created_at_s: Mapped[float]
+
+    __table_args__ = (ForeignKeyConstraint(["connection", "unit"], ["units.connection", "units.unit"]),)
+
+
+class ProgressEvent(Base):
+    """One step of one component towards a generation, as the device told it."""
+
+    __tablename__ = "progress"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    component: Mapped[str] = mapped_column(_NAME)
+    generation: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(Word(32))
+    release: Mapped[str] = mapped_column(String(64))
+    percent: Mapped[float | None]
+    code: Mapped[str | None] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(String(512))
+    device_at_s: Mapped[float]
+    received_at_s: Mapped[float] = mapped_column(index=True)
+
+
+class TelemetryWindow(Base):
+    """One telemetry window as received; the key drops repeated messages."""
+
+    __tablename__ = "telemetry_windows"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    received_at_s: Mapped[float] = mapped_column(index=True)
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class TelemetryTotal(Base):
+    """The exact merge of a unit's windows of one model and release."""
+
+    __tablename__ = "telemetry_totals"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    model: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    release: Mapped[str] = mapped_column(String(64), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[dict[str, int]] = mapped_column(JSON)
+    latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
+    updated_at_s: Mapped[float]
+
+
+class EnrolmentTokenRow(Base):
+    """A one-time token: only the hash of its secret is kept."""
+
+    __tablename__ = "enrolment_tokens"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    profile: Mapped[str | None] = mapped_column(_NAME)
+    name: Mapped[str | None] = mapped_column(_NAME)
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    created_at_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at_s: Mapped[float]
+    used_at_s: Mapped[float | None]
+    used_by: Mapped[str | None] = mapped_column(_NAME)
+
+
+class Rollout(Base):
+    """A release on its way through groups of devices. `policy` is the text that `decide` reads."""
+
+    __tablename__ = "rollouts"
+
+    id: Mapped[int] = mapped_column(_ROW_ID, primary_key=True)
+    model: Mapped[str] = mapped_column(_NAME, index=True)
+    version: Mapped[str] = mapped_column(String(64))
+    release_number: Mapped[int] = mapped_column(BigInteger)
+    policy: Mapped[bytes] = mapped_column(LargeBinary)
+    state: Mapped[str] = mapped_column(Word(32), index=True)
+    reason: Mapped[str] = mapped_column(Text)
+    figures: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    created_at_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    started_at_s: Mapped[float | None]
+    ended_at_s: Mapped[float | None]
+
+
+class RolloutGroup(Base):
+    """One group of a rollout, by its order from 0."""
+
+    __tablename__ = "rollout_groups"
+
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    label: Mapped[str] = mapped_column(String(64))
+    started_at_s: Mapped[float | None]
+    window_from_s: Mapped[float | None]
+    finished_at_s: Mapped[float | None]
+
+
+class RolloutProfile(Base):
+    """The bundle that devices of one profile get, and whether a gate stopped this profile."""
+
+    __tablename__ = "rollout_profiles"
+
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    target: Mapped[str] = mapped_column(String(255))
+    digest: Mapped[str] = mapped_column(String(80))
+    stopped_at_s: Mapped[float | None]
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class RolloutMember(Base):
+    """One unit in a rollout. `generation` is None until its group started; `reached`: heard of since then."""
+
+    __tablename__ = "rollout_members"
+
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    position: Mapped[int]
+    profile: Mapped[str] = mapped_column(_NAME)
+    component: Mapped[str] = mapped_column(_NAME)
+    generation: Mapped[int | None] = mapped_column(BigInteger)
+    reached: Mapped[bool]
+    state: Mapped[str] = mapped_column(Word(32))
+    step: Mapped[int] = mapped_column(BigInteger)
+    code: Mapped[str | None] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(String(512))
+    changed_at_s: Mapped[float | None]
+
+    __table_args__ = (
+        ForeignKeyConstraint(["connection", "unit"], ["units.connection", "units.unit"]),
+        ForeignKeyConstraint(["rollout_id", "position"], ["rollout_groups.rollout_id", "rollout_groups.position"]),
+        Index("ix_rollout_members_unit", "connection", "unit", "component", "generation"),
+    )
+
+
+class AuditEntry(Base):
+    """Who did what, when. Rows are only ever added."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(_ROW_ID, primary_key=True)
+    at_s: Mapped[float]
+    actor: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(128))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)

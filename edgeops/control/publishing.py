@@ -1,0 +1,170 @@
+"""Tells devices what they should run: signs and publishes desired state, again when it expires or was lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from paho.mqtt.client import MQTTMessageInfo
+from sqlalchemy import or_, select, update
+
+from edgeops.contracts.deployment import Desired
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.topics import unit_topic
+from edgeops.control.assignment import components_of
+from edgeops.control.database import Database
+from edgeops.control.models import Device, Unit
+from edgeops.transport.mqtt import MqttLink
+
+log = logging.getLogger(__name__)
+
+VALID_S = 30 * 86400.0
+RENEW_BEFORE_S = 15 * 86400.0
+BATCH = 500
+PUBACK_WITHIN_S = 30.0
+LOOK_EVERY_S = 30.0
+RETRY_AFTER_S = 2.0
+
+
+class _Pending(NamedTuple):
+    connection: str
+    unit: str
+    wanted: int
+    desired: Desired
+
+
+class DesiredPublisher:
+    """Publishes every desired state that is not yet with the broker, on a thread of its own.
+
+    The registry is the truth: what is to be published is found there, so nothing is lost by a crash at any point.
+
+    Args:
+        database: The registry.
+        fleet: The fleet.
+        sign: Turns a desired state into its signed envelope.
+        link: The control plane's MQTT link.
+    """
+
+    def __init__(
+        self, database: Database, fleet: str, sign: Callable[[Desired], bytes], link: Callable[[], MqttLink]
+    ) -> None:
+        self._database, self._fleet, self._sign, self._link = database, fleet, sign, link
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="desired-publisher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that there may be something to publish."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread; what was not published is found again at the next start."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                more = publish_batch(self._database, self._fleet, self._sign, self._link(), time.time())
+            except EdgeopsError as error:
+                log.error("desired state could not be published: %s", error)
+                more = None
+            if not more:
+                self._wake.wait(RETRY_AFTER_S if more is None else LOOK_EVERY_S)
+
+
+def want_all_again(database: Database) -> None:
+    """Mark every desired state for publication: the broker may have lost what it kept."""
+    with database.write() as session:
+        session.execute(update(Unit).where(Unit.desired_generation > 0).values(publish_wanted=Unit.publish_wanted + 1))
+
+
+def publish_batch(
+    database: Database, fleet: str, sign: Callable[[Desired], bytes], link: MqttLink, now_s: float
+) -> bool | None:
+    """Publish up to `BATCH` desired states, and note those that the broker has acknowledged.
+
+    Returns:
+        Whether there may be more; None: the broker is away, try again later.
+
+    Raises:
+        EdgeopsError: The database cannot be used; what was published will be published again.
+    """
+    pending = _pending(database, fleet, now_s)
+    if not pending:
+        return False
+    sent = []
+    for item in pending:
+        topic = unit_topic(fleet, item.connection, item.unit, "desired")
+        info = link.publish(topic, sign(item.desired), retain=True)
+        if info is None:
+            break
+        sent.append((item, info))
+    give_up_s = time.monotonic() + PUBACK_WITHIN_S
+    done = []
+    for item, info in sent:
+        while not _acknowledged(info) and link.connected and time.monotonic() < give_up_s:
+            time.sleep(0.005)
+        if _acknowledged(info):
+            done.append(item)
+    with database.write() as session:
+        for item in done:
+            session.execute(
+                update(Unit)
+                .where(Unit.connection == item.connection, Unit.unit == item.unit)
+                .values(
+                    publish_done=item.wanted,
+                    published_at_s=item.desired.issued_at_s,
+                    published_until_s=item.desired.expires_at_s,
+                )
+            )
+    return True if len(done) == len(pending) else None
+
+
+def _acknowledged(info: MQTTMessageInfo) -> bool:
+    try:
+        return info.is_published()
+    except (RuntimeError, ValueError):  # paho's way to say that the link broke while the message was handed over
+        return False
+
+
+def _pending(database: Database, fleet: str, now_s: float) -> list[_Pending]:
+    with database.read() as session:
+        rows = session.scalars(
+            select(Unit)
+            .join(Device, Device.connection == Unit.connection)
+            .where(
+                Unit.desired_generation > 0,
+                Device.revoked_at_s.is_(None),
+                or_(Unit.publish_wanted != Unit.publish_done, Unit.published_until_s < now_s + RENEW_BEFORE_S),
+            )
+            .order_by(Unit.connection, Unit.unit)
+            .limit(BATCH)
+        )
+        return [
+            _Pending(
+                row.connection,
+                row.unit,
+                row.publish_wanted,
+                Desired(
+                    fleet=fleet,
+                    connection=row.connection,
+                    unit=row.unit,
+                    generation=row.desired_generation,
+                    issued_at_s=now_s,
+                    expires_at_s=now_s + VALID_S,
+                    components=components_of(row),
+                ),
+            )
+            for row in rows
+        ]

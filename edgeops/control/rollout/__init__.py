@@ -1,0 +1,1 @@
+"""Rollouts: what to do next is decided purely (`decide`), and carried out in one transaction (`execute`)."""

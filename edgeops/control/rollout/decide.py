@@ -1,0 +1,296 @@
+"""What a rollout does next: a pure function of what devices reported. When in doubt it stops.
+
+For each group, and for each profile in it, only devices that were heard of since their group began are counted:
+one that is offline for weeks neither passes a gate nor stalls it for ever.
+
+    a gate cannot be evaluated         stop
+    failures above failure_max         in the group: stop; only in one profile: it stops, the others go on
+    successes below success_min        likewise, when all have reported or time is over
+    all gates hold for good            next group
+    time is over, too few reported     pause
+    otherwise                          wait
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.control.rollout.policy import Gates, read_policy
+
+
+class Action(enum.Enum):
+    """What to do with a rollout."""
+
+    WAIT = "wait"
+    START_GROUP = "start-group"
+    TIME_OUT = "time-out"
+    FINISH = "finish"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+class Counts(NamedTuple):
+    """The devices of one profile in one group.
+
+    Args:
+        confirmed: Run the release.
+        failed: Failed and returned to what they had.
+        rejected: Refused it before trying.
+        timed_out: Were heard of, and were not through in time.
+        running: Heard of since the group began, and on their way.
+        held: Heard of, and waiting for a reason of their own: window, busy, memory.
+        silent: Not heard of since the group began.
+        codes: Failure code → devices, over failed, rejected and timed-out.
+    """
+
+    confirmed: int = 0
+    failed: int = 0
+    rejected: int = 0
+    timed_out: int = 0
+    running: int = 0
+    held: int = 0
+    silent: int = 0
+    codes: Mapping[str, int] = {}
+
+    @property
+    def bad(self) -> int:
+        """Devices that did not get the release."""
+        return self.failed + self.rejected + self.timed_out
+
+    @property
+    def reported(self) -> int:
+        """Devices with an outcome: what every share is taken of."""
+        return self.confirmed + self.bad
+
+    @property
+    def open(self) -> int:
+        """Devices without an outcome."""
+        return self.running + self.held + self.silent
+
+    @property
+    def total(self) -> int:
+        """All devices."""
+        return self.reported + self.open
+
+    def plus(self, other: Counts) -> Counts:
+        """Return the counts of both."""
+        codes = dict(self.codes)
+        for code, count in other.codes.items():
+            codes[code] = codes.get(code, 0) + count
+        return Counts(
+            self.confirmed + other.confirmed,
+            self.failed + other.failed,
+            self.rejected + other.rejected,
+            self.timed_out + other.timed_out,
+            self.running + other.running,
+            self.held + other.held,
+            self.silent + other.silent,
+            codes,
+        )
+
+
+class GroupView(NamedTuple):
+    """One group: its name, when its time began to count (None: not started), whether it is through, its profiles."""
+
+    label: str
+    window_from_s: float | None
+    finished: bool
+    profiles: Mapping[str, Counts]
+
+
+class RolloutView(NamedTuple):
+    """All that a decision rests on.
+
+    Args:
+        policy: The policy as it rests in its row; unreadable ones stop the rollout.
+        groups: All groups in order.
+        stopped_profiles: Profiles that a gate stopped earlier; they are judged no more.
+    """
+
+    policy: bytes
+    groups: Sequence[GroupView]
+    stopped_profiles: frozenset[str] = frozenset()
+
+
+class Figure(NamedTuple):
+    """One gate as evaluated: whose, its value, its limit, over how many reports, and whether it holds."""
+
+    group: str
+    profile: str
+    gate: str
+    value: float | None
+    limit: float
+    reported: int
+    holds: bool | None
+
+    def text(self) -> str:
+        """Return it for people."""
+        who = f"group {self.group}" + (f", profile {self.profile}" if self.profile else "")
+        if self.value is None:
+            return f"{who}: {self.gate} has no reports"
+        relation = ("≥" if self.holds else "<") if self.gate == "success_min" else ("≤" if self.holds else ">")
+        return f"{who}: {self.gate} {self.value:.4g} {relation} {self.limit:.4g} over {self.reported} reports"
+
+
+class Decision(NamedTuple):
+    """What to do, why, and the figures behind it.
+
+    Args:
+        action: What to do.
+        reason: Why, for people: gate, figures and failure codes.
+        group: Position of the group that is meant; None: the rollout.
+        figures: All gates that were evaluated.
+        stop_profiles: Profile → reason: these get no further devices, whatever the action is.
+        finish_group: Position of a group that is through, if this decision says so.
+        until_s: For WAIT: when the group's time is over.
+    """
+
+    action: Action
+    reason: str
+    group: int | None = None
+    figures: tuple[Figure, ...] = ()
+    stop_profiles: Mapping[str, str] = {}
+    finish_group: int | None = None
+    until_s: float | None = None
+
+
+def decide(view: RolloutView, now_s: float) -> Decision:
+    """Say what a running rollout does next.
+
+    Args:
+        view: What is known.
+        now_s: The control plane's clock.
+
+    Returns:
+        One step; asking again after it was carried out gives the next one.
+    """
+    try:
+        gates = read_policy(view.policy).gates
+        _check(view, now_s)
+    except EdgeopsError as error:
+        return Decision(Action.STOP, f"the gates cannot be evaluated: {error.what}")
+    position = next((index for index, group in enumerate(view.groups) if not group.finished), None)
+    if position is None:
+        return _after(view, len(view.groups) - 1, view.stopped_profiles)
+    group = view.groups[position]
+    if group.window_from_s is None:
+        return Decision(Action.START_GROUP, f"group {group.label} is next", group=position)
+    return _judge(view, position, gates, now_s)
+
+
+def _judge(view: RolloutView, position: int, gates: Gates, now_s: float) -> Decision:
+    """Judge the group that is under way."""
+    group = view.groups[position]
+    assert group.window_from_s is not None
+    deadline_s = group.window_from_s + gates.timeout_s
+    over = now_s >= deadline_s
+    live = {name: counts for name, counts in group.profiles.items() if name not in view.stopped_profiles}
+    if over and any(counts.running for counts in live.values()):
+        return Decision(Action.TIME_OUT, f"group {group.label} had {gates.timeout_s:.0f} s", group=position)
+
+    # A stopped profile's failures still count for the group; nobody waits for the rest of it.
+    everyone = Counts()
+    for name, counts in group.profiles.items():
+        everyone = everyone.plus(counts if name in live else counts._replace(running=0, held=0, silent=0))
+    whole = _verdict(group.label, "", everyone, gates, over)
+    by_profile = {name: _verdict(group.label, name, live[name], gates, over) for name in sorted(live)}
+    figures = whole.figures + tuple(figure for verdict in by_profile.values() for figure in verdict.figures)
+    stop = {name: _why(verdict, live[name]) for name, verdict in by_profile.items() if verdict.fails}
+
+    if whole.fails:
+        return Decision(Action.STOP, _why(whole, everyone), position, figures, stop)
+    if stop and len(stop) == len(live):
+        return Decision(Action.STOP, "; ".join(stop.values()), position, figures, stop)
+    waiting = [v for name, v in {"": whole, **by_profile}.items() if not v.passes and name not in stop]
+    if not waiting:
+        step = _after(view, position, view.stopped_profiles | set(stop))
+        return step._replace(figures=figures, stop_profiles=stop, finish_group=position)
+    if over:
+        lacking = "; ".join(verdict.lacking for verdict in waiting)
+        reason = f"group {group.label} is inconclusive after {gates.timeout_s:.0f} s: {lacking}"
+        return Decision(Action.PAUSE, reason, position, figures, stop)
+    reason = f"group {group.label}: {everyone.reported} of {everyone.total} devices have reported"
+    return Decision(Action.WAIT, reason, position, figures, stop, until_s=deadline_s)
+
+
+def _after(view: RolloutView, position: int, stopped: frozenset[str]) -> Decision:
+    """Say what follows a group that passed."""
+    passed = f"group {view.groups[position].label} passed"
+    if position + 1 < len(view.groups):
+        following = view.groups[position + 1].label
+        return Decision(Action.START_GROUP, f"{passed}; group {following} is next", position + 1)
+    if stopped:
+        return Decision(Action.STOP, f"{passed}; all groups are through, without profiles {', '.join(sorted(stopped))}")
+    return Decision(Action.FINISH, f"{passed}; all groups are through")
+
+
+class _Verdict(NamedTuple):
+    figures: tuple[Figure, ...]
+    passes: bool
+    fails: bool
+    lacking: str
+
+
+def _verdict(label: str, profile: str, counts: Counts, gates: Gates, over: bool) -> _Verdict:
+    """Judge one set of devices.
+
+    Before its time is over, a set passes only if it would pass even if everyone who is open failed. It fails as soon
+    as a share over enough reports is beyond failure_max, or if it would fail even if everyone who is open succeeded.
+    """
+    if not counts.total:
+        return _Verdict((), passes=True, fails=False, lacking="")
+    reported, total, still = counts.reported, counts.total, counts.open
+    needed = min(gates.min_count, total)
+    enough = reported >= needed
+    success = counts.confirmed / reported if reported else None
+    failure = counts.bad / reported if reported else None
+    final = over or not still
+
+    few_succeed = (counts.confirmed + still) / total < gates.success_min or (
+        enough and final and success is not None and success < gates.success_min
+    )
+    many_fail = counts.bad / total > gates.failure_max or (
+        enough and failure is not None and failure > gates.failure_max
+    )
+    if final:
+        succeed = success is not None and success >= gates.success_min
+        fail_little = failure is not None and failure <= gates.failure_max
+    else:
+        succeed = counts.confirmed / total >= gates.success_min
+        fail_little = (counts.bad + still) / total <= gates.failure_max
+    figures = (
+        Figure(label, profile, "success_min", success, gates.success_min, reported, _holds(few_succeed, succeed)),
+        Figure(label, profile, "failure_max", failure, gates.failure_max, reported, _holds(many_fail, fail_little)),
+    )
+    fails = few_succeed or many_fail
+    lacking = f"{profile or 'all profiles'}: {reported} of {total} reported, {needed} needed"
+    return _Verdict(figures, enough and succeed and fail_little and not fails, fails, lacking)
+
+
+def _holds(fails: bool, passes: bool) -> bool | None:
+    return False if fails else True if passes else None
+
+
+def _why(verdict: _Verdict, counts: Counts) -> str:
+    """Return which gates failed, with their figures and the devices' failure codes."""
+    codes = ", ".join(f"{code} ×{number}" for code, number in sorted(counts.codes.items()))
+    broken = "; ".join(figure.text() for figure in verdict.figures if figure.holds is False)
+    return broken + (f" ({codes})" if codes else "")
+
+
+def _check(view: RolloutView, now_s: float) -> None:
+    """Refuse a view that cannot be true.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-INVALID.
+    """
+    if not math.isfinite(now_s) or not view.groups:
+        raise EdgeopsError("E-ROLLOUT-INVALID", "there are no groups, or no clock")
+    for group in view.groups:
+        for profile, counts in group.profiles.items():
+            if min(counts[:-1]) < 0:
+                raise EdgeopsError("E-ROLLOUT-INVALID", f"group {group.label}, profile {profile}: counts below zero")

@@ -1,0 +1,188 @@
+"""Carries decisions out: each step is one transaction, so a cut at any point leaves it done whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.control import audit
+from edgeops.control.assignment import assign
+from edgeops.control.database import Database
+from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
+from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
+
+log = logging.getLogger(__name__)
+
+TIMED_OUT_CODE = "E-ROLLOUT-TIMEOUT"
+
+
+class Step(NamedTuple):
+    """What one step did: the decision, and whether devices have a new desired state to be published."""
+
+    decision: Decision
+    published: bool
+
+
+def advance(database: Database, rollout_id: int, now_s: float) -> Step | None:
+    """Take one step of a rollout, in one transaction; None if it is not running.
+
+    Raises:
+        EdgeopsError: The database cannot be written; nothing has changed.
+    """
+    with database.write() as session:
+        rollout = session.get(Rollout, rollout_id, with_for_update=True)
+        if rollout is None or rollout.state != RolloutState.RUNNING:
+            return None
+        decision = decide(read_view(session, rollout), now_s)
+        return Step(decision, _carry_out(session, rollout, decision, now_s))
+
+
+def running(database: Database) -> list[int]:
+    """Return the ids of all running rollouts, oldest first."""
+    with database.read() as session:
+        found = select(Rollout.id).where(Rollout.state == RolloutState.RUNNING).order_by(Rollout.id)
+        return list(session.scalars(found))
+
+
+def read_view(session: Session, rollout: Rollout) -> RolloutView:
+    """Return what a decision rests on. Revoked devices do not count."""
+    member = RolloutMember
+    rows = session.execute(
+        select(member.position, member.profile, member.state, member.reached, member.code, func.count())
+        .join(Device, Device.connection == member.connection)
+        .where(member.rollout_id == rollout.id, Device.revoked_at_s.is_(None))
+        .group_by(member.position, member.profile, member.state, member.reached, member.code)
+    )
+    counts: dict[int, dict[str, Counts]] = {}
+    for position, profile, state, reached, code, number in rows:
+        group = counts.setdefault(position, {})
+        group[profile] = group.get(profile, Counts()).plus(_counts(DeploymentState(state), reached, code, number))
+    groups = session.scalars(
+        select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id).order_by(RolloutGroup.position)
+    )
+    stopped = session.scalars(
+        select(RolloutProfile.profile).where(
+            RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None)
+        )
+    )
+    return RolloutView(
+        policy=rollout.policy,
+        groups=[
+            GroupView(group.label, group.window_from_s, group.finished_at_s is not None, counts.get(group.position, {}))
+            for group in groups
+        ],
+        stopped_profiles=frozenset(stopped),
+    )
+
+
+def _counts(state: DeploymentState, reached: bool, code: str | None, number: int) -> Counts:
+    codes = {code or "no code": number}
+    if state is DeploymentState.FAILED:
+        return Counts(failed=number, codes=codes)
+    if state is DeploymentState.REJECTED:
+        return Counts(rejected=number, codes=codes)
+    if state is DeploymentState.TIMED_OUT:
+        return Counts(timed_out=number, codes=codes)
+    if state is DeploymentState.CONFIRMED:
+        return Counts(confirmed=number)
+    if not reached:
+        return Counts(silent=number)
+    return Counts(held=number) if state is DeploymentState.HELD else Counts(running=number)
+
+
+def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: float) -> bool:
+    rollout.figures = [figure._asdict() for figure in decision.figures] or rollout.figures
+    rollout.reason = decision.reason
+    for profile, reason in decision.stop_profiles.items():
+        row = session.get_one(RolloutProfile, (rollout.id, profile))
+        if row.stopped_at_s is None:
+            row.stopped_at_s, row.reason = now_s, reason
+            _note(session, rollout, "rollout.stop-profile", now_s, profile=profile, reason=reason)
+    if decision.finish_group is not None:
+        session.get_one(RolloutGroup, (rollout.id, decision.finish_group)).finished_at_s = now_s
+    if decision.action is Action.WAIT:
+        return False
+    if decision.action is Action.START_GROUP:
+        assert decision.group is not None
+        return _start_group(session, rollout, decision.group, now_s)
+    if decision.action is Action.TIME_OUT:
+        assert decision.group is not None
+        _time_out(session, rollout.id, decision.group, now_s)
+        return False
+    ended = {Action.FINISH: RolloutState.DONE, Action.STOP: RolloutState.STOPPED, Action.PAUSE: RolloutState.PAUSED}
+    state = ended[decision.action]
+    rollout.state = state
+    if state is not RolloutState.PAUSED:
+        rollout.ended_at_s = now_s
+    _note(session, rollout, f"rollout.{state}", now_s, reason=decision.reason)
+    return False
+
+
+def _start_group(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
+    """Give the release to every device of a group, except to stopped profiles and revoked devices."""
+    group = session.get_one(RolloutGroup, (rollout.id, position))
+    group.started_at_s = group.window_from_s = now_s
+    profiles = {
+        row.profile: row
+        for row in session.scalars(select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id))
+    }
+    rows = session.execute(
+        select(RolloutMember, Unit, Device.online)
+        .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
+        .join(Device, Device.connection == RolloutMember.connection)
+        .where(
+            RolloutMember.rollout_id == rollout.id,
+            RolloutMember.position == position,
+            RolloutMember.generation.is_(None),
+            Device.revoked_at_s.is_(None),
+        )
+        .order_by(RolloutMember.connection, RolloutMember.unit)
+        .with_for_update(of=[RolloutMember, Unit])
+    ).all()
+    given = 0
+    for member, unit, online in rows:
+        bundle = profiles[member.profile]
+        if bundle.stopped_at_s is not None:
+            continue
+        component = Component(
+            name=member.component,
+            kind=ComponentKind.MODEL,
+            release=rollout.version,
+            target=bundle.target,
+            digest=bundle.digest,
+        )
+        member.generation = assign(session, unit, component, cause=f"rollout {rollout.id}", now_s=now_s)
+        member.reached, member.changed_at_s = online, now_s
+        given += 1
+    _note(session, rollout, "rollout.start-group", now_s, group=group.label, devices=given)
+    log.info("rollout %d: group %s started with %d devices", rollout.id, group.label, given)
+    return given > 0
+
+
+def _time_out(session: Session, rollout_id: int, position: int, now_s: float) -> None:
+    """Set those who were heard of and are not through to timed-out."""
+    through = TERMINAL_STATES | {DeploymentState.HELD}
+    session.execute(
+        update(RolloutMember)
+        .where(
+            RolloutMember.rollout_id == rollout_id,
+            RolloutMember.position == position,
+            RolloutMember.reached,
+            RolloutMember.state.not_in(through),
+        )
+        .values(
+            state=DeploymentState.TIMED_OUT,
+            code=TIMED_OUT_CODE,
+            detail="was heard of, but was not through in time",
+            changed_at_s=now_s,
+        )
+    )
+
+
+def _note(session: Session, rollout: Rollout, action: str, now_s: float, **detail: object) -> None:
+    audit.record(session, at_s=now_s, actor=audit.SYSTEM, action=action, subject=f"rollout/{rollout.id}", **detail)

@@ -1,0 +1,143 @@
+"""What a rollout was told to do: its groups and its gates, as a person declares them and as they rest in a row."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.wire import Declared, decode
+
+MAX_GROUPS = 64
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
+
+
+class Gates(Declared, frozen=True, kw_only=True):
+    """What must hold in each group, and in each profile of it, over the devices that reported.
+
+    Args:
+        success_min: Smallest share of confirmed devices to go on, in [0, 1].
+        failure_max: Largest share of failed, rejected and timed-out devices, in [0, 1].
+        min_count: How many devices must have reported before a share means anything; a group or profile that is
+            smaller is judged when all of it has reported.
+        timeout_s: How long a group has, in seconds. Then who was heard of and is not through has timed out.
+    """
+
+    success_min: float = 1.0
+    failure_max: float = 0.0
+    min_count: int = 1
+    timeout_s: float = 3600.0
+
+
+class Policy(Declared, frozen=True, kw_only=True):
+    """A rollout's groups, in order, and its gates.
+
+    Args:
+        groups: Each `30%` (that share of all devices has it when the group is through), `5` (so many more devices)
+            or `rest`. The last one must reach all devices.
+        gates: The gates of every group.
+    """
+
+    groups: tuple[str, ...]
+    gates: Gates = Gates()
+
+
+def read_policy(data: bytes) -> Policy:
+    """Read and check a policy.
+
+    Raises:
+        EdgeopsError: E-WIRE-MALFORMED; not a policy. E-ROLLOUT-INVALID; its values are impossible.
+    """
+    policy = decode(data, Policy, what="rollout policy")
+    check_gates(policy.gates)
+    if not 1 <= len(policy.groups) <= MAX_GROUPS:
+        raise _invalid(f"{len(policy.groups)} groups", f"Give 1 to {MAX_GROUPS}.")
+    return policy
+
+
+def check_gates(gates: Gates) -> None:
+    """Refuse gates that no rollout could be judged by.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-INVALID; names the field and its value.
+    """
+    for field in ("success_min", "failure_max"):
+        value = getattr(gates, field)
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise _invalid(f"{field} is {value}", "Give a share between 0 and 1.")
+    if gates.success_min == 0 and gates.failure_max == 1:
+        raise _invalid("the gates let everything pass", "Raise success_min or lower failure_max.")
+    if gates.min_count < 1:
+        raise _invalid(f"min_count is {gates.min_count}", "At least one device must report.")
+    if not (math.isfinite(gates.timeout_s) and 0 < gates.timeout_s <= 366 * 86400):
+        raise _invalid(f"timeout_s is {gates.timeout_s}", "Give seconds, up to a year.")
+
+
+def group_sizes(groups: Sequence[str], total: int) -> list[int]:
+    """Return how many devices each group adds, for `total` devices.
+
+    A share is rounded down, but one that grows from the share before adds at least one device.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-INVALID; unreadable, not growing, not reaching all devices, or more groups than devices.
+    """
+    sizes: list[int] = []
+    done, last_share = 0, 0.0
+    for text in groups:
+        if text == "rest":
+            reach = total
+        elif match := _SHARE.fullmatch(text):
+            share = float(match[1])
+            if not 0 < share <= 100:
+                raise _invalid(f"group {text!r}", "A share is more than 0% and at most 100%.")
+            reach = total if share == 100 else math.floor(total * share / 100 + 1e-9)
+            if share > last_share >= 0:
+                reach = max(reach, done + 1)
+            last_share = share
+        elif text.isdecimal() and len(text) < 8 and int(text) > 0:
+            reach, last_share = done + int(text), -1.0
+        else:
+            raise _invalid(f"group {text!r} cannot be read", "Write 30%, 5 or rest.")
+        if not done < reach <= total:
+            raise _invalid(
+                f"group {text!r} adds no device or more than there are ({total} devices, {done} in earlier groups)",
+                "Give fewer or smaller groups.",
+            )
+        sizes.append(reach - done)
+        done = reach
+    if done != total:
+        raise _invalid(f"the groups reach {done} of {total} devices", "End with 100% or rest.")
+    return sizes
+
+
+def check_policy(policy: Policy, total: int) -> list[int]:
+    """Check a policy against the devices that it is for; return the size of each group.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-INVALID; says which value is impossible.
+    """
+    check_gates(policy.gates)
+    if not 1 <= len(policy.groups) <= MAX_GROUPS:
+        raise _invalid(f"{len(policy.groups)} groups", f"Give 1 to {MAX_GROUPS}.")
+    if total == 0:
+        raise _invalid("no device is selected", "Enrol devices, or select others.")
+    sizes = group_sizes(policy.groups, total)
+    for text, size in zip(policy.groups, sizes, strict=True):
+        if policy.gates.min_count > size:
+            raise _invalid(
+                f"min_count is {policy.gates.min_count}, but group {text!r} has {size} devices",
+                "Lower min_count or make the group larger.",
+            )
+    return sizes
+
+
+def policy_text(policy: Policy) -> bytes:
+    """Return the form in which a policy rests in a row."""
+    return msgspec.json.encode(policy, order="sorted")
+
+
+def _invalid(what: str, next_step: str) -> EdgeopsError:
+    return EdgeopsError("E-ROLLOUT-INVALID", what, next_step)
