@@ -1,0 +1,128 @@
+"""A bundle as clients see it: device tensors in, device tensors out; the layout adapter is applied here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.contracts.bundle import Binding, BundleManifest
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.tensors import TensorSpec
+from edgeops.runtimes.protocol import LoadOptions, Session, Tensors, check_feeds
+from edgeops.runtimes.registry import backend
+
+
+class BundleSession:
+    """A loaded bundle. Not safe for use by two threads at once.
+
+    Args:
+        session: The artifact's session.
+        manifest: The bundle's manifest.
+
+    Raises:
+        EdgeopsError: E-RUNTIME-LOAD; the artifact's own tensors are not those that the manifest names.
+    """
+
+    def __init__(self, session: Session, manifest: BundleManifest) -> None:
+        self._session = session
+        self._inputs = manifest.inputs
+        self._outputs = {info.tensor.name: info.tensor for info in manifest.outputs}
+        self._input_bindings = manifest.input_bindings
+        self._output_bindings = manifest.output_bindings
+        _check_present(manifest.input_bindings, session.inputs, "input")
+        _check_present(manifest.output_bindings, session.outputs, "output")
+
+    @property
+    def provider(self) -> str:
+        """What really runs it, with the reason where it is not the first choice."""
+        return self._session.provider
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Run one inference on the tensors that clients see.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-INPUT; a tensor has a wrong name, type or shape. E-RUNTIME-RUN; the runtime failed,
+                or gave a tensor of another size than the manifest says.
+        """
+        check_feeds(feeds, self._inputs)
+        bound = {item.artifact.name: _to_artifact(feeds[item.device], item) for item in self._input_bindings}
+        raw = self._session.run(bound)
+        return {
+            item.device: _to_device(raw[item.artifact.name], item, self._outputs[item.device])
+            for item in self._output_bindings
+        }
+
+    def close(self) -> None:
+        """Free the artifact's memory."""
+        self._session.close()
+
+    def __enter__(self) -> BundleSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_session(
+    directory: Path, manifest: BundleManifest, *, threads: int = 1, cache_dir: Path | None = None
+) -> BundleSession:
+    """Load a checked bundle in the runtime that it was made for.
+
+    Args:
+        directory: The bundle's directory, already checked (`releases.bundles.open_bundle`).
+        manifest: Its manifest.
+        threads: Inference threads.
+        cache_dir: Where the runtime may keep engines that it builds.
+
+    Raises:
+        EdgeopsError: E-PLUGIN; no such runtime. E-RUNTIME-MISSING; not installed. E-RUNTIME-LOAD; it refuses the
+            artifact.
+    """
+    options = LoadOptions(threads, manifest.providers, manifest.options, cache_dir)
+    session = backend(manifest.runtime).load(directory / manifest.artifact, options)
+    try:
+        return BundleSession(session, manifest)
+    except EdgeopsError:
+        session.close()
+        raise
+
+
+def _check_present(bindings: tuple[Binding, ...], tensors: tuple[TensorSpec, ...], what: str) -> None:
+    present = {spec.name: spec for spec in tensors}
+    for item in bindings:
+        spec = present.get(item.artifact.name)
+        if spec is None or spec.dtype != item.artifact.dtype:
+            raise EdgeopsError(
+                "E-RUNTIME-LOAD",
+                f"the manifest binds {what} {item.device!r} to {item.artifact.name!r} ({item.artifact.dtype}), which "
+                f"the artifact does not have; it has {', '.join(sorted(present))}",
+                "Compile the bundle again.",
+            )
+
+
+def _to_artifact(value: NDArray[Any], item: Binding) -> NDArray[Any]:
+    if item.transpose is not None:
+        value = value.transpose(item.transpose)
+    if item.scale is not None:
+        limits = np.iinfo(item.artifact.dtype)
+        quantized = np.rint(value / item.scale) + (item.zero_point or 0)
+        value = np.clip(quantized, limits.min, limits.max)
+    return np.ascontiguousarray(value.reshape(item.artifact.shape), dtype=item.artifact.dtype)
+
+
+def _to_device(value: NDArray[Any], item: Binding, target: TensorSpec) -> NDArray[Any]:
+    if item.scale is not None:
+        value = (value.astype(np.float32) - np.float32(item.zero_point or 0)) * np.float32(item.scale)
+    if item.transpose is not None:
+        value = value.transpose(item.transpose)
+    if value.size != target.elements:
+        raise EdgeopsError(
+            "E-RUNTIME-RUN", f"output {target.name!r} has {value.size} values, the manifest says {target.elements}"
+        )
+    return np.ascontiguousarray(value.reshape(target.shape), dtype=target.dtype)

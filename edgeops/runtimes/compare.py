@@ -1,0 +1,76 @@
+"""How far outputs are from their reference: the figures that gates and golden vectors rest on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.contracts.evidence import OutputError
+
+SQNR_CAP_DB = 200.0
+_CLASS_KINDS = ("probabilities", "logits")
+
+
+def cosine(reference: NDArray[Any], got: NDArray[Any]) -> float:
+    """Return the mean cosine similarity over samples, arrays [n, ...]; two zero samples are alike, one is not."""
+    a = reference.reshape(len(reference), -1).astype(np.float64)
+    b = got.reshape(len(got), -1).astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = (np.abs(a).max(axis=1, initial=0) == 0) & (np.abs(b).max(axis=1, initial=0) == 0)
+    similar = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
+    return float(np.where(both_zero, 1.0, similar).mean())
+
+
+def sqnr_db(reference: NDArray[Any], got: NDArray[Any]) -> float:
+    """Return signal to quantization-noise ratio in dB over all elements, within ±`SQNR_CAP_DB`."""
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    noise = float(np.square(reference.astype(np.float64) - got.astype(np.float64)).sum())
+    if noise == 0:
+        return SQNR_CAP_DB
+    if signal == 0:
+        return -SQNR_CAP_DB
+    return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(signal / noise)))
+
+
+def classes(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the class along the last axis, arrays [n, ..., classes]; one value per class decision."""
+    found: NDArray[np.int64] = values.argmax(axis=-1)
+    return found
+
+
+def output_error(name: str, kind: str, reference: NDArray[Any], got: NDArray[Any]) -> OutputError:
+    """Compare one output with its reference.
+
+    Args:
+        name: The output.
+        kind: Its kind, as in the hand-over; only `probabilities` and `logits` have an agreement of classes.
+        reference: What it should be, [n, ...].
+        got: What it is, same shape.
+
+    Returns:
+        Mean cosine, SQNR in dB, largest absolute difference, share of equal class decisions, and n. Values that are
+        not finite give a cosine and agreement of 0, `-SQNR_CAP_DB` and an infinite difference.
+    """
+    if reference.shape != got.shape or not np.isfinite(got.astype(np.float64)).all():
+        agreement = 0.0 if kind in _CLASS_KINDS else None
+        return OutputError(
+            output=name,
+            cosine=0.0,
+            sqnr_db=-SQNR_CAP_DB,
+            max_abs=math.inf,
+            agreement=agreement,
+            samples=len(reference),
+        )
+    agreement = float((classes(reference) == classes(got)).mean()) if kind in _CLASS_KINDS else None
+    difference = np.abs(reference.astype(np.float64) - got.astype(np.float64)).max(initial=0.0)
+    return OutputError(
+        output=name,
+        cosine=cosine(reference, got),
+        sqnr_db=sqnr_db(reference, got),
+        max_abs=float(difference),
+        agreement=agreement,
+        samples=len(reference),
+    )

@@ -1,0 +1,169 @@
+"""The one measuring harness of compiler and agent: latency, load time and peak memory, in process or apart.
+
+`python -m edgeops.runtimes.measure` reads one JSON request on stdin and answers with one JSON line: native code that
+crashes, hangs or eats memory then costs one measurement and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import Latency
+from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.runtimes.protocol import LoadOptions
+from edgeops.runtimes.registry import backend
+
+_KIB = 1024
+
+
+class MeasureRequest(Wire, frozen=True, kw_only=True):
+    """What to measure, and how.
+
+    Args:
+        runtime: Backend.
+        artifact: File that it opens.
+        feeds: An .npz with one array per input of the artifact: the tensors of one inference.
+        threads: Inference threads.
+        providers: As in `LoadOptions`.
+        options: As in `LoadOptions`.
+        warmup: Untimed runs.
+        runs: Timed runs.
+    """
+
+    runtime: str
+    artifact: str
+    feeds: str
+    threads: int = 1
+    providers: tuple[str, ...] = ()
+    options: dict[str, str] = {}
+    warmup: int = 3
+    runs: int = 30
+
+
+class Measured(Wire, frozen=True, kw_only=True):
+    """What was measured of one artifact.
+
+    Args:
+        load_ms: From nothing loaded to a session, the runtime's import included.
+        latency: Of one inference on the given tensors.
+        peak_memory_mib: Peak resident memory of a process that only loads and runs the artifact.
+        provider: What ran it.
+    """
+
+    load_ms: float
+    latency: Latency
+    peak_memory_mib: float
+    provider: str
+
+
+def latency(run: Callable[[], object], *, warmup: int, runs: int) -> Latency:
+    """Time `run` after `warmup` untimed calls; medians and p95 over `runs` calls, in milliseconds of wall time."""
+    for _ in range(warmup):
+        run()
+    return _summary([_time_ms(run) for _ in range(runs)])
+
+
+def interleaved(
+    first: Callable[[], object], second: Callable[[], object], *, warmup: int, runs: int
+) -> tuple[Latency, Latency]:
+    """Time two functions in turns, so that both see the same noise; which goes first alternates."""
+    for _ in range(warmup):
+        first()
+        second()
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(runs):
+        for which in ((0, 1), (1, 0))[turn % 2]:
+            times[which].append(_time_ms((first, second)[which]))
+    return _summary(times[0]), _summary(times[1])
+
+
+def peak_memory_mib() -> float:
+    """Return the peak resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB
+
+
+def measure_apart(request: MeasureRequest, *, timeout_s: float = 120, memory_mib: int = 8192) -> Measured:
+    """Measure an artifact in a process of its own.
+
+    Args:
+        request: What and how.
+        timeout_s: After this the process is killed.
+        memory_mib: Limit of its data segment.
+
+    Raises:
+        EdgeopsError: What the bundle's runtime raised; E-RUNTIME-RUN if the process died or hung.
+    """
+    command = [sys.executable, "-m", "edgeops.runtimes.measure", str(memory_mib)]
+    try:
+        done = subprocess.run(command, input=encode(request), capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: no answer in {timeout_s:.0f} s") from error
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: the runtime's process died of {name}")
+    if not lines:
+        raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: {done.stderr.decode(errors='replace')[-400:]}")
+    if done.returncode != 0:
+        code, what, next_step = json.loads(lines[-1])
+        raise EdgeopsError(code, what, next_step)
+    return decode(lines[-1], Measured, what="measurement")
+
+
+def main() -> int:
+    """Answer one request from stdin; return the exit status.
+
+    Prints the measurement, or `[code, what, next step]` with status 1.
+    """
+    limit = int(sys.argv[1]) << 20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        answer = _measure(decode(sys.stdin.buffer.read(), MeasureRequest, what="measure request"))
+    except EdgeopsError as error:
+        print(json.dumps([error.code, error.what, error.next_step]))
+        return 1
+    except MemoryError:
+        print(
+            json.dumps(["E-RUNTIME-RUN", f"more than {limit >> 20} MiB of memory", "Measure it with a larger limit."])
+        )
+        return 1
+    print(encode(answer).decode())
+    return 0
+
+
+def _measure(request: MeasureRequest) -> Measured:
+    """Measure in this process."""
+    with np.load(request.feeds, allow_pickle=False) as arrays:
+        feeds = {name: arrays[name] for name in arrays.files}
+    options = LoadOptions(request.threads, request.providers, request.options)
+    start = time.perf_counter_ns()
+    session = backend(request.runtime).load(Path(request.artifact), options)
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    timed = latency(lambda: session.run(feeds), warmup=request.warmup, runs=request.runs)
+    return Measured(load_ms=load_ms, latency=timed, peak_memory_mib=peak_memory_mib(), provider=session.provider)
+
+
+def _time_ms(run: Callable[[], object]) -> float:
+    start = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _summary(times_ms: list[float]) -> Latency:
+    p50, p95 = np.percentile(times_ms, (50, 95))
+    return Latency(p50_ms=float(p50), p95_ms=float(p95), runs=len(times_ms))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
