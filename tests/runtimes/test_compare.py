@@ -1,0 +1,42 @@
+"""The figures that gates rest on, against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edgeops.runtimes.compare import SQNR_CAP_DB, cosine, output_error, sqnr_db
+
+REFERENCE = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+
+
+def test_equal_outputs():
+    error = output_error("p", "probabilities", REFERENCE, REFERENCE)
+    assert (error.cosine, error.sqnr_db, error.max_abs, error.agreement) == (pytest.approx(1), SQNR_CAP_DB, 0, 1.0)
+
+
+def test_known_difference():
+    got = REFERENCE + np.array([[0.1, 0], [0, 0]], np.float32)
+    error = output_error("p", "probabilities", REFERENCE, got)
+    assert error.max_abs == pytest.approx(0.1)
+    assert error.sqnr_db == pytest.approx(10 * math.log10(float(np.square(REFERENCE).sum()) / 0.01), rel=1e-5)
+
+
+def test_agreement_counts_class_decisions():
+    assert output_error("p", "logits", REFERENCE, REFERENCE[:, ::-1]).agreement == 0
+    assert output_error("p", "values", REFERENCE, REFERENCE[:, ::-1]).agreement is None
+
+
+@pytest.mark.parametrize("bad", [np.full_like(REFERENCE, np.nan), np.full_like(REFERENCE, np.inf), REFERENCE[:1]])
+def test_outputs_that_cannot_be_compared_are_as_bad_as_can_be(bad: np.ndarray):
+    error = output_error("p", "probabilities", REFERENCE, bad)
+    assert (error.cosine, error.agreement, error.sqnr_db) == (0, 0, -SQNR_CAP_DB)
+
+
+def test_zero_outputs_are_alike_only_to_each_other():
+    zero = np.zeros((1, 4))
+    assert cosine(zero, zero) == 1
+    assert cosine(zero, zero + 1) == 0
+    assert sqnr_db(zero, zero + 1) == -SQNR_CAP_DB

@@ -1,0 +1,72 @@
+"""The measuring harness: counts what it says, and native trouble costs one measurement only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.releases.bundles import Bundle
+from edgeops.runtimes.measure import MeasureRequest, interleaved, latency, measure_apart, peak_memory_mib
+
+
+def test_every_run_is_counted_and_warmup_is_not_timed():
+    calls: list[int] = []
+    found = latency(lambda: calls.append(1), warmup=2, runs=5)
+    assert (len(calls), found.runs) == (7, 5)
+    assert 0 < found.p50_ms <= found.p95_ms
+
+
+def test_interleaved_runs_take_turns():
+    order: list[str] = []
+    interleaved(lambda: order.append("a"), lambda: order.append("b"), warmup=0, runs=4)
+    assert "".join(order) == "abbaabba"
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory_mib()
+    held = np.ones(64 << 17)
+    assert peak_memory_mib() >= before + 32
+    del held
+
+
+@pytest.fixture
+def request_(bundle: Bundle, tmp_path: Path) -> MeasureRequest:
+    np.savez(tmp_path / "feeds.npz", x=np.zeros((1, 3, 2, 2), np.uint8))
+    return MeasureRequest(
+        runtime="onnxruntime", artifact=str(bundle.directory / "model.onnx"), feeds=str(tmp_path / "feeds.npz"), runs=5
+    )
+
+
+def test_measured_apart(request_: MeasureRequest):
+    found = measure_apart(request_)
+    assert found.latency.runs == 5
+    assert found.load_ms > 0
+    assert found.peak_memory_mib > 5
+    assert found.provider == "CPUExecutionProvider"
+
+
+def test_a_refused_artifact_keeps_its_code(request_: MeasureRequest):
+    Path(request_.artifact).write_bytes(b"garbage")
+    with pytest.raises(EdgeopsError) as caught:
+        measure_apart(request_)
+    assert caught.value.code == "E-RUNTIME-LOAD"
+
+
+def test_a_crash_or_hang_is_an_error_of_that_measurement(request_: MeasureRequest, tmp_path: Path, monkeypatch):
+    """A runtime that kills its process, and one that never answers, through a real plugin."""
+    for body, words in (("os.abort()", "SIGABRT"), ("time.sleep(60)", "no answer")):
+        plugin = tmp_path / words.replace(" ", "-")
+        (plugin / "bad-1.dist-info").mkdir(parents=True)
+        (plugin / "bad-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1\n")
+        (plugin / "bad-1.dist-info" / "entry_points.txt").write_text("[edgeops.backends]\nbad = bad_backend:Bad\n")
+        (plugin / "bad_backend.py").write_text(
+            f"import os, time\nclass Bad:\n    name = 'bad'\n    def load(self, artifact, options):\n        {body}\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", os.fspath(plugin))
+        with pytest.raises(EdgeopsError, match=words) as caught:
+            measure_apart(MeasureRequest(runtime="bad", artifact="x", feeds=request_.feeds), timeout_s=5)
+        assert caught.value.code == "E-RUNTIME-RUN"
