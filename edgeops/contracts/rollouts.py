@@ -14,8 +14,8 @@ class RolloutState(WireEnum):
     STOPPED = "stopped"
     ABORTED = "aborted"
     SUPERSEDED = "superseded"
-    DONE = "done"
+    SUCCEEDED = "succeeded"
     UNKNOWN = "unknown"
 
 
-ENDED_STATES = frozenset({RolloutState.STOPPED, RolloutState.ABORTED, RolloutState.SUPERSEDED, RolloutState.DONE})
+ENDED_STATES = frozenset({RolloutState.STOPPED, RolloutState.ABORTED, RolloutState.SUPERSEDED, RolloutState.SUCCEEDED})

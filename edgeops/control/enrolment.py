@@ -21,6 +21,8 @@ from edgeops.control.models import Device, EnrolmentTokenRow
 
 TOKEN_VALID_S = 24 * 3600.0
 TOKEN_VALID_MAX_S = 90 * 86400.0
+CONTROL_IDENTITY = "edgeops-control"  # common name of the control plane's own certificate
+RESERVED_PREFIX = "edgeops-"  # the broker gives rights by name: no device may be called like the control plane
 MAX_CSR_BYTES = 16 << 10
 MAX_LABELS = 32
 
@@ -179,8 +181,10 @@ def _name(session: Session, request: EnrolRequest, token: EnrolmentTokenRow) -> 
         raise EdgeopsError("E-ENROLL", f"the token is for the name {token.name}, not {request.name}")
     wish = token.name or request.name
     if wish is None:
-        return f"{request.profile[:48]}-{secrets.token_hex(4)}"
-    if session.get(Device, check_name(wish, "device name")) is not None:
+        wish = f"{request.profile[:48]}-{secrets.token_hex(4)}"
+    if check_name(wish, "device name").startswith(RESERVED_PREFIX):
+        raise EdgeopsError("E-ENROLL", f"names that begin with {RESERVED_PREFIX} are reserved", "Choose another name.")
+    if session.get(Device, wish) is not None:
         raise EdgeopsError("E-ENROLL", f"there is already a device {wish}", "Choose another name.")
     return wish
 

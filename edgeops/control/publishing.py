@@ -53,6 +53,7 @@ class DesiredPublisher:
     ) -> None:
         self._database, self._fleet, self._sign, self._link = database, fleet, sign, link
         self._wake = threading.Event()
+        self._all_again = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="desired-publisher", daemon=True)
 
@@ -63,6 +64,16 @@ class DesiredPublisher:
     def wake(self) -> None:
         """Say that there may be something to publish."""
         self._wake.set()
+
+    def wake_all(self) -> None:
+        """Say that the link was made anew: the broker may have lost what it kept, so all is published again."""
+        self._all_again.set()
+        self._wake.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """End the thread; what was not published is found again at the next start."""
@@ -75,6 +86,9 @@ class DesiredPublisher:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
+                if self._all_again.is_set():
+                    want_all_again(self._database)
+                    self._all_again.clear()
                 more = publish_batch(self._database, self._fleet, self._sign, self._link(), time.time())
             except EdgeopsError as error:
                 log.error("desired state could not be published: %s", error)

@@ -14,6 +14,7 @@ from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, 
 from edgeops.control.rollout.policy import Gates, Policy, check_policy, group_sizes, policy_text, read_policy
 
 NOW = 10_000.0
+A, C = Action, Counts
 
 
 def view(
@@ -36,31 +37,31 @@ LOOSE = Gates(success_min=0.9, failure_max=0.1, min_count=5, timeout_s=100)
 @pytest.mark.parametrize(
     ("case", "given_view", "now_s", "action"),
     [
-        ("a first group that waits is started", view(started=None), NOW, Action.START_GROUP),
-        ("all confirmed goes on", view(Counts(confirmed=3)), NOW, Action.START_GROUP),
-        ("all confirmed in the last group finishes", view(Counts(confirmed=3), groups=1), NOW, Action.FINISH),
-        ("some on their way waits", view(Counts(confirmed=2, running=1)), NOW, Action.WAIT),
-        ("nobody has reported waits", view(Counts(silent=3)), NOW, Action.WAIT),
-        ("one failure under a strict gate stops", view(Counts(confirmed=2, failed=1)), NOW, Action.STOP),
-        ("one rejection stops", view(Counts(confirmed=2, rejected=1)), NOW, Action.STOP),
-        ("on its way when time is over times out", view(Counts(confirmed=2, running=1)), NOW + 90, Action.TIME_OUT),
-        ("timed out counts as failed", view(Counts(confirmed=2, timed_out=1)), NOW + 90, Action.STOP),
-        ("a silent device is not counted when time is over", view(Counts(confirmed=2, silent=1)), NOW + 90, Action.START_GROUP),
-        ("a held device is not counted when time is over", view(Counts(confirmed=2, held=1)), NOW + 90, Action.START_GROUP),
-        ("nobody reported and time is over pauses", view(Counts(silent=3)), NOW + 90, Action.PAUSE),
-        ("too few reported when time is over pauses", view(Counts(confirmed=4, silent=6), gates=LOOSE), NOW + 90, Action.PAUSE),
-        ("too few failures to judge wait", view(Counts(failed=1, running=19), gates=LOOSE), NOW, Action.WAIT),
-        ("enough reports above the limit stop at once", view(Counts(failed=2, confirmed=3, running=95), gates=LOOSE), NOW, Action.STOP),
-        ("failures within the limit go on", view(Counts(failed=1, confirmed=19), gates=LOOSE), NOW, Action.START_GROUP),
-        ("a pass that the rest cannot change goes on", view(Counts(confirmed=95, running=5), gates=LOOSE), NOW, Action.START_GROUP),
-        ("a failure that the rest cannot change stops", view(Counts(failed=2, running=8), gates=LOOSE), NOW, Action.STOP),
+        ("a first group that waits is started", view(started=None), NOW, A.START_GROUP),
+        ("all confirmed goes on", view(C(confirmed=3)), NOW, A.START_GROUP),
+        ("all confirmed in the last group finishes", view(C(confirmed=3), groups=1), NOW, A.FINISH),
+        ("some on their way waits", view(C(confirmed=2, running=1)), NOW, A.WAIT),
+        ("nobody has reported waits", view(C(silent=3)), NOW, A.WAIT),
+        ("one failure under a strict gate stops", view(C(confirmed=2, failed=1)), NOW, A.STOP),
+        ("one rejection stops", view(C(confirmed=2, rejected=1)), NOW, A.STOP),
+        ("on its way at the end times out", view(C(confirmed=2, running=1)), NOW + 90, A.TIME_OUT),
+        ("timed out counts as failed", view(C(confirmed=2, timed_out=1)), NOW + 90, A.STOP),
+        ("a silent device is not counted at the end", view(C(confirmed=2, silent=1)), NOW + 90, A.START_GROUP),
+        ("a held device is not counted at the end", view(C(confirmed=2, held=1)), NOW + 90, A.START_GROUP),
+        ("nobody reported and time is over pauses", view(C(silent=3)), NOW + 90, A.PAUSE),
+        ("too few reported at the end pauses", view(C(confirmed=4, silent=6), gates=LOOSE), NOW + 90, A.PAUSE),
+        ("too few failures to judge wait", view(C(failed=1, running=19), gates=LOOSE), NOW, A.WAIT),
+        ("enough above the limit stops at once", view(C(failed=2, confirmed=3, running=95), gates=LOOSE), NOW, A.STOP),
+        ("failures within the limit go on", view(C(failed=1, confirmed=19), gates=LOOSE), NOW, A.START_GROUP),
+        ("a certain pass goes on", view(C(confirmed=95, running=5), gates=LOOSE), NOW, A.START_GROUP),
+        ("a certain failure stops", view(C(failed=2, running=8), gates=LOOSE), NOW, A.STOP),
         (
             "a profile that nobody heard of pauses, though the others pass",
-            view(Counts(confirmed=30), Counts(silent=1), gates=LOOSE),
+            view(C(confirmed=30), C(silent=1), gates=LOOSE),
             NOW + 90,
-            Action.PAUSE,
+            A.PAUSE,
         ),
-        ("an unstarted group of no devices passes", view(gates=LOOSE), NOW, Action.START_GROUP),
+        ("an unstarted group of no devices passes", view(gates=LOOSE), NOW, A.START_GROUP),
     ],
 )  # fmt: skip
 def test_decision_table(case: str, given_view: RolloutView, now_s: float, action: Action) -> None:

@@ -79,6 +79,10 @@ def start_broker(
     """
     chosen = choose(kind)
     for attempt in range(_ATTEMPTS):
+        if port and not is_free(bind_host, port):
+            raise EdgeopsError(
+                "E-BROKER", f"port {port} on {bind_host} is taken", "Stop what uses it, or give another."
+            )
         use_port = port or free_port(bind_host)
         run_as: RunAs | None = None
         if chosen == "mosquitto":
@@ -97,8 +101,7 @@ def start_broker(
             command = [program, "-c", str(config)]
         else:
             command = iotcore.prepare(directory, bind_host, use_port)
-        probe_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind_host, bind_host)  # noqa: S104  compared, not bound
-        child = SupervisedChild(chosen, command, probe_host, use_port, run_as)
+        child = SupervisedChild(chosen, command, local_host(bind_host), use_port, run_as)
         try:
             child.start()
         except EdgeopsError:
@@ -112,9 +115,28 @@ def start_broker(
     raise AssertionError("the last attempt raises or returns")
 
 
+def local_host(bind_host: str) -> str:
+    """Return where this machine itself reaches a listener."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind_host, bind_host)  # noqa: S104  compared, not bound
+
+
 def free_port(host: str) -> int:
     """Return a TCP port that nothing listens on now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with _probe(host) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(host: str, port: int) -> bool:
+    """Return whether nothing listens on a TCP port; a connection that lingers there does not count."""
+    with _probe(host) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _probe(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -62,6 +62,11 @@ class Ingest:
         """Begin to work."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End after the batch at hand; messages that were not committed stay with the broker."""
         self._stopping.set()

@@ -114,7 +114,11 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         assert decision.group is not None
         _time_out(session, rollout.id, decision.group, now_s)
         return False
-    ended = {Action.FINISH: RolloutState.DONE, Action.STOP: RolloutState.STOPPED, Action.PAUSE: RolloutState.PAUSED}
+    ended = {
+        Action.FINISH: RolloutState.SUCCEEDED,
+        Action.STOP: RolloutState.STOPPED,
+        Action.PAUSE: RolloutState.PAUSED,
+    }
     state = ended[decision.action]
     rollout.state = state
     if state is not RolloutState.PAUSED:

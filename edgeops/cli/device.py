@@ -1,0 +1,157 @@
+"""Enrol devices, and see how they are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeops.cli.options import home_option
+from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.errors import EdgeopsError
+
+if TYPE_CHECKING:
+    from edgeops.client.resources import ComponentInfo, DeviceInfo, UnitInfo
+
+COLUMNS = (
+    "device", "profile", "online", "model", "version", "state", "p50 ms", "p95 ms", "requests", "errors",
+    "last refusal",
+)  # fmt: skip
+
+
+@click.group()
+def command() -> None:
+    """Devices: enrol them, list them, show one."""
+
+
+@command.command("list")
+@home_option
+@json_option
+def list_devices(home: Path, as_json: bool) -> None:
+    """List all devices: version, state, latency, requests, errors, and what they refused last."""
+    from edgeops.client.api import Api
+
+    devices = list(Api.from_home(home).devices())
+    if as_json:
+        print_json(devices)
+        return
+    print_table(COLUMNS, [row for device in devices for row in _rows(device)])
+
+
+@command.command("show")
+@home_option
+@json_option
+@click.argument("name")
+def show_device(home: Path, name: str, as_json: bool) -> None:
+    """Show one device: what it should run, what it runs, and its newest steps."""
+    from edgeops.client.api import Api
+
+    device = Api.from_home(home).device(name)
+    if as_json:
+        print_json(device)
+        return
+    print_table(COLUMNS, _rows(device))
+    seen = "never" if device.last_seen_s is None else f"{_ago(device.last_seen_s)} ago"
+    click.echo(f"agent {device.agent_version or 'unknown'}, last heard {seen}, labels {device.labels or 'none'}")
+    for unit in device.units:
+        click.echo(
+            f"unit {unit.unit}: desired generation {unit.desired_generation}"
+            f"{'' if unit.published else ' (not yet with the broker)'}, observed {unit.observed_generation}"
+        )
+        if unit.stale_s is not None:
+            click.echo(f"  its trusted metadata has been stale for {unit.stale_s:.0f} s")
+    if device.rejected_messages:
+        click.echo(f"{device.rejected_messages} of its messages were refused; the last: {device.rejected_last}")
+    if device.progress:
+        print_table(
+            ("when", "component", "generation", "release", "state", "code", "detail"),
+            [
+                (f"{_ago(p.received_at_s)} ago", p.component, p.generation, p.release, p.state, p.code or "", p.detail)
+                for p in device.progress
+            ],
+        )
+
+
+@command.command("token")
+@home_option
+@json_option
+@click.option("--profile", help="Only a device of this profile may use it.")
+@click.option("--name", help="The device gets this name.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for the device; repeatable.")
+@click.option("--valid-s", type=float, help="How long it may be used, in seconds [one day].")
+def token(
+    home: Path, profile: str | None, name: str | None, labels: tuple[str, ...], valid_s: float | None, as_json: bool
+) -> None:
+    """Make a one-time token with which one device can join."""
+    from edgeops.client.api import Api
+
+    created = Api.from_home(home).create_token(profile=profile, name=name, labels=parse_labels(labels), valid_s=valid_s)
+    if as_json:
+        print_json(created)
+    else:
+        click.echo(created.token)
+
+
+def parse_labels(texts: tuple[str, ...]) -> dict[str, str]:
+    """Return labels from `KEY=VALUE` texts.
+
+    Raises:
+        EdgeopsError: E-CONFIG; one has no `=`, or a key comes twice.
+    """
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key in labels:
+            raise EdgeopsError("E-CONFIG", f"label {text!r} is not KEY=VALUE, or comes twice")
+        labels[key] = value
+    return labels
+
+
+def _rows(device: DeviceInfo) -> list[tuple[object, ...]]:
+    rows = [_row(device, unit, component) for unit in device.units for component in unit.components]
+    return rows or [(device.connection, device.profile, _online(device), *[""] * 7, _refusal(device, None, None))]
+
+
+def _row(device: DeviceInfo, unit: UnitInfo, component: ComponentInfo) -> tuple[object, ...]:
+    name = device.connection if unit.unit == "self" else f"{device.connection}/{unit.unit}"
+    return (
+        name,
+        device.profile,
+        _online(device),
+        component.name,
+        component.active_release or "",
+        component.state,
+        _ms(component.latency_p50_ms),
+        _ms(component.latency_p95_ms),
+        component.requests,
+        component.errors,
+        _refusal(device, unit, component),
+    )
+
+
+def _online(device: DeviceInfo) -> str:
+    if device.revoked_at_s is not None:
+        return "revoked"
+    return "yes" if device.online else "no"
+
+
+def _refusal(device: DeviceInfo, unit: UnitInfo | None, component: ComponentInfo | None) -> str:
+    """Return what was refused last: by the component, else by the unit, else what the control plane refused of it."""
+    for failure in (component and component.failure, unit and unit.refused):
+        if failure:
+            return f"{failure.release} {failure.code}".strip()
+    return device.rejected_last
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _ago(at_s: float) -> str:
+    seconds = max(0.0, time.time() - at_s)
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"

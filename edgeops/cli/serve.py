@@ -1,0 +1,35 @@
+"""Run the control plane: broker, registry, rollouts, REST API and artifact files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from edgeops.cli.options import home_option
+
+
+@click.command()
+@home_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that all listeners bind.")
+@click.option("--advertise", metavar="NAME", help="Name or address by which devices reach this machine [--host].")
+@click.option("--port", default=0, show_default=True, help="Port of the REST API; 0: the last one, or a free one.")
+@click.option("--broker", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
+@click.option("--verbose", "-v", is_flag=True, help="Log what is done, not only what goes wrong.")
+def command(
+    home: Path,
+    host: str,
+    advertise: str | None,
+    port: int,
+    broker: Literal["auto", "mosquitto", "iotcore"],
+    verbose: bool,
+) -> None:
+    """Serve a fleet until SIGTERM or Ctrl-C; one line of JSON on stdout says when it is ready, and where."""
+    from edgeops.control.service import ServeOptions, serve
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    serve(ServeOptions(home, host, advertise, port, broker), on_ready=click.echo)

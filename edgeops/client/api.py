@@ -1,0 +1,269 @@
+"""A small typed client of the control plane's REST API, for the command line and for users' programs."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+import urllib3
+
+from edgeops.client import resources
+from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
+from edgeops.contracts.release import Release
+from edgeops.contracts.wire import Wire, decode
+
+T = TypeVar("T")
+
+CONNECT_WITHIN_S = 5.0
+ANSWER_WITHIN_S = 30.0
+MAX_ANSWER_BYTES = 32 << 20
+PAGE = 500
+
+
+class _Serving(Wire, frozen=True, kw_only=True):
+    api: str
+
+
+class _Items(msgspec.Struct):
+    items: msgspec.Raw
+    next: str | None = None
+
+
+class Api:
+    """One control plane. Safe for use by many threads.
+
+    Args:
+        base_url: `https://host:port`.
+        token: Bearer token.
+        ca_file: PEM file of the fleet's CA: no other is trusted.
+
+    Raises:
+        EdgeopsError: E-CONFIG; the URL is no HTTPS URL, or the CA file cannot be read.
+    """
+
+    def __init__(self, base_url: str, token: str, ca_file: Path) -> None:
+        if not base_url.startswith("https://"):
+            raise EdgeopsError("E-CONFIG", f"{base_url!r} is not an https URL")
+        try:
+            context = ssl.create_default_context(cafile=str(ca_file))
+        except OSError as error:
+            raise EdgeopsError(
+                "E-CONFIG", f"{ca_file}: {error.strerror or error}", "Give the fleet's ca.pem."
+            ) from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._base = base_url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._pool = urllib3.PoolManager(
+            ssl_context=context,
+            timeout=urllib3.Timeout(connect=CONNECT_WITHIN_S, read=ANSWER_WITHIN_S),
+            retries=False,
+        )
+
+    @classmethod
+    def from_home(cls, home: Path) -> Api:
+        """Return the client of the control plane that serves a fleet's home on this machine.
+
+        Raises:
+            EdgeopsError: E-CONFIG; nothing was served from there yet, or its token cannot be read.
+        """
+        try:
+            serving = decode((home / "serve.json").read_bytes(), _Serving, what=str(home / "serve.json"))
+            token = (home / "api.token").read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise EdgeopsError(
+                "E-CONFIG", f"{error.filename}: {error.strerror}", f"Run `edgeops serve --home {home}`."
+            ) from error
+        return cls(serving.api, token, home / "ca" / "ca.pem")
+
+    def health(self) -> resources.HealthInfo:
+        """Return whether the control plane works."""
+        return self._call("GET", "/api/v1/health", resources.HealthInfo)
+
+    def create_token(
+        self,
+        *,
+        profile: str | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        valid_s: float | None = None,
+    ) -> resources.TokenCreated:
+        """Make a one-time token with which one device can join; narrowed to a profile or name if given."""
+        wish: dict[str, Any] = {"profile": profile, "name": name, "labels": dict(labels or {})}
+        if valid_s is not None:
+            wish["valid_s"] = valid_s
+        return self._call("POST", "/api/v1/enrolment-tokens", resources.TokenCreated, wish)
+
+    def tokens(self) -> list[resources.Token]:
+        """Return the tokens that were made, newest first."""
+        return self._items("/api/v1/enrolment-tokens", list[resources.Token])[0]
+
+    def devices(self) -> Iterator[resources.DeviceInfo]:
+        """Yield all devices by name."""
+        after: str | None = ""
+        while after is not None:
+            query = {"limit": str(PAGE), "after": after}
+            page, after = self._items("/api/v1/devices", list[resources.DeviceInfo], query)
+            yield from page
+
+    def device(self, connection: str) -> resources.DeviceDetail:
+        """Return one device in full.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN.
+        """
+        return self._call("GET", f"/api/v1/devices/{_part(connection)}", resources.DeviceDetail)
+
+    def releases(self) -> list[Release]:
+        """Return the published releases."""
+        return self._items("/api/v1/releases", list[Release])[0]
+
+    def create_rollout(
+        self,
+        model: str,
+        version: str,
+        *,
+        groups: Sequence[str] = ("100%",),
+        gates: resources.GatesInfo | None = None,
+        devices: Sequence[str] = (),
+        profiles: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        start: bool = False,
+    ) -> resources.RolloutInfo:
+        """Create a rollout.
+
+        Args:
+            model: The model.
+            version: A published release of it.
+            groups: Each `30%`, `5` or `rest`; see the reference of rollouts.
+            gates: The gates of every group; None: the strict defaults.
+            devices: Names; empty: all that the release has a bundle for.
+            profiles: Only these; empty: all.
+            labels: Only devices with all of these.
+            start: Start it at once.
+
+        Raises:
+            EdgeopsError: E-RELEASE-UNKNOWN, E-DEVICE-UNKNOWN, or E-ROLLOUT-INVALID: impossible gates or groups.
+        """
+        wish = {
+            "model": model,
+            "version": version,
+            "groups": list(groups),
+            "gates": msgspec.to_builtins(gates or resources.GatesInfo()),
+            "devices": list(devices),
+            "profiles": list(profiles),
+            "labels": dict(labels or {}),
+            "start": start,
+        }
+        return self._call("POST", "/api/v1/rollouts", resources.RolloutInfo, wish)
+
+    def rollouts(self) -> list[resources.RolloutInfo]:
+        """Return the newest rollouts."""
+        return self._items("/api/v1/rollouts", list[resources.RolloutInfo])[0]
+
+    def rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """Return one rollout.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN.
+        """
+        return self._call("GET", f"/api/v1/rollouts/{rollout_id}", resources.RolloutInfo)
+
+    def members(self, rollout_id: int) -> Iterator[resources.MemberInfo]:
+        """Yield the devices of a rollout by name.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN.
+        """
+        after: str | None = ""
+        while after is not None:
+            query = {"limit": str(PAGE), "after": after}
+            path = f"/api/v1/rollouts/{rollout_id}/members"
+            page, after = self._items(path, list[resources.MemberInfo], query)
+            yield from page
+
+    def start_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """Start a draft.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+        """
+        return self._act(rollout_id, "start")
+
+    def pause_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """Give the release to no further group until resumed.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+        """
+        return self._act(rollout_id, "pause")
+
+    def resume_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """Let a paused rollout go on.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+        """
+        return self._act(rollout_id, "resume")
+
+    def abort_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """End a rollout; who has the release keeps it.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+        """
+        return self._act(rollout_id, "abort")
+
+    def _act(self, rollout_id: int, action: str) -> resources.RolloutInfo:
+        return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", resources.RolloutInfo)
+
+    def _items(self, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> tuple[T, str | None]:
+        page = self._call("GET", path, _Items, query=query)
+        return decode(bytes(page.items), kind, what=path), page.next
+
+    def _call(
+        self, method: str, path: str, kind: type[T], body: object = None, query: Mapping[str, str] | None = None
+    ) -> T:
+        """Make one request.
+
+        Raises:
+            EdgeopsError: E-NET-UNREACHABLE, E-NET-RESPONSE, or what the control plane answered.
+        """
+        try:
+            response = self._pool.request(
+                method,
+                self._base + path,
+                fields=dict(query) if query else None,
+                headers=self._headers | ({} if body is None else {"Content-Type": "application/json"}),
+                body=None if body is None else msgspec.json.encode(body),
+                preload_content=False,
+                redirect=False,
+            )
+            with response:
+                data = response.read(MAX_ANSWER_BYTES + 1)
+        except urllib3.exceptions.HTTPError as error:
+            raise EdgeopsError(
+                "E-NET-UNREACHABLE", f"{self._base}: {error}", "Is `edgeops serve` running there?"
+            ) from error
+        if len(data) > MAX_ANSWER_BYTES:
+            raise EdgeopsError("E-NET-RESPONSE", f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
+        if response.status >= 400:
+            raise _problem(path, response.status, data)
+        return decode(data, kind, what=f"answer of {path}")
+
+
+def _problem(path: str, status: int, data: bytes) -> EdgeopsError:
+    try:
+        said = decode(data, resources.Problem, what=path)
+    except EdgeopsError:
+        return EdgeopsError("E-NET-RESPONSE", f"{path}: HTTP status {status} without a reason that can be read")
+    if said.code not in ERROR_CODES:
+        return EdgeopsError("E-NET-RESPONSE", f"{path}: {said.code}: {said.detail}", said.next_step)
+    return EdgeopsError(said.code, said.detail, said.next_step)
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")

@@ -1,0 +1,208 @@
+"""What the control plane's REST API answers, as plain structs. A field that a newer server adds is ignored."""
+
+from __future__ import annotations
+
+from edgeops.contracts.wire import Wire
+
+
+class TokenCreated(Wire, frozen=True, kw_only=True):
+    """A new enrolment token; its text is shown once."""
+
+    id: str
+    token: str
+    expires_at_s: float
+
+
+class Token(Wire, frozen=True, kw_only=True):
+    """A token that was made earlier."""
+
+    id: str
+    profile: str | None
+    name: str | None
+    labels: dict[str, str]
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    used_at_s: float | None
+    used_by: str | None
+
+
+class FailureInfo(Wire, frozen=True, kw_only=True):
+    """Why something failed or was refused."""
+
+    code: str
+    what: str
+    release: str
+    at_s: float
+
+
+class ComponentInfo(Wire, frozen=True, kw_only=True):
+    """One component of a unit; requests, errors and latency are those of the active release."""
+
+    name: str
+    kind: str
+    desired_release: str | None
+    active_release: str | None
+    state: str
+    failure: FailureInfo | None
+    requests: int
+    errors: int
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    endpoint: str | None
+
+
+class UnitInfo(Wire, frozen=True, kw_only=True):
+    """One unit of a device."""
+
+    unit: str
+    desired_generation: int
+    observed_generation: int
+    published: bool
+    reported_at_s: float | None
+    stale_s: float | None
+    refused: FailureInfo | None
+    components: tuple[ComponentInfo, ...]
+
+
+class DeviceInfo(Wire, frozen=True, kw_only=True):
+    """A device and its units."""
+
+    connection: str
+    profile: str
+    labels: dict[str, str]
+    agent_version: str
+    online: bool
+    enrolled_at_s: float
+    revoked_at_s: float | None
+    last_seen_s: float | None
+    rejected_messages: int
+    rejected_last: str
+    units: tuple[UnitInfo, ...]
+
+
+class ProgressInfo(Wire, frozen=True, kw_only=True):
+    """One step of a component, as the device told it."""
+
+    unit: str
+    component: str
+    generation: int
+    step: int
+    state: str
+    release: str
+    percent: float | None
+    code: str | None
+    detail: str
+    device_at_s: float
+    received_at_s: float
+
+
+class DeviceDetail(DeviceInfo, frozen=True, kw_only=True):
+    """A device with its newest reports (by unit, as JSON values) and steps (newest first)."""
+
+    reported: dict[str, dict[str, object]]
+    progress: tuple[ProgressInfo, ...]
+
+
+class GatesInfo(Wire, frozen=True, kw_only=True):
+    """The gates of every group of a rollout."""
+
+    success_min: float = 1.0
+    failure_max: float = 0.0
+    min_count: int = 1
+    timeout_s: float = 3600.0
+
+
+class CountsInfo(Wire, frozen=True, kw_only=True):
+    """Devices of one profile in one group, by how they stand."""
+
+    confirmed: int
+    failed: int
+    rejected: int
+    timed_out: int
+    running: int
+    held: int
+    silent: int
+    codes: dict[str, int]
+
+
+class GroupInfo(Wire, frozen=True, kw_only=True):
+    """One group of a rollout."""
+
+    label: str
+    started_at_s: float | None
+    deadline_s: float | None
+    finished_at_s: float | None
+    profiles: dict[str, CountsInfo]
+
+
+class FigureInfo(Wire, frozen=True, kw_only=True):
+    """A gate as it was evaluated last; `holds` None: not yet to be said."""
+
+    group: str
+    profile: str
+    gate: str
+    value: float | None
+    limit: float
+    reported: int
+    holds: bool | None
+
+
+class RolloutInfo(Wire, frozen=True, kw_only=True):
+    """A rollout, where it stands and why."""
+
+    id: int
+    model: str
+    version: str
+    state: str
+    reason: str
+    gates: GatesInfo | None
+    groups: tuple[GroupInfo, ...]
+    figures: tuple[FigureInfo, ...]
+    stopped_profiles: dict[str, str]
+    created_at_s: float
+    created_by: str
+    started_at_s: float | None
+    ended_at_s: float | None
+
+
+class MemberInfo(Wire, frozen=True, kw_only=True):
+    """One unit in a rollout."""
+
+    connection: str
+    unit: str
+    group: str
+    profile: str
+    generation: int | None
+    state: str
+    code: str | None
+    detail: str
+    changed_at_s: float | None
+
+
+class BrokerInfo(Wire, frozen=True, kw_only=True):
+    """The broker as the control plane sees it."""
+
+    kind: str
+    connected: bool
+    restarts: int
+
+
+class HealthInfo(Wire, frozen=True, kw_only=True):
+    """Whether the control plane works."""
+
+    status: str
+    fleet: str
+    version: str
+    broker: BrokerInfo
+    messages_accepted: int
+    messages_refused: int
+
+
+class Problem(Wire, frozen=True, kw_only=True):
+    """An error's answer (RFC 9457) with its stable code."""
+
+    status: int
+    detail: str
+    code: str
+    next_step: str = ""

@@ -1,0 +1,108 @@
+"""What the control plane needs of the fleet's keys, certificates and releases, in one place."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeops import durable
+from edgeops.contracts.deployment import Desired
+from edgeops.contracts.release import Release
+from edgeops.control.enrolment import CONTROL_IDENTITY
+from edgeops.releases import catalog
+from edgeops.trust import desired as desired_state
+from edgeops.trust import envelopes
+from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.device import DeviceIdentity
+from edgeops.trust.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+
+class Identity(NamedTuple):
+    """Files of a certificate and its key."""
+
+    certificate: Path
+    key: Path
+
+
+class FleetTrust:
+    """The keys, certificates and releases of one fleet.
+
+    Args:
+        home: The fleet's home.
+
+    Raises:
+        EdgeopsError: E-TRUST-KEY; the home is not set up.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._authority = FleetAuthority.load(home / "ca")
+        self._publisher = Publisher(home)
+        self._signer = self._publisher.desired_signer()
+        self.fleet: str = self._authority.fleet
+        self.ca_pem: bytes = self._authority.ca_pem
+        self.ca_sha256: str = self._authority.ca_sha256
+        self.ca_file = home / "ca" / "ca.pem"
+
+    def issue_device(self, csr_pem: bytes, connection: str) -> bytes:
+        """Return a device's certificate for the key of its CSR.
+
+        Raises:
+            EdgeopsError: E-ENROLL; the CSR is not acceptable.
+        """
+        return self._authority.issue_device(csr_pem, connection)
+
+    def server_identity(self, hosts: list[str]) -> Identity:
+        """Issue and write a server certificate for these names."""
+        certificate_pem, key_pem = self._authority.issue_server(hosts)
+        return self._write("server", certificate_pem, key_pem)
+
+    def control_identity(self) -> Identity:
+        """Issue and write the control plane's own client certificate."""
+        certificate_pem, key_pem = self._authority.issue_client(CONTROL_IDENTITY)
+        return self._write("control", certificate_pem, key_pem)
+
+    def root_json(self) -> bytes:
+        """Return the TUF root that devices start from."""
+        return self._publisher.root_bytes()
+
+    def root_sha256(self) -> str:
+        """Return its SHA-256."""
+        return self._publisher.root_sha256()
+
+    def sign(self, desired: Desired) -> bytes:
+        """Return a desired state's signed envelope."""
+        return desired_state.issue(desired, self._signer)
+
+    def unseal(self, envelope: bytes, payload_type: str, certificate_pem: str) -> bytes:
+        """Return what a device signed.
+
+        Raises:
+            EdgeopsError: E-TRUST-SIGNATURE; it is not signed by the key of this certificate.
+        """
+        key = DeviceIdentity.public_key_from_certificate(certificate_pem.encode())
+        return envelopes.unseal(envelope, payload_type, {key.keyid: key})
+
+    def releases(self) -> list[Release]:
+        """Return the releases that are published: every bundle of them is a target with the same bytes."""
+        targets = self._publisher.targets()
+        return [
+            release
+            for release in catalog.releases(self._home)
+            if all(
+                target.path in targets and targets[target.path].sha256 == target.sha256 for target in release.targets
+            )
+        ]
+
+    def renew(self) -> None:
+        """Sign TUF's timestamp and snapshot anew, if they are about to expire."""
+        self._publisher.renew()
+
+    def _write(self, name: str, certificate_pem: bytes, key_pem: bytes) -> Identity:
+        identity = Identity(self._home / "ca" / f"{name}.pem", self._home / "ca" / f"{name}.key")
+        durable.write_file(identity.key, key_pem, mode=0o600)
+        durable.write_file(identity.certificate, certificate_pem)
+        return identity

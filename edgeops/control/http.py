@@ -1,0 +1,139 @@
+"""The HTTPS listeners: both in one event loop on a thread of their own, on sockets that were bound before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvicorn
+
+from edgeops.contracts.errors import EdgeopsError
+
+log = logging.getLogger(__name__)
+
+START_WITHIN_S = 20.0
+GRACE_S = 3
+IDLE_S = 30
+BACKLOG = 2048
+
+
+class Listener(NamedTuple):
+    """One HTTPS listener.
+
+    Args:
+        app: The ASGI app.
+        bound: Its socket.
+        client_ca: If given, only clients with a certificate of this CA come in.
+    """
+
+    app: Any
+    bound: socket.socket
+    client_ca: Path | None = None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a TCP socket; port 0: a free one.
+
+    Raises:
+        EdgeopsError: E-CONFIG; the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise EdgeopsError("E-CONFIG", f"cannot listen on {host}:{port}: {error}", "Choose another port.") from error
+    return bound
+
+
+class HttpServers:
+    """Serves listeners until stopped.
+
+    Args:
+        listeners: What to serve.
+        certificate: PEM file of the server's certificate.
+        key: PEM file of its key.
+    """
+
+    def __init__(self, listeners: list[Listener], certificate: Path, key: Path) -> None:
+        self._sockets = [listener.bound for listener in listeners]
+        self._servers = [uvicorn.Server(_config(listener, certificate, key)) for listener in listeners]
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve; returns when both accept requests.
+
+        Raises:
+            EdgeopsError: E-CONFIG; the TLS files cannot be used. E-INTERNAL; it did not start in time.
+        """
+        self._thread.start()
+        waited = threading.Event()
+        for _ in range(int(START_WITHIN_S / 0.02)):
+            if all(server.started for server in self._servers):
+                return
+            if not self._thread.is_alive():
+                raise EdgeopsError("E-CONFIG", f"HTTPS could not start: {self._failure}")
+            waited.wait(0.02)
+        raise EdgeopsError("E-INTERNAL", f"HTTPS did not start within {START_WITHIN_S:.0f} s")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves."""
+        return self._thread.is_alive()
+
+    def reload_certificate(self, certificate: Path, key: Path) -> None:
+        """Use a new server certificate for connections from now on."""
+        for server in self._servers:
+            context = server.config.ssl
+            assert isinstance(context, ssl.SSLContext)
+            context.load_cert_chain(certificate, key)
+
+    def stop(self) -> None:
+        """Finish the requests at hand, then end."""
+        for server in self._servers:
+            server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(GRACE_S + 5)
+        for bound in self._sockets:
+            bound.close()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except (OSError, ssl.SSLError, ValueError) as error:
+            self._failure = error
+            log.error("HTTPS ended: %s", error)
+
+    async def _serve(self) -> None:
+        await asyncio.gather(
+            *(server.serve(sockets=[bound]) for server, bound in zip(self._servers, self._sockets, strict=True))
+        )
+
+
+def _config(listener: Listener, certificate: Path, key: Path) -> uvicorn.Config:
+    config = uvicorn.Config(
+        listener.app,
+        ssl_certfile=str(certificate),
+        ssl_keyfile=str(key),
+        ssl_ca_certs=str(listener.client_ca) if listener.client_ca is not None else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if listener.client_ca is not None else ssl.CERT_NONE,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        backlog=BACKLOG,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    config.load()
+    assert isinstance(config.ssl, ssl.SSLContext)
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return config

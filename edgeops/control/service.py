@@ -1,0 +1,359 @@
+"""The whole control plane as one process: broker, ingest, rollouts, publication, REST API and artifacts."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from edgeops import durable
+from edgeops.__about__ import __version__
+from edgeops.contracts.enrolment import BrokerAddress
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.topics import control_filters
+from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.control.api.app import ControlApi, api_app
+from edgeops.control.api.artifacts import artifacts_app
+from edgeops.control.api.resources import BrokerHealth, Health
+from edgeops.control.broker.start import BrokerKind, BrokerTls, RunningBroker, is_free, local_host, start_broker
+from edgeops.control.database import Database
+from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
+from edgeops.control.fleet_trust import FleetTrust, Identity
+from edgeops.control.http import HttpServers, Listener, bind
+from edgeops.control.ingest.worker import Ingest
+from edgeops.control.publishing import DesiredPublisher
+from edgeops.control.rollout.engine import RolloutEngine
+from edgeops.transport.mqtt import MqttLink, TlsFiles
+
+log = logging.getLogger(__name__)
+
+DATABASE_NAME = "control.sqlite"
+TOKEN_NAME = "api.token"  # noqa: S105  a file's name
+READY_NAME = "serve.json"
+PORTS_NAME = "ports.json"
+RECEIVE_MAXIMUM = 1000
+UPKEEP_EVERY_S = 3600.0
+CONNECT_WITHIN_S = 20.0
+WATCH_EVERY_S = 0.5
+
+
+class Ready(Wire, frozen=True, kw_only=True):
+    """Where a control plane that is ready serves."""
+
+    ready: bool
+    api: str
+    artifacts: str
+    broker: BrokerAddress
+    broker_kind: str
+    broker_pid: int | None
+    fleet: str
+    pid: int
+
+
+class _Ports(Wire, frozen=True, kw_only=True):
+    """The ports of the last time: devices keep the addresses that they were given when they joined."""
+
+    api: int = 0
+    artifacts: int = 0
+    broker: int = 0
+
+
+class ServeOptions(NamedTuple):
+    """How to serve.
+
+    Args:
+        home: The fleet's home.
+        host: Address that all listeners bind.
+        advertise: Name or address by which devices reach this machine; None: `host`.
+        port: Port of the REST API; 0: the one of the last time, or a free one.
+        broker: Which broker.
+    """
+
+    home: Path
+    host: str = "127.0.0.1"
+    advertise: str | None = None
+    port: int = 0
+    broker: BrokerKind = "auto"
+
+
+class ControlPlane:
+    """All parts of a control plane. `start`, then `stop`; after a failed `start`, `stop` ends what was running.
+
+    Args:
+        options: How to serve.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._home = options.home.resolve()
+        self._advertised = options.advertise or options.host
+        self._stack = ExitStack()
+        self._trust: FleetTrust
+        self._database: Database
+        self._broker: RunningBroker
+        self._link: MqttLink
+        self._ingest: Ingest
+        self._engine: RolloutEngine
+        self._publisher: DesiredPublisher
+        self._http: HttpServers
+        self._upkeep: Upkeep
+
+    def start(self) -> Ready:
+        """Start every part and wait until all serve.
+
+        Raises:
+            EdgeopsError: E-CONFIG or E-TRUST-KEY; the home is not set up. E-STATE-LOCKED; another control plane serves
+                it. E-BROKER, E-BROKER-ADDRESS, E-DEPENDENCY; the broker cannot be started.
+        """
+        home, options, stack = self._home, self._options, self._stack
+        if not home.is_dir():
+            raise EdgeopsError("E-CONFIG", f"there is no fleet home {home}", "Make one: `edgeops trust init`.")
+        stack.enter_context(_lock(home))
+        (home / READY_NAME).unlink(missing_ok=True)
+        self._trust = FleetTrust(home)
+        self._database = Database(home / DATABASE_NAME)
+        stack.callback(self._database.close)
+        self._database.migrate()
+
+        last = _last_ports(home)
+        api_socket = _bind_again(options.host, options.port, last.api)
+        stack.callback(api_socket.close)
+        artifacts_socket = _bind_again(options.host, 0, last.artifacts)
+        stack.callback(artifacts_socket.close)
+        hosts = sorted({self._advertised, options.host, "localhost", "127.0.0.1"})
+        server = self._trust.server_identity(hosts)
+        self._broker = self._start_broker(server, last.broker)
+        stack.callback(self._broker.child.stop)
+        ports = _Ports(
+            api=api_socket.getsockname()[1],
+            artifacts=artifacts_socket.getsockname()[1],
+            broker=self._broker.address.port,
+        )
+        durable.write_file(home / PORTS_NAME, encode(ports))
+
+        self._start_workers()
+        ready = Ready(
+            ready=True,
+            api=f"https://{_in_url(self._advertised)}:{ports.api}",
+            artifacts=f"https://{_in_url(self._advertised)}:{ports.artifacts}",
+            broker=self._broker.address,
+            broker_kind=self._broker.kind,
+            broker_pid=self._broker.child.pid,
+            fleet=self._trust.fleet,
+            pid=os.getpid(),
+        )
+        apps = [
+            Listener(api_app(self._control_api(ready)), api_socket),
+            Listener(artifacts_app(home / "repository"), artifacts_socket, self._trust.ca_file),
+        ]
+        self._http = HttpServers(apps, server.certificate, server.key)
+        stack.callback(self._http.stop)
+        self._http.start()
+        durable.write_file(home / READY_NAME, encode(ready))
+        stack.callback((home / READY_NAME).unlink, missing_ok=True)
+        return ready
+
+    def stop(self) -> None:
+        """End every part, the last started first; what is not yet done is found in the registry at the next start."""
+        self._stack.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every part still works; if not, the process should end and be started anew."""
+        workers = (self._ingest, self._engine, self._publisher, self._http, self._upkeep)
+        return all(worker.alive for worker in workers)
+
+    def _start_broker(self, server: Identity, port: int) -> RunningBroker:
+        return start_broker(
+            self._options.broker,
+            self._home / "broker",
+            fleet=self._trust.fleet,
+            control_identity=CONTROL_IDENTITY,
+            bind_host=self._options.host,
+            advertised_host=self._advertised,
+            port=port if port and is_free(self._options.host, port) else 0,
+            tls=BrokerTls(self._trust.ca_pem, server.certificate.read_bytes(), server.key.read_bytes()),
+        )
+
+    def _start_workers(self) -> None:
+        stack, trust = self._stack, self._trust
+        self._publisher = DesiredPublisher(self._database, trust.fleet, trust.sign, lambda: self._link)
+        self._engine = RolloutEngine(self._database, self._publisher.wake)
+        self._ingest = Ingest(self._database, trust.fleet, trust.unseal, self._on_commit)
+        self._upkeep = Upkeep(trust)
+        identity = trust.control_identity()
+        # The control plane is on the broker's machine: it connects where the broker listens, not where devices do.
+        address = msgspec.structs.replace(self._broker.address, host=local_host(self._options.host))
+        self._link = MqttLink(
+            address,
+            CONTROL_IDENTITY,
+            on_message=self._ingest.receive,
+            on_connect=self._on_connect,
+            subscriptions=control_filters(trust.fleet),
+            tls=TlsFiles(trust.ca_file, identity.certificate, identity.key) if address.tls else None,
+            receive_maximum=RECEIVE_MAXIMUM,
+            keepalive_s=60,
+            manual_ack=True,
+        )
+        for worker in (self._ingest, self._engine, self._publisher, self._upkeep):
+            worker.start()
+            stack.callback(worker.stop)
+        self._link.start()
+        stack.callback(self._link.stop)
+        if not self._link.wait_connected(CONNECT_WITHIN_S):
+            raise EdgeopsError("E-BROKER", f"no connection to {self._broker.kind} within {CONNECT_WITHIN_S:.0f} s")
+
+    def _on_connect(self) -> None:
+        self._ingest.new_session()
+        self._publisher.wake_all()
+
+    def _on_commit(self) -> None:
+        self._engine.wake()
+        self._publisher.wake()
+
+    def _control_api(self, ready: Ready) -> ControlApi:
+        trust = self._trust
+        return ControlApi(
+            database=self._database,
+            fleet=trust.fleet,
+            trust=FirstTrust(ready.api, trust.fleet, trust.ca_sha256, trust.root_sha256()),
+            issuer=trust,
+            ca_pem=trust.ca_pem,
+            root_json=trust.root_json,
+            broker=ready.broker,
+            artifacts_url=ready.artifacts,
+            token=_token(self._home / TOKEN_NAME),
+            releases=trust.releases,
+            wake=self._engine.wake,
+            health=self._health,
+        )
+
+    def _health(self) -> Health:
+        connected = self._link.connected
+        return Health(
+            status="ok" if connected and self.alive else "degraded",
+            fleet=self._trust.fleet,
+            version=__version__,
+            broker=BrokerHealth(
+                kind=self._broker.kind, connected=connected, restarts=max(0, self._broker.child.starts - 1)
+            ),
+            messages_accepted=self._ingest.accepted,
+            messages_refused=self._ingest.refused,
+        )
+
+
+class Upkeep:
+    """Renews what would expire, on a thread of its own: TUF's timestamp and snapshot.
+
+    Args:
+        trust: The fleet's keys.
+    """
+
+    def __init__(self, trust: FleetTrust) -> None:
+        self._trust = trust
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        """Renew what is due, then look every hour."""
+        self._renew()
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(UPKEEP_EVERY_S):
+            self._renew()
+
+    def _renew(self) -> None:
+        try:
+            self._trust.renew()
+        except EdgeopsError as error:
+            log.error("TUF metadata could not be renewed: %s", error)
+
+
+def serve(options: ServeOptions, *, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. Call it from the main thread.
+
+    Args:
+        options: How.
+        on_ready: Gets one line of JSON when all is ready.
+
+    Raises:
+        EdgeopsError: What `ControlPlane.start` raises, or E-INTERNAL; a part has ended by a defect.
+    """
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    plane = ControlPlane(options)
+    try:
+        on_ready(encode(plane.start()).decode())
+        while not ended.wait(WATCH_EVERY_S):
+            if not plane.alive:
+                raise EdgeopsError(
+                    "E-INTERNAL", "a part of the control plane has ended", "See its log; start it again."
+                )
+    finally:
+        plane.stop()
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """Hold the home for one control plane.
+
+    Raises:
+        EdgeopsError: E-STATE-LOCKED.
+    """
+    with (home / "serve.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EdgeopsError(
+                "E-STATE-LOCKED", f"another control plane serves {home}", "Stop it first, or use another home."
+            ) from error
+        yield
+
+
+def _token(path: Path) -> str:
+    """Return the API's token; the first time, make one that only this user can read."""
+    if not path.exists():
+        durable.write_file(path, secrets.token_urlsafe(32).encode() + b"\n", mode=0o600)
+    token = path.read_text(encoding="utf-8").strip()
+    if len(token) < 16:
+        raise EdgeopsError("E-CONFIG", f"{path} holds no token", "Remove it; a new one is made at the next start.")
+    return token
+
+
+def _last_ports(home: Path) -> _Ports:
+    try:
+        return decode((home / PORTS_NAME).read_bytes(), _Ports, what=PORTS_NAME)
+    except FileNotFoundError:
+        return _Ports()
+
+
+def _bind_again(host: str, port: int, last: int) -> socket.socket:
+    """Bind the port that was asked for; without one, that of the last time if it is free, else any."""
+    return bind(host, port or (last if last and is_free(host, last) else 0))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

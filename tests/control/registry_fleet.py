@@ -1,0 +1,147 @@
+"""A registry with devices in it, and what those devices say; for tests that need no broker."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from sqlalchemy import select
+
+from edgeops.contracts.deployment import (
+    Component,
+    ComponentKind,
+    ComponentReport,
+    DeploymentState,
+    Failure,
+    Presence,
+    Reported,
+    Slot,
+)
+from edgeops.contracts.release import Release, ReleaseTarget, target_path
+from edgeops.control.assignment import components_of, new_unit
+from edgeops.control.database import Database
+from edgeops.control.ingest.apply import apply_statement
+from edgeops.control.models import Device, Unit
+
+FLEET = "f1"
+MODEL = "lines"
+PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
+
+
+def open_registry(directory: Path) -> Database:
+    database = Database(directory / "control.sqlite")
+    database.migrate()
+    return database
+
+
+def add_devices(
+    database: Database, count: int, *, profiles: tuple[str, ...] = PROFILES, online: bool = True
+) -> list[str]:
+    names = [f"dev-{number:03d}" for number in range(count)]
+    with database.write() as session:
+        for name, profile in zip(names, itertools.cycle(profiles), strict=False):
+            session.add(
+                Device(
+                    connection=name,
+                    profile=profile,
+                    labels={"site": "a" if int(name[-1]) % 2 else "b"},
+                    certificate_pem="",
+                    enrolled_at_s=0.0,
+                    revoked_at_s=None,
+                    agent_version="",
+                    online=online,
+                    presence_at_s=None,
+                    last_seen_s=None,
+                    rejected_messages=0,
+                    rejected_last="",
+                )
+            )
+            session.flush()
+            session.add(new_unit(name, "self"))
+    return names
+
+
+def release(version: str, number: int = 1, profiles: tuple[str, ...] = PROFILES) -> Release:
+    targets = tuple(
+        ReleaseTarget(
+            profile=profile,
+            digest=f"sha256:{version}-{profile}",
+            path=target_path(MODEL, version, profile),
+            length=1,
+            sha256="0" * 64,
+        )
+        for profile in profiles
+    )
+    return Release(model=MODEL, version=version, number=number, created_at_s=0.0, targets=targets)
+
+
+class SpeakingDevice:
+    """A device whose words go straight to the registry: it has one boot and counts its messages."""
+
+    def __init__(self, database: Database, name: str, *, boot_id: str = "boot-1") -> None:
+        self._database, self.name, self.boot_id = database, name, boot_id
+        self.seq = 0
+
+    def desired(self) -> tuple[int, tuple[Component, ...]]:
+        with self._database.read() as session:
+            unit = session.get_one(Unit, (self.name, "self"))
+            return unit.desired_generation, components_of(unit)
+
+    def report(self, components: tuple[ComponentReport, ...], *, observed: int, now_s: float) -> Reported:
+        self.seq += 1
+        statement = Reported(
+            fleet=FLEET,
+            connection=self.name,
+            unit="self",
+            boot_id=self.boot_id,
+            seq=self.seq,
+            at_s=now_s,
+            agent_version="0.1.0",
+            profile="any",
+            observed_generation=observed,
+            components=components,
+        )
+        self.say(statement, now_s)
+        return statement
+
+    def say(self, statement: Reported | Presence, now_s: float) -> None:
+        with self._database.write() as session:
+            device = session.get_one(Device, self.name)
+            apply_statement(session, device, statement, now_s=now_s)
+
+    def obey(self, now_s: float, *, state: DeploymentState = DeploymentState.CONFIRMED, code: str = "E-TRIAL") -> None:
+        """Report that all that is desired ended in `state`."""
+        generation, wanted = self.desired()
+        self.report(
+            tuple(report_of(component, generation, state, code=code, now_s=now_s) for component in wanted),
+            observed=generation,
+            now_s=now_s,
+        )
+
+
+def report_of(
+    component: Component, generation: int, state: DeploymentState, *, code: str = "E-TRIAL", now_s: float = 0.0
+) -> ComponentReport:
+    good = state is DeploymentState.CONFIRMED
+    return ComponentReport(
+        name=component.name,
+        kind=ComponentKind.MODEL,
+        state=state,
+        generation=generation,
+        active=Slot(release=component.release, digest=component.digest, number=1) if good else None,
+        failure=None if good else Failure(code=code, what="refused", release=component.release, at_s=now_s),
+    )
+
+
+def obey_all(database: Database, now_s: float) -> int:
+    """Every device that has a desired state above what it reported confirms it; return how many did."""
+    with database.read() as session:
+        names = list(session.scalars(select(Unit.connection).where(Unit.desired_generation > Unit.observed_generation)))
+    for name in names:
+        with database.read() as session:
+            unit = session.get_one(Unit, (name, "self"))
+            boot_id, seq = unit.boot_id or "boot-1", unit.seq
+        device = SpeakingDevice(database, name, boot_id=boot_id)
+        device.seq = seq
+        device.obey(now_s)
+    return len(names)

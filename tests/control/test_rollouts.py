@@ -1,0 +1,342 @@
+"""Rollouts on a real registry: groups, gates, supersession, and late or lying devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from registry_fleet import MODEL, SpeakingDevice, add_devices, obey_all, open_registry, release, report_of
+from sqlalchemy import select
+
+from edgeops.contracts.deployment import DeploymentState, Presence
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.control.database import Database
+from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutMember, Unit
+from edgeops.control.rollout import manage
+from edgeops.control.rollout.decide import Action
+from edgeops.control.rollout.execute import advance
+from edgeops.control.rollout.policy import Gates, Policy
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Database]:
+    database = open_registry(tmp_path)
+    yield database
+    database.close()
+
+
+def begin(
+    database: Database,
+    version: str = "1.0.0",
+    groups: tuple[str, ...] = ("100%",),
+    *,
+    gates: Gates | None = None,
+    selection: manage.Selection | None = None,
+    now_s: float = NOW,
+) -> int:
+    return manage.create(
+        database,
+        release(version),
+        Policy(groups=groups, gates=gates or Gates(timeout_s=100)),
+        selection or manage.Selection(),
+        actor="test",
+        now_s=now_s,
+        start=True,
+    )
+
+
+def settle(database: Database, rollout_id: int, now_s: float = NOW) -> Action | None:
+    """Take steps until the rollout waits or has ended; return the last action."""
+    last = None
+    for _ in range(50):
+        step = advance(database, rollout_id, now_s)
+        if step is None:
+            return last
+        last = step.decision.action
+        if last is Action.WAIT:
+            return last
+    raise AssertionError("it does not settle")
+
+
+def state_of(database: Database, rollout_id: int) -> tuple[str, str]:
+    with database.read() as session:
+        row = session.get_one(Rollout, rollout_id)
+        return row.state, row.reason
+
+
+def desired_versions(database: Database) -> dict[str, str | None]:
+    names = {}
+    with database.read() as session:
+        for unit in session.scalars(select(Unit)):
+            _, wanted = SpeakingDevice(database, unit.connection).desired()
+            names[unit.connection] = wanted[0].release if wanted else None
+    return names
+
+
+def in_group(database: Database, rollout_id: int, position: int) -> list[str]:
+    with database.read() as session:
+        member = RolloutMember
+        found = select(member.connection).where(member.rollout_id == rollout_id, member.position == position)
+        return sorted(session.scalars(found))
+
+
+def test_three_rollouts_as_in_the_main_job(registry: Database) -> None:
+    """1.0.0 to all; 1.1.0 in two groups; a damaged 1.2.0 stops in its first group and never reaches the second."""
+    names = add_devices(registry, 3)
+    first = begin(registry)
+    assert settle(registry, first) is Action.WAIT
+    assert obey_all(registry, NOW) == 3
+    assert settle(registry, first) is Action.FINISH
+    assert state_of(registry, first)[0] == RolloutState.SUCCEEDED
+
+    second = begin(registry, "1.1.0", ("67%", "100%"))
+    settle(registry, second)
+    early, late = in_group(registry, second, 0), in_group(registry, second, 1)
+    assert (len(early), len(late)) == (2, 1)
+    assert desired_versions(registry) == {n: "1.1.0" if n in early else "1.0.0" for n in names}
+    obey_all(registry, NOW)
+    settle(registry, second)
+    assert set(desired_versions(registry).values()) == {"1.1.0"}
+    obey_all(registry, NOW)
+    settle(registry, second)
+    assert state_of(registry, second)[0] == RolloutState.SUCCEEDED
+
+    third = begin(registry, "1.2.0", ("67%", "100%"))
+    settle(registry, third)
+    early, late = in_group(registry, third, 0), in_group(registry, third, 1)
+    for name in early:
+        device = SpeakingDevice(registry, name)
+        device.seq = 10
+        device.obey(NOW, state=DeploymentState.FAILED, code="E-SELFTEST-GOLDEN")
+    settle(registry, third)
+    state, reason = state_of(registry, third)
+    assert state == RolloutState.STOPPED
+    for part in ("failure_max", "1 > 0 over 2 reports", "E-SELFTEST-GOLDEN ×2"):
+        assert part in reason
+    assert settle(registry, third, NOW + 1e6) is None
+    assert desired_versions(registry)[late[0]] == "1.1.0"
+
+
+def test_generations_rise_above_all_that_a_device_ever_saw(registry: Database) -> None:
+    (name,) = add_devices(registry, 1)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    device = SpeakingDevice(registry, name)
+    assert device.desired()[0] == 1
+    # The registry was restored from a backup: the device has seen more.
+    device.report((), observed=41, now_s=NOW)
+    generation, wanted = device.desired()
+    assert generation == 42
+    assert wanted[0].release == "1.0.0"
+    device.obey(NOW)
+    settle(registry, rollout)
+    assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+    begin(registry, "1.1.0")
+    settle(registry, 2)
+    assert device.desired()[0] == 43
+    with registry.read() as session:
+        generations = list(session.scalars(select(Generation.generation).order_by(Generation.generation)))
+    assert generations == [1, 42, 43]
+
+
+def test_a_confirmed_report_that_names_another_bundle_is_a_failure(registry: Database) -> None:
+    (name,) = add_devices(registry, 1)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    device = SpeakingDevice(registry, name)
+    generation, (component,) = device.desired()
+    import msgspec
+
+    lie = msgspec.structs.replace(component, digest="sha256:other")
+    device.report((report_of(lie, generation, DeploymentState.CONFIRMED),), observed=generation, now_s=NOW)
+    settle(registry, rollout)
+    state, reason = state_of(registry, rollout)
+    assert state == RolloutState.STOPPED
+    assert "E-REPORT-DIGEST" in reason
+
+
+def test_a_report_of_an_older_generation_proves_nothing(registry: Database) -> None:
+    (name,) = add_devices(registry, 1)
+    settle(registry, begin(registry))
+    device = SpeakingDevice(registry, name)
+    device.obey(NOW)
+    settle(registry, 1)
+    generation, (old,) = device.desired()
+    second = begin(registry, "1.1.0")
+    settle(registry, second)
+    device.report((report_of(old, generation, DeploymentState.CONFIRMED),), observed=generation, now_s=NOW)
+    assert settle(registry, second) is Action.WAIT
+    device.obey(NOW)  # negative control: the report of the new one does
+    settle(registry, second)
+    assert state_of(registry, second)[0] == RolloutState.SUCCEEDED
+
+
+def test_a_device_that_was_reached_and_fell_silent_times_out(registry: Database) -> None:
+    add_devices(registry, 2)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    names = in_group(registry, rollout, 0)
+    SpeakingDevice(registry, names[0]).obey(NOW)
+    assert settle(registry, rollout, NOW + 99) is Action.WAIT
+    settle(registry, rollout, NOW + 100)
+    state, reason = state_of(registry, rollout)
+    assert state == RolloutState.STOPPED
+    assert "E-ROLLOUT-TIMEOUT ×1" in reason
+    # The device comes after all: the truth is shown, the rollout stays stopped.
+    SpeakingDevice(registry, names[1]).obey(NOW + 200)
+    with registry.read() as session:
+        member = session.get_one(RolloutMember, (rollout, names[1], "self"))
+        assert member.state == DeploymentState.CONFIRMED
+    assert state_of(registry, rollout)[0] == RolloutState.STOPPED
+
+
+def test_offline_devices_neither_fail_nor_stall_a_group_and_get_the_release_when_they_return(
+    registry: Database,
+) -> None:
+    names = add_devices(registry, 3, profiles=("intel-nuc",), online=False)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    device = SpeakingDevice(registry, names[0])
+    device.obey(NOW)
+    assert settle(registry, rollout, NOW + 50) is Action.WAIT
+    settle(registry, rollout, NOW + 100)
+    assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+    assert set(desired_versions(registry).values()) == {"1.0.0"}
+
+
+def test_a_group_that_nobody_answered_pauses_and_resume_gives_it_its_time_anew(registry: Database) -> None:
+    names = add_devices(registry, 2, online=False)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    settle(registry, rollout, NOW + 100)
+    assert state_of(registry, rollout)[0] == RolloutState.PAUSED
+    manage.resume(registry, rollout, actor="test", now_s=NOW + 500)
+    assert settle(registry, rollout, NOW + 510) is Action.WAIT
+    for name in names:
+        SpeakingDevice(registry, name).obey(NOW + 520)
+    settle(registry, rollout, NOW + 530)
+    assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+
+
+def test_presence_alone_makes_a_device_reached(registry: Database) -> None:
+    (name,) = add_devices(registry, 1, online=False)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    SpeakingDevice(registry, name).say(Presence(online=True, boot_id="b"), NOW + 1)
+    settle(registry, rollout, NOW + 100)
+    assert state_of(registry, rollout)[0] == RolloutState.STOPPED
+
+
+def test_a_newer_rollout_supersedes_one_that_waits_for_the_same_devices_only(registry: Database) -> None:
+    add_devices(registry, 4)
+    first = begin(registry, selection=manage.Selection(labels={"site": "a"}))
+    other = begin(registry, selection=manage.Selection(labels={"site": "b"}))
+    for rollout in (first, other):
+        settle(registry, rollout)
+    second = begin(registry, "1.1.0", selection=manage.Selection(labels={"site": "a"}))
+    settle(registry, second)
+    assert state_of(registry, first)[0] == RolloutState.SUPERSEDED
+    assert state_of(registry, other)[0] == RolloutState.RUNNING
+    assert advance(registry, first, NOW) is None
+    obey_all(registry, NOW)
+    for rollout in (second, other):
+        settle(registry, rollout)
+        assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+
+
+def test_pause_holds_the_next_group_and_abort_ends(registry: Database) -> None:
+    add_devices(registry, 3)
+    rollout = begin(registry, groups=("34%", "100%"))
+    settle(registry, rollout)
+    manage.pause(registry, rollout, actor="test", now_s=NOW)
+    obey_all(registry, NOW)
+    assert settle(registry, rollout) is None
+    assert list(desired_versions(registry).values()).count("1.0.0") == 1
+    manage.resume(registry, rollout, actor="test", now_s=NOW)
+    settle(registry, rollout)
+    assert list(desired_versions(registry).values()).count("1.0.0") == 3
+    manage.abort(registry, rollout, actor="test", now_s=NOW)
+    with pytest.raises(EdgeopsError, match="E-ROLLOUT-STATE"):
+        manage.resume(registry, rollout, actor="test", now_s=NOW)
+    assert state_of(registry, rollout)[0] == RolloutState.ABORTED
+
+
+def test_impossible_rollouts_are_refused_and_leave_nothing(registry: Database) -> None:
+    add_devices(registry, 3)
+    wrong = [
+        (Policy(groups=("50%",)), manage.Selection(), "E-ROLLOUT-INVALID"),
+        (Policy(groups=("100%",), gates=Gates(failure_max=7)), manage.Selection(), "E-ROLLOUT-INVALID"),
+        (Policy(groups=("100%",)), manage.Selection(devices=["nobody"]), "E-DEVICE-UNKNOWN"),
+        (Policy(groups=("100%",)), manage.Selection(labels={"site": "none"}), "E-ROLLOUT-INVALID"),
+    ]
+    for policy, selection, code in wrong:
+        with pytest.raises(EdgeopsError, match=code):
+            manage.create(registry, release("1.0.0"), policy, selection, actor="test", now_s=NOW)
+    only_nuc = release("1.0.0", profiles=("intel-nuc",))
+    with pytest.raises(EdgeopsError, match="no bundle for dev-000's profile raspberry-pi-4"):
+        manage.create(
+            registry, only_nuc, Policy(groups=("100%",)), manage.Selection(["dev-000"]), actor="test", now_s=NOW
+        )
+    with registry.read() as session:
+        assert session.scalars(select(Rollout)).all() == []
+        assert session.scalars(select(AuditEntry).where(AuditEntry.action == "rollout.create")).all() == []
+
+
+def test_devices_without_a_bundle_are_left_out(registry: Database) -> None:
+    add_devices(registry, 6)
+    manage.create(
+        registry, release("1.0.0", profiles=("intel-nuc",)), Policy(groups=("100%",)), manage.Selection(),
+        actor="test", now_s=NOW, start=True,
+    )  # fmt: skip
+    settle(registry, 1)
+    assert sorted(map(str, desired_versions(registry).values())) == ["1.0.0"] * 2 + ["None"] * 4
+
+
+def test_unreadable_gates_in_the_registry_stop_the_rollout(registry: Database) -> None:
+    add_devices(registry, 3)
+    rollout = begin(registry, groups=("34%", "100%"))
+    settle(registry, rollout)
+    obey_all(registry, NOW)
+    with registry.write() as session:
+        session.get_one(Rollout, rollout).policy = b'{"groups": ["34%", "100%"], "gates": {"failure_max": "5 %"}}'
+    settle(registry, rollout)
+    state, reason = state_of(registry, rollout)
+    assert state == RolloutState.STOPPED
+    assert "failure_max" in reason
+    assert list(desired_versions(registry).values()).count("1.0.0") == 1
+
+
+def test_each_beginning_of_the_order_holds_every_profile_by_its_share(registry: Database) -> None:
+    add_devices(registry, 60)
+    rollout = begin(registry, groups=("10%", "50%", "rest"))
+    profiles = []
+    with registry.read() as session:
+        for position in range(3):
+            found = select(RolloutMember.profile).where(
+                RolloutMember.rollout_id == rollout, RolloutMember.position == position
+            )
+            rows = list(session.scalars(found))
+            profiles.append({name: rows.count(name) for name in sorted(set(rows))})
+    assert [sorted(counts.values()) for counts in profiles] == [[2, 2, 2], [8, 8, 8], [10, 10, 10]]
+
+
+def test_a_component_of_another_model_is_kept(registry: Database) -> None:
+    (name,) = add_devices(registry, 1)
+    import msgspec
+
+    other = msgspec.structs.replace(release("3.0.0"), model="voices")
+    manage.create(registry, other, Policy(groups=("100%",)), manage.Selection(), actor="test", now_s=NOW, start=True)
+    settle(registry, 1)
+    settle(registry, begin(registry))
+    generation, wanted = SpeakingDevice(registry, name).desired()
+    assert generation == 2
+    assert [(c.name, c.release) for c in wanted] == [("voices", "3.0.0"), (MODEL, "1.0.0")]
+    # One report of the newest generation settles both rollouts.
+    SpeakingDevice(registry, name).obey(NOW)
+    for rollout in (1, 2):
+        settle(registry, rollout)
+        assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
