@@ -15,6 +15,8 @@ from edgeops.contracts.tensors import TensorSpec
 from edgeops.runtimes.protocol import LoadOptions, Session, Tensors, check_feeds
 from edgeops.runtimes.registry import backend
 
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "int32")
+
 
 class BundleSession:
     """A loaded bundle. Not safe for use by two threads at once.
@@ -25,6 +27,7 @@ class BundleSession:
 
     Raises:
         EdgeopsError: E-RUNTIME-LOAD; the artifact's own tensors are not those that the manifest names.
+            E-BUNDLE-INVALID; a binding cannot be applied.
     """
 
     def __init__(self, session: Session, manifest: BundleManifest) -> None:
@@ -35,6 +38,11 @@ class BundleSession:
         self._output_bindings = manifest.output_bindings
         _check_present(manifest.input_bindings, session.inputs, "input")
         _check_present(manifest.output_bindings, session.outputs, "output")
+        bound = {item.artifact.name for item in manifest.input_bindings}
+        if free := sorted(spec.name for spec in session.inputs if spec.name not in bound):
+            raise EdgeopsError("E-RUNTIME-LOAD", f"the manifest binds nothing to the artifact's input {free[0]!r}")
+        for spec, item in _pairs(manifest):
+            _check_binding(item, spec, axes=len(spec.shape if item in manifest.input_bindings else item.artifact.shape))
 
     @property
     def provider(self) -> str:
@@ -82,7 +90,7 @@ def open_session(
 
     Raises:
         EdgeopsError: E-PLUGIN; no such runtime. E-RUNTIME-MISSING; not installed. E-RUNTIME-LOAD; it refuses the
-            artifact.
+            artifact, or has other tensors than the manifest names. E-BUNDLE-INVALID; a binding cannot be applied.
     """
     options = LoadOptions(threads, manifest.providers, manifest.options, cache_dir)
     session = backend(manifest.runtime).load(directory / manifest.artifact, options)
@@ -106,6 +114,34 @@ def _check_present(bindings: tuple[Binding, ...], tensors: tuple[TensorSpec, ...
             )
 
 
+def _pairs(manifest: BundleManifest) -> list[tuple[TensorSpec, Binding]]:
+    """Return each device tensor with its binding; that each has one is a rule of bundles."""
+    specs = (
+        {spec.name: spec for spec in manifest.inputs},
+        {info.tensor.name: info.tensor for info in manifest.outputs},
+    )
+    sides = zip(specs, (manifest.input_bindings, manifest.output_bindings), strict=True)
+    return [(spec[item.device], item) for spec, bindings in sides for item in bindings]
+
+
+def _check_binding(item: Binding, device: TensorSpec, *, axes: int) -> None:
+    """Refuse a binding that would fail, or change values silently, at the first request; `axes` are transposed."""
+    kinds = {np.dtype(device.dtype).kind, np.dtype(item.artifact.dtype).kind}
+    problem = None
+    if item.artifact.elements != device.elements:
+        problem = f"{list(device.shape)} and {list(item.artifact.shape)} have different numbers of values"
+    elif item.transpose is not None and sorted(item.transpose) != list(range(axes)):
+        problem = f"transpose {list(item.transpose)} is no order of {axes} axes"
+    elif item.scale is None and device.dtype != item.artifact.dtype and "f" in kinds:
+        problem = f"{device.dtype} and {item.artifact.dtype} without a scale"
+    elif item.scale is not None and not (0 < item.scale < float("inf") and item.artifact.dtype in _INTEGERS):
+        problem = f"{item.artifact.dtype} with scale {item.scale:g}"
+    if problem is not None:
+        raise EdgeopsError(
+            "E-BUNDLE-INVALID", f"binding of {item.device!r} to {item.artifact.name!r}: {problem}", "Compile it again."
+        )
+
+
 def _to_artifact(value: NDArray[Any], item: Binding) -> NDArray[Any]:
     if item.transpose is not None:
         value = value.transpose(item.transpose)
@@ -113,7 +149,7 @@ def _to_artifact(value: NDArray[Any], item: Binding) -> NDArray[Any]:
         limits = np.iinfo(item.artifact.dtype)
         quantized = np.rint(value / item.scale) + (item.zero_point or 0)
         value = np.clip(quantized, limits.min, limits.max)
-    return np.ascontiguousarray(value.reshape(item.artifact.shape), dtype=item.artifact.dtype)
+    return np.asarray(value.reshape(item.artifact.shape), dtype=item.artifact.dtype, order="C")
 
 
 def _to_device(value: NDArray[Any], item: Binding, target: TensorSpec) -> NDArray[Any]:
@@ -125,4 +161,4 @@ def _to_device(value: NDArray[Any], item: Binding, target: TensorSpec) -> NDArra
         raise EdgeopsError(
             "E-RUNTIME-RUN", f"output {target.name!r} has {value.size} values, the manifest says {target.elements}"
         )
-    return np.ascontiguousarray(value.reshape(target.shape), dtype=target.dtype)
+    return np.asarray(value.reshape(target.shape), dtype=target.dtype, order="C")

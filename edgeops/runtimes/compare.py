@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from edgeops.contracts.evidence import OutputError
 
 SQNR_CAP_DB = 200.0
+# JSON has no infinity: the difference from a value that is not finite.
+NOT_FINITE = sys.float_info.max
 _CLASS_KINDS = ("probabilities", "logits")
 
 
@@ -35,8 +38,13 @@ def sqnr_db(reference: NDArray[Any], got: NDArray[Any]) -> float:
     return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(signal / noise)))
 
 
-def classes(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the class along the last axis, arrays [n, ..., classes]; one value per class decision."""
+def classes(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
+    """Return the class along the last axis, arrays [n, ..., classes]; one value per class decision.
+
+    A single column is one class against its absence: above 0.5 for `probabilities`, above 0 for `logits`.
+    """
+    if values.ndim < 2 or values.shape[-1] == 1:
+        return (values > (0.5 if kind == "probabilities" else 0.0)).astype(np.int64)
     found: NDArray[np.int64] = values.argmax(axis=-1)
     return found
 
@@ -52,7 +60,7 @@ def output_error(name: str, kind: str, reference: NDArray[Any], got: NDArray[Any
 
     Returns:
         Mean cosine, SQNR in dB, largest absolute difference, share of equal class decisions, and n. Values that are
-        not finite give a cosine and agreement of 0, `-SQNR_CAP_DB` and an infinite difference.
+        not finite give a cosine and agreement of 0, `-SQNR_CAP_DB` and a difference of `NOT_FINITE`.
     """
     if reference.shape != got.shape or not np.isfinite(got.astype(np.float64)).all():
         agreement = 0.0 if kind in _CLASS_KINDS else None
@@ -60,11 +68,11 @@ def output_error(name: str, kind: str, reference: NDArray[Any], got: NDArray[Any
             output=name,
             cosine=0.0,
             sqnr_db=-SQNR_CAP_DB,
-            max_abs=math.inf,
+            max_abs=NOT_FINITE,
             agreement=agreement,
             samples=len(reference),
         )
-    agreement = float((classes(reference) == classes(got)).mean()) if kind in _CLASS_KINDS else None
+    agreement = float((classes(reference, kind) == classes(got, kind)).mean()) if kind in _CLASS_KINDS else None
     difference = np.abs(reference.astype(np.float64) - got.astype(np.float64)).max(initial=0.0)
     return OutputError(
         output=name,

@@ -7,6 +7,7 @@ crashes, hangs or eats memory then costs one measurement and nothing else.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -24,6 +25,9 @@ from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
 
 _KIB = 1024
+# Exit status of a measuring process that says why; 1 is Python's own for an exception.
+_REFUSED = 3
+_STATUS = Path("/proc/self/status")
 
 
 class MeasureRequest(Wire, frozen=True, kw_only=True):
@@ -88,7 +92,14 @@ def interleaved(
 
 
 def peak_memory_mib() -> float:
-    """Return the peak resident memory of this process so far, in MiB."""
+    """Return the peak resident memory of this process so far, in MiB, without that of its children.
+
+    From /proc where there is one: `ru_maxrss` of a started program begins at the peak of the process that started it.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / _KIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB
 
 
@@ -112,9 +123,9 @@ def measure_apart(request: MeasureRequest, *, timeout_s: float = 120, memory_mib
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: the runtime's process died of {name}")
-    if not lines:
+    if not lines or done.returncode not in (0, _REFUSED):
         raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: {done.stderr.decode(errors='replace')[-400:]}")
-    if done.returncode != 0:
+    if done.returncode == _REFUSED:
         code, what, next_step = json.loads(lines[-1])
         raise EdgeopsError(code, what, next_step)
     return decode(lines[-1], Measured, what="measurement")
@@ -123,23 +134,29 @@ def measure_apart(request: MeasureRequest, *, timeout_s: float = 120, memory_mib
 def main() -> int:
     """Answer one request from stdin; return the exit status.
 
-    Prints the measurement, or `[code, what, next step]` with status 1.
+    Prints the measurement, or `[code, what, next step]` with status 3.
     """
+    # Native libraries print to stdout as they please: the answer has a channel of its own.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        status, answer = _answer()
+        print(answer, file=answers)
+    return status
+
+
+def _answer() -> tuple[int, str]:
     limit = int(sys.argv[1]) << 20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         answer = _measure(decode(sys.stdin.buffer.read(), MeasureRequest, what="measure request"))
     except EdgeopsError as error:
-        print(json.dumps([error.code, error.what, error.next_step]))
-        return 1
+        return _REFUSED, json.dumps([error.code, error.what, error.next_step])
     except MemoryError:
-        print(
-            json.dumps(["E-RUNTIME-RUN", f"more than {limit >> 20} MiB of memory", "Measure it with a larger limit."])
+        return _REFUSED, json.dumps(
+            ["E-RUNTIME-RUN", f"more than {limit >> 20} MiB of memory", "Measure it with a larger limit."]
         )
-        return 1
-    print(encode(answer).decode())
-    return 0
+    return 0, encode(answer).decode()
 
 
 def _measure(request: MeasureRequest) -> Measured:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import DEVICE_SHAPE
 
+from edgeops.contracts.bundle import Binding
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.bundles import Bundle
@@ -75,4 +76,72 @@ def test_a_manifest_that_names_other_tensors_is_refused_at_load(bundle: Bundle):
     other = msgspec.structs.replace(binding, artifact=msgspec.structs.replace(binding.artifact, name="z"))
     with pytest.raises(EdgeopsError) as caught:
         open_session(bundle.directory, msgspec.structs.replace(bundle.manifest, input_bindings=(other,)))
+    assert caught.value.code == "E-RUNTIME-LOAD"
+
+
+class Echo:
+    """A session that answers with what it was fed."""
+
+    provider = "echo"
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.inputs = (spec,)
+        self.outputs = (msgspec.structs.replace(spec, name="r"),)
+
+    def run(self, feeds):
+        return {"r": feeds[self.inputs[0].name]}
+
+    def close(self):
+        pass
+
+
+def echo_manifest(bundle: Bundle, device: TensorSpec, artifact: TensorSpec, **binding):
+    """One input and one output, both of the device's form, bound alike."""
+    out = msgspec.structs.replace(device, name="y")
+    bound = Binding(device=device.name, artifact=artifact, **binding)
+    return msgspec.structs.replace(
+        bundle.manifest,
+        inputs=(device,),
+        outputs=(msgspec.structs.replace(bundle.manifest.outputs[0], tensor=out),),
+        input_bindings=(bound,),
+        output_bindings=(
+            msgspec.structs.replace(bound, device="y", artifact=msgspec.structs.replace(artifact, name="r")),
+        ),
+    )
+
+
+def test_a_scalar_stays_a_scalar(bundle: Bundle):
+    spec = TensorSpec(name="rate", dtype="int64", shape=())
+    session = BundleSession(Echo(spec), echo_manifest(bundle, spec, spec))
+    answer = session.run({"rate": np.array(16000)})["y"]
+    assert (answer.shape, answer.dtype, int(answer)) == ((), np.int64, 16000)
+
+
+@pytest.mark.parametrize(
+    ("device", "artifact", "binding"),
+    [
+        (("float32", (2, 3)), ("float32", (2, 4)), {}),
+        (("float32", (2, 3)), ("uint8", (2, 3)), {}),
+        (("float32", (2, 3)), ("float32", (2, 3)), {"scale": 0.5, "zero_point": 0}),
+        (("float32", (2, 3)), ("int8", (2, 3)), {"scale": 0.0, "zero_point": 0}),
+        (("float32", (2, 3)), ("int8", (2, 3)), {"scale": float("nan"), "zero_point": 0}),
+        (("float32", (2, 3)), ("float32", (3, 2)), {"transpose": (0, 0)}),
+        (("float32", (2, 3)), ("float32", (3, 2)), {"transpose": (1, 0, 2)}),
+    ],
+    ids=["elements", "cast", "scaled-float", "no-step", "nan-step", "axis-twice", "axes"],
+)
+def test_a_binding_that_cannot_be_applied_is_refused_at_load(bundle: Bundle, device, artifact, binding):
+    """Before the first request, and never by changing values silently."""
+    specs = [TensorSpec(name="x", dtype=dtype, shape=shape) for dtype, shape in (device, artifact)]
+    with pytest.raises(EdgeopsError) as caught:
+        BundleSession(Echo(specs[1]), echo_manifest(bundle, *specs, **binding))
+    assert caught.value.code == "E-BUNDLE-INVALID"
+
+
+def test_an_input_that_the_manifest_leaves_free_is_refused_at_load(bundle: Bundle):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1,))
+    echo = Echo(spec)
+    echo.inputs = (spec, msgspec.structs.replace(spec, name="state"))
+    with pytest.raises(EdgeopsError, match="'state'") as caught:
+        BundleSession(echo, echo_manifest(bundle, spec, spec))
     assert caught.value.code == "E-RUNTIME-LOAD"

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from edgeops.contracts.evidence import OutputError
+from edgeops.contracts.wire import decode, encode
 from edgeops.runtimes.compare import SQNR_CAP_DB, cosine, output_error, sqnr_db
 
 REFERENCE = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
@@ -40,3 +42,18 @@ def test_zero_outputs_are_alike_only_to_each_other():
     assert cosine(zero, zero) == 1
     assert cosine(zero, zero + 1) == 0
     assert sqnr_db(zero, zero + 1) == -SQNR_CAP_DB
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_evidence_of_an_output_that_is_not_finite_can_be_read_again(bad: float):
+    """JSON has no infinity: it would be written as null and refused by every reader."""
+    error = output_error("p", "values", REFERENCE, np.full_like(REFERENCE, bad))
+    assert decode(encode(error), OutputError, what="evidence") == error
+
+
+@pytest.mark.parametrize(("kind", "yes", "no"), [("probabilities", 0.9, 0.1), ("logits", 2.0, -2.0)])
+def test_a_single_column_has_two_classes(kind: str, yes: float, no: float):
+    """The largest of one column is always that column: opposite answers must not count as agreement."""
+    reference = np.array([[yes], [no]], np.float32)
+    assert output_error("p", kind, reference, reference).agreement == 1
+    assert output_error("p", kind, reference, reference[::-1]).agreement == 0

@@ -74,3 +74,23 @@ def test_the_testkit_damages_a_bundle_so_that_only_running_shows_it(bundle: Bund
     with open_session(damaged.directory, damaged.manifest) as session:
         answer = session.run({"image": np.zeros(DEVICE_SHAPE, np.uint8)})["p"]
     assert np.isfinite(answer).all()
+
+
+def test_an_infinity_that_the_artifact_gave_on_the_compile_host_too_is_right(bundle: Bundle):
+    """log(0) is a right answer where it was one before, and only there."""
+
+    class Session:
+        def __init__(self, answer: np.ndarray) -> None:
+            self.answer = answer
+
+        def run(self, feeds):
+            return {"p": self.answer}
+
+    right = np.array([[-np.inf, 0.0, 1.0, 2.0]], np.float32)
+    vectors = load(bundle.directory, bundle.manifest)
+    vectors = vectors._replace(artifact_outputs={"p": np.stack([right] * VECTORS)}, source_outputs={})
+    assert replay(Session(right), bundle.manifest, vectors).max_abs_diff == 0
+    for wrong in (-right, np.nan * right, np.where(np.isinf(right), 0, right)):
+        with pytest.raises(EdgeopsError) as caught:
+            replay(Session(wrong), bundle.manifest, vectors)
+        assert caught.value.code == "E-SELFTEST-GOLDEN"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,45 @@ def test_a_crash_or_hang_is_an_error_of_that_measurement(request_: MeasureReques
         with pytest.raises(EdgeopsError, match=words) as caught:
             measure_apart(MeasureRequest(runtime="bad", artifact="x", feeds=request_.feeds), timeout_s=5)
         assert caught.value.code == "E-RUNTIME-RUN"
+
+
+def test_peak_memory_is_not_that_of_the_process_which_started_it():
+    held = np.ones(200 << 17)
+    code = "from edgeops.runtimes.measure import peak_memory_mib; print(peak_memory_mib())"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60)
+    assert peak_memory_mib() > held.nbytes / 2**20
+    assert float(started.stdout) < held.nbytes / 2**20
+
+
+def test_a_runtime_that_prints_does_not_spoil_the_answer(request_: MeasureRequest, tmp_path: Path, monkeypatch):
+    plugin = tmp_path / "loud"
+    (plugin / "loud-1.dist-info").mkdir(parents=True)
+    (plugin / "loud-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1\n")
+    (plugin / "loud-1.dist-info" / "entry_points.txt").write_text("[edgeops.backends]\nloud = loud_backend:Loud\n")
+    (plugin / "loud_backend.py").write_text(
+        "import atexit, os\n"
+        "from edgeops.runtimes.onnxruntime_backend import OnnxRuntimeBackend\n"
+        "class Loud(OnnxRuntimeBackend):\n"
+        "    name = 'loud'\n"
+        "    def load(self, artifact, options):\n"
+        "        os.write(1, b'loading\\n')\n"
+        "        atexit.register(os.write, 1, b'goodbye\\n')\n"
+        "        return super().load(artifact, options)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.fspath(plugin))
+    found = measure_apart(MeasureRequest(runtime="loud", artifact=request_.artifact, feeds=request_.feeds, runs=2))
+    assert found.latency.runs == 2
+
+
+def test_tensors_that_cannot_be_read_are_an_error_of_that_measurement(request_: MeasureRequest):
+    Path(request_.feeds).write_bytes(b"no archive")
+    with pytest.raises(EdgeopsError) as caught:
+        measure_apart(request_)
+    assert caught.value.code == "E-RUNTIME-RUN"
+
+
+def test_hunger_for_memory_is_an_error_of_that_measurement(request_: MeasureRequest):
+    """Negative control: `test_measured_apart` passes with the default limit."""
+    with pytest.raises(EdgeopsError) as caught:
+        measure_apart(request_, memory_mib=16)
+    assert caught.value.code.startswith("E-RUNTIME-")
