@@ -92,7 +92,7 @@ def open_session(
         EdgeopsError: E-PLUGIN; no such runtime. E-RUNTIME-MISSING; not installed. E-RUNTIME-LOAD; it refuses the
             artifact, or has other tensors than the manifest names. E-BUNDLE-INVALID; a binding cannot be applied.
     """
-    options = LoadOptions(threads, manifest.providers, manifest.options, cache_dir)
+    options = LoadOptions(threads, manifest.providers, manifest.options, cache_dir, manifest.precision)
     session = backend(manifest.runtime).load(directory / manifest.artifact, options)
     try:
         return BundleSession(session, manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from edgeops.runtimes.protocol import Availability, LoadOptions, Session, Tensor
 
 _PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
 _FLATBUFFER_MARK = b"TFL3"
+# The bindings of tflite-runtime report some failures as a result with an exception set.
+_ERRORS = (OSError, RuntimeError, ValueError, KeyError, SystemError)
 
 
 class LiteRtBackend:
@@ -29,12 +32,14 @@ class LiteRtBackend:
             _, package = _interpreter()
         except ImportError as error:
             return Availability(None, str(error))
-        return Availability(importlib.metadata.version(package))
+        version = importlib.metadata.version(package)
+        # The older package counts on: its 2.14 is older than any version of the newer one.
+        return Availability(version if package == _PACKAGES[0][1] else f"{package} {version}")
 
     def load(self, artifact: Path, options: LoadOptions) -> Session:
         """Load a .tflite file; see `Backend.load`."""
         try:
-            make, _ = _interpreter()
+            module, _ = _interpreter()
         except ImportError as error:
             raise EdgeopsError("E-RUNTIME-MISSING", f"LiteRT: {error}", "pip install 'edgeops[litert]'") from error
         try:
@@ -43,24 +48,36 @@ class LiteRtBackend:
             if mark != _FLATBUFFER_MARK:
                 # The native reader trusts the offsets in the file: what is no TFLite model must not reach it.
                 raise EdgeopsError("E-RUNTIME-LOAD", f"{artifact} is not a TFLite model")
-            interpreter = make(model_path=str(artifact), num_threads=options.threads)
+            resolver = module.OpResolverType
+            xnnpack = options.options.get("xnnpack", "on") != "off"
+            interpreter = module.Interpreter(
+                model_path=str(artifact),
+                num_threads=options.threads,
+                experimental_op_resolver_type=(
+                    resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                ),
+            )
             interpreter.allocate_tensors()
-            return _LiteRtSession(interpreter)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            return _LiteRtSession(interpreter, "XNNPACK" if xnnpack else "built-in kernels")
+        except _ERRORS as error:
             raise EdgeopsError("E-RUNTIME-LOAD", f"LiteRT refuses {artifact}: {_first_line(error)}") from error
 
 
 class _LiteRtSession:
     """A loaded TFLite model."""
 
-    provider = "XNNPACK"
-
-    def __init__(self, interpreter: Any) -> None:
+    def __init__(self, interpreter: Any, provider: str) -> None:
         self._interpreter = interpreter
-        self._ins = interpreter.get_input_details()
-        self._outs = interpreter.get_output_details()
-        self._inputs = tuple(_spec(item) for item in self._ins)
-        self._outputs = tuple(_spec(item) for item in self._outs)
+        self._provider = provider
+        self._ins, self._outs = _ends(interpreter)
+        self._inputs = tuple(_spec(name, item) for name, item in self._ins)
+        self._outputs = tuple(_spec(name, item) for name, item in self._outs)
+        self._shapes = {name: tuple(item["shape"].tolist()) for name, item in self._ins}
+
+    @property
+    def provider(self) -> str:
+        """The kernels in use."""
+        return self._provider
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -75,22 +92,34 @@ class _LiteRtSession:
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
         check_feeds(feeds, self._inputs)
+        if self._interpreter is None:
+            raise EdgeopsError("E-RUNTIME-RUN", "LiteRT: the session is closed")
         try:
-            for item in self._ins:
-                self._interpreter.set_tensor(item["index"], feeds[item["name"]])
+            self._fit(feeds)
+            for name, item in self._ins:
+                self._interpreter.set_tensor(item["index"], feeds[name])
             self._interpreter.invoke()
             # `get_tensor` copies: the answer stays as it is when the next inference runs.
-            return {item["name"]: np.asarray(self._interpreter.get_tensor(item["index"])) for item in self._outs}
-        except (RuntimeError, ValueError) as error:
+            return {name: np.asarray(self._interpreter.get_tensor(item["index"])) for name, item in self._outs}
+        except _ERRORS as error:
             raise EdgeopsError("E-RUNTIME-RUN", f"LiteRT: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Free the model's memory."""
         self._interpreter = None
 
+    def _fit(self, feeds: Tensors) -> None:
+        """Give inputs whose size the model leaves open the size of the tensors that come."""
+        changed = [(name, item) for name, item in self._ins if feeds[name].shape != self._shapes[name]]
+        for name, item in changed:
+            self._interpreter.resize_tensor_input(item["index"], feeds[name].shape, strict=True)
+            self._shapes[name] = feeds[name].shape
+        if changed:
+            self._interpreter.allocate_tensors()
+
 
 def _interpreter() -> tuple[Any, str]:
-    """Return the interpreter's class and its package.
+    """Return the interpreter's module and its package.
 
     Raises:
         ImportError: Neither package can be imported.
@@ -98,18 +127,42 @@ def _interpreter() -> tuple[Any, str]:
     reasons = []
     for module, package in _PACKAGES:
         try:
-            return importlib.import_module(module).Interpreter, package
+            if package == "tflite-runtime" and int(np.__version__.split(".")[0]) > 1:
+                raise ImportError(f"tflite-runtime needs numpy 1, this is {np.__version__}")
+            return importlib.import_module(module), package
         except ImportError as error:
             reasons.append(str(error))
     raise ImportError("; ".join(reasons))
 
 
-def _spec(item: Any) -> TensorSpec:
+def _ends(interpreter: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """Return inputs and outputs in the model's order, by the names of its one signature where it has one."""
+    ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
+    signatures = interpreter.get_signature_list()
+    if len(signatures) == 1:
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        named_ins, named_outs = _named(runner.get_input_details(), ins), _named(runner.get_output_details(), outs)
+        if named_ins and named_outs:
+            return named_ins, named_outs
+    return [(item["name"], item) for item in ins], [(item["name"], item) for item in outs]
+
+
+def _named(signature: Mapping[str, Any], details: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return a signature's tensors in the order of the main graph's; nothing if they are of another graph."""
+    order = {(item["index"], item["name"]): place for place, item in reversed(list(enumerate(details)))}
+    places = {name: order.get((item["index"], item["name"])) for name, item in signature.items()}
+    if set(places.values()) != set(order.values()):
+        return []
+    return sorted(signature.items(), key=lambda entry: (places[entry[0]], entry[0]))
+
+
+def _spec(name: str, item: Any) -> TensorSpec:
     dtype = np.dtype(item["dtype"]).name
     if dtype not in DTYPES:
-        raise ValueError(f"tensor {item['name']!r} has type {dtype}, which devices do not carry")
-    signature = item.get("shape_signature", item["shape"])
-    return TensorSpec(name=item["name"], dtype=dtype, shape=tuple(int(size) for size in signature))
+        raise ValueError(f"tensor {name!r} has type {dtype}, which devices do not carry")
+    # A model that leaves no size open may have an empty shape signature.
+    signature = item["shape_signature"] if len(item["shape_signature"]) == len(item["shape"]) else item["shape"]
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(size) for size in signature))
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.runtimes.protocol import Availability, LoadOptions, Session, Tensors, check_feeds
 
@@ -60,19 +61,27 @@ class OnnxRuntimeBackend:
         settings.log_severity_level = 4
         present = ort.get_available_providers()
         wanted = list(options.providers) or [_ALWAYS_LAST]
-        usable = [name for name in wanted if name in present] or [_ALWAYS_LAST]
+        usable = [name for name in wanted if name in present and name != _ALWAYS_LAST]
         if options.options.get("graph_optimization") == "off":
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = ort.InferenceSession(
-                str(artifact),
-                settings,
-                providers=usable,
-                provider_options=[_settings_of(name, options) for name in usable],
-            )
-            return _OnnxSession(session, _explain(wanted, present, session.get_providers()))
-        except _errors() as error:
-            raise EdgeopsError("E-RUNTIME-LOAD", f"onnxruntime refuses {artifact}: {_first_line(error)}") from error
+        failures: dict[str, str] = {}
+        while True:
+            try:
+                session = ort.InferenceSession(
+                    str(artifact),
+                    settings,
+                    providers=[*usable, _ALWAYS_LAST],
+                    provider_options=[*(_settings_of(name, options) for name in usable), {}],
+                    # Its own way back to the CPU is silent, and open during every inference.
+                    enable_fallback=0,
+                )
+                return _OnnxSession(session, _explain(wanted, present, session.get_providers(), failures))
+            except _errors() as error:
+                if not usable:
+                    raise EdgeopsError(
+                        "E-RUNTIME-LOAD", f"onnxruntime refuses {artifact}: {_first_line(error)}"
+                    ) from error
+                failures[usable.pop(0)] = _first_line(error)
 
 
 class _OnnxSession:
@@ -103,6 +112,8 @@ class _OnnxSession:
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
         check_feeds(feeds, self._inputs)
+        if self._session is None:
+            raise EdgeopsError("E-RUNTIME-RUN", "onnxruntime: the session is closed")
         try:
             values = self._session.run(self._names, dict(feeds))
         except _errors() as error:
@@ -125,28 +136,35 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _settings_of(provider: str, options: LoadOptions) -> dict[str, str]:
-    if provider == "TensorrtExecutionProvider" and options.cache_dir is not None:
+    if provider != "TensorrtExecutionProvider":
+        return {}
+    settings = {
+        "trt_int8_enable": "1" if options.precision is Precision.INT8 else "0",
+        "trt_fp16_enable": "1" if options.precision is Precision.FLOAT16 else "0",
+    }
+    if options.cache_dir is not None:
         folder = str(options.cache_dir)
-        return {
+        settings |= {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": folder,
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": folder,
         }
-    return {}
+    return settings
 
 
-def _explain(wanted: Sequence[str], present: Sequence[str], used: Sequence[str]) -> str:
+def _explain(wanted: Sequence[str], present: Sequence[str], used: Sequence[str], failures: Mapping[str, str]) -> str:
     """Return the provider in use and why each earlier choice is not."""
     first = used[0] if used else _ALWAYS_LAST
     earlier = list(wanted[: wanted.index(first)] if first in wanted else wanted)
     missing = [name for name in earlier if name not in present]
-    refused = [name for name in earlier if name in present]
+    refused = [name for name in earlier if name in present and name not in failures]
     reasons = []
     if missing:
         reasons.append(f"{', '.join(missing)} not in this build")
     if refused:
         reasons.append(f"{', '.join(refused)} could not start")
+    reasons += [f"{name} failed: {why}" for name, why in failures.items()]
     return first + (f" ({'; '.join(reasons)})" if reasons else "")
 
 

@@ -77,6 +77,8 @@ class _OpenVinoSession:
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
         check_feeds(feeds, self._inputs)
+        if self._request is None:
+            raise EdgeopsError("E-RUNTIME-RUN", "OpenVINO: the session is closed")
         try:
             values = self._request.infer([feeds[spec.name] for spec in self._inputs], share_inputs=True)
         except (RuntimeError, ValueError) as error:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import TensorSpec
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -31,12 +32,14 @@ class LoadOptions(NamedTuple):
         providers: Execution providers in order of preference; onnxruntime only.
         options: The bundle's runtime settings.
         cache_dir: Where the runtime may keep engines that it builds; None: nowhere.
+        precision: Number format of the artifact: TensorRT uses int8 and fp16 only where it is told to.
     """
 
     threads: int = 1
     providers: tuple[str, ...] = ()
     options: Mapping[str, str] = {}
     cache_dir: Path | None = None
+    precision: Precision = Precision.FLOAT32
 
 
 class Session(Protocol):
@@ -58,7 +61,8 @@ class Session(Protocol):
         """Run one inference on the artifact's own tensors.
 
         Raises:
-            EdgeopsError: E-RUNTIME-INPUT; a tensor has a wrong name, type or shape. E-RUNTIME-RUN; the runtime failed.
+            EdgeopsError: E-RUNTIME-INPUT; a tensor has a wrong name, type or shape. E-RUNTIME-RUN; the runtime failed,
+                or the session is closed.
         """
 
     def close(self) -> None:

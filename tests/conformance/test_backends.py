@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from affine_models import SHAPE, WRITERS
+from affine_models import SHAPE, WRITERS, write_tflite
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.runtimes.protocol import Backend, LoadOptions, Session
@@ -70,6 +70,35 @@ def test_an_answer_does_not_change_when_the_next_one_is_computed(session: Sessio
     first = session.run({"a": A, "b": B})["total"]
     session.run({"a": A * 100, "b": B * 100})
     np.testing.assert_array_equal(first, A + B)
+
+
+def test_a_closed_session_says_so(session: Session):
+    session.run({"a": A, "b": B})
+    session.close()
+    session.close()
+    with pytest.raises(EdgeopsError, match="closed") as caught:
+        session.run({"a": A, "b": B})
+    assert caught.value.code == "E-RUNTIME-RUN"
+
+
+def test_a_size_that_the_model_leaves_open_may_change_from_run_to_run(runtime: Backend, tmp_path: Path):
+    name, write = WRITERS[runtime.name]
+    session = runtime.load(write(tmp_path / name, open_batch=True), LoadOptions())
+    assert {spec.shape for spec in session.inputs} == {(-1, 4)}
+    for batch in (3, 1, 2, 2):
+        a, b = np.repeat(A, batch, axis=0), np.repeat(B, batch, axis=0)
+        np.testing.assert_array_equal(session.run({"a": a, "b": b})["gap"], a - b)
+    with pytest.raises(EdgeopsError) as caught:
+        session.run({"a": A[:, :3], "b": B[:, :3]})
+    assert caught.value.code == "E-RUNTIME-INPUT"
+    session.close()
+
+
+def test_tensors_that_may_not_be_written_are_read_right(session: Session):
+    """What comes from a request's body is read-only."""
+    a = np.frombuffer(A.tobytes(), np.float32).reshape(SHAPE)
+    assert not a.flags.writeable
+    np.testing.assert_array_equal(session.run({"a": a, "b": B})["total"], A + B)
 
 
 def test_inputs_are_left_as_they_were(session: Session):
@@ -163,6 +192,44 @@ else:
     raise AssertionError("loaded without its runtime")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_litert_names_tensors_as_the_signature_does(tmp_path: Path):
+    """In the graph's order, since a converter may have renamed them."""
+    names = {"second": "a", "first": "b", "alpha": "gap", "zeta": "total"}
+    session = backend("litert").load(write_tflite(tmp_path / "model.tflite", signature=names), LoadOptions())
+    assert [spec.name for spec in session.inputs] == ["second", "first"]
+    assert [spec.name for spec in session.outputs] == ["zeta", "alpha"]
+    answer = session.run({"second": A, "first": B})
+    np.testing.assert_array_equal(answer["zeta"], A + B)
+    np.testing.assert_array_equal(answer["alpha"], A - B)
+
+
+def test_litert_says_which_kernels_run(tmp_path: Path):
+    artifact = write_tflite(tmp_path / "model.tflite")
+    plain = backend("litert").load(artifact, LoadOptions(options={"xnnpack": "off"}))
+    assert plain.provider != backend("litert").load(artifact, LoadOptions()).provider
+    np.testing.assert_array_equal(plain.run({"a": A, "b": B})["total"], A + B)
+
+
+def test_onnxruntime_goes_on_without_a_provider_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on a board whose build has CUDA, but whose driver does not."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+
+    def without_a_driver(*args, providers, **kwargs):
+        if providers[0] != "CPUExecutionProvider":
+            raise RuntimeError("driver version is insufficient")
+        return real(*args, providers=providers, **kwargs)
+
+    artifact = WRITERS["onnxruntime"][1](tmp_path / "model.onnx")
+    wanted = ("AzureExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without_a_driver)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(wanted))
+    session = backend("onnxruntime").load(artifact, LoadOptions(providers=wanted))
+    assert session.provider == ("CPUExecutionProvider (AzureExecutionProvider failed: driver version is insufficient)")
+    np.testing.assert_array_equal(session.run({"a": A, "b": B})["total"], A + B)
 
 
 def test_onnxruntime_says_why_a_preferred_provider_is_not_used(tmp_path: Path):
