@@ -25,8 +25,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# What runs on a device is checked for Python 3.10 too: JetPack 6 has it.
+DEVICE_ROOMS := contracts transport trust runtimes releases client agent
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 $(DEVICE_ROOMS:%=-p edgeops.%) -m edgeops.durable -m edgeops.plugins
 
 imports: $(STAMP)
 	$(BIN)/lint-imports

@@ -1,0 +1,213 @@
+"""The demo's story, step by step. Each step acts by commands and returns what it found; nothing is shown here."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeops.cli.demo.commands import CommandLine
+from edgeops.cli.demo.text_lines import TextLines, text_lines, write_handover
+from edgeops.cli.demo.traffic import Traffic
+from edgeops.client.inference import InferenceClient
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.releases.bundles import open_bundle
+
+MODEL = "text-line-orientation"
+FLEET = "demo"
+PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
+GROUPS = "67%,100%"
+_READY_WITHIN_S = 60
+_ROLLOUT_WITHIN_S = 180
+_CHECKED_IMAGES = 20
+
+Say = Callable[[str], None]
+
+
+class Answers(NamedTuple):
+    """How one device answered real images: share of right answers over `images`, before and after it runs alone."""
+
+    device: str
+    images: int
+    right: int
+
+
+class Flow(NamedTuple):
+    """Traffic to one device during a rollout."""
+
+    device: str
+    answered: int
+    right: int
+    failures: dict[str, int]
+
+
+class Scenario:
+    """One fleet of three emulated devices on this machine, in one folder.
+
+    Args:
+        folder: Where hand-overs, bundles, the fleet home and the devices' state go.
+        commands: Runs edgeops commands.
+    """
+
+    def __init__(self, folder: Path, commands: CommandLine) -> None:
+        self.folder = folder
+        self.commands = commands
+        self.home = folder / "home"
+        self.data: TextLines = text_lines(windows_per_line=1)
+        self.endpoints: dict[str, str] = {}
+
+    def prepare(self, name: str, windows_per_line: int) -> tuple[Path, TextLines]:
+        """Write a hand-over: the published model, and text lines cropped from scans."""
+        data = text_lines(windows_per_line=windows_per_line)
+        return write_handover(self.folder / "handovers" / name, data), data
+
+    def compile(self, version: str, handover: Path) -> list[dict[str, Any]]:
+        """Compile a hand-over for every profile; return a row per profile."""
+        profiles = [word for profile in PROFILES for word in ("--profile", profile)]
+        result: list[dict[str, Any]] = self.commands.run(
+            "compile", str(handover), *profiles, "--out", str(self.bundles(version))
+        )["profiles"]
+        return result
+
+    def bundles(self, version: str) -> Path:
+        """Return the folder of a version's bundles."""
+        return self.folder / "bundles" / version
+
+    def init_trust(self) -> None:
+        """Make the fleet's keys, its TUF repository and its certificate authority."""
+        self.commands.run("trust", "init", "--home", str(self.home), "--fleet", FLEET)
+
+    def release(self, version: str) -> dict[str, Any]:
+        """Sign a version's bundles as a release and publish it."""
+        bundles = [str(self.bundles(version) / profile / "bundle") for profile in PROFILES]
+        self.commands.run("release", "create", "--home", str(self.home), "--version", version, *bundles)
+        published: dict[str, Any] = self.commands.run("release", "publish", "--home", str(self.home), MODEL, version)
+        return published
+
+    def damage(self, good: str, bad: str) -> None:
+        """Make version `bad` out of `good`: artifacts that answer slightly wrongly, in bundles that are whole."""
+        from edgeops.testkit.damage import damage_artifact
+
+        for profile in PROFILES:
+            damaged = damage_artifact(self.bundles(good) / profile / "bundle", self.bundles(bad) / profile / "bundle")
+            open_bundle(damaged.directory, expect_digest=damaged.digest)
+
+    def serve(self) -> dict[str, Any]:
+        """Start the control plane."""
+        self.commands.start("control", "serve", "--home", str(self.home))
+        facts: dict[str, Any] = self.commands.wait_for("control", self.home / "serve.json", within_s=_READY_WITHIN_S)
+        return facts
+
+    def enrol(self) -> list[str]:
+        """Start an agent per profile with a one-time token each; return the devices' names once all are online."""
+        for profile in PROFILES:
+            token = self.commands.run("device", "token", "--home", str(self.home), "--profile", profile)["token"]
+            token_file = self.folder / "tokens" / profile
+            token_file.parent.mkdir(mode=0o700, exist_ok=True)
+            token_file.touch(mode=0o600)
+            token_file.write_text(token)
+            self.commands.start(
+                device_name(profile), "agent", "run", "--state", str(self.state(profile)),
+                "--token-file", str(token_file), "--profile", profile, "--name", device_name(profile),
+            )  # fmt: skip
+        names = [device_name(profile) for profile in PROFILES]
+        self._wait(
+            lambda: all(self.device(name)["online"] for name in names), _READY_WITHIN_S, "the devices are offline"
+        )
+        return names
+
+    def state(self, profile: str) -> Path:
+        """Return the state folder of a profile's device."""
+        return self.folder / "devices" / device_name(profile)
+
+    def device(self, name: str) -> dict[str, Any]:
+        """Return what the control plane knows of a device."""
+        shown: dict[str, Any] = self.commands.run("device", "show", "--home", str(self.home), name, remember=False)
+        return shown
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return what the control plane knows of all devices."""
+        listed: list[dict[str, Any]] = self.commands.run("device", "list", "--home", str(self.home))
+        return listed
+
+    def rollout(self, version: str, groups: str, say: Say) -> dict[str, Any]:
+        """Roll a release out and watch until it ends; return how it stands then."""
+        created = self.commands.run(
+            "rollout", "create", "--home", str(self.home), MODEL, version, "--groups", groups, "--start"
+        )
+        status: dict[str, Any] = {}
+
+        def ended() -> bool:
+            shown = self.commands.run("rollout", "status", "--home", str(self.home), str(created["id"]), remember=False)
+            status.update(shown)
+            say(_progress(shown))
+            return shown["state"] not in ("draft", "running")
+
+        self._wait(ended, _ROLLOUT_WITHIN_S, f"the rollout of {version} does not end")
+        return status
+
+    def find_endpoints(self) -> dict[str, str]:
+        """Return each device's local inference address, as its agent tells it."""
+        for profile in PROFILES:
+            facts = self.commands.wait_for(device_name(profile), self.state(profile) / "agent.json", within_s=10)
+            self.endpoints[device_name(profile)] = facts["endpoints"][MODEL]
+        return self.endpoints
+
+    def ask(self) -> list[Answers]:
+        """Send real images to each device and count the right answers."""
+        images, labels = self.data.evaluation.images[-_CHECKED_IMAGES:], self.data.evaluation.labels[-_CHECKED_IMAGES:]
+        answers = []
+        for device, endpoint in self.endpoints.items():
+            client = InferenceClient(endpoint)
+            right = 0
+            for image, label in zip(images, labels, strict=True):
+                (answer,) = client.infer(MODEL, {"image": image[None]}).values()
+                right += int(answer.argmax() == label)
+            answers.append(Answers(device, len(images), right))
+        return answers
+
+    @contextlib.contextmanager
+    def traffic(self) -> Iterator[list[Traffic]]:
+        """Keep requests flowing to all devices meanwhile."""
+        side = self.data.evaluation
+        flows = [Traffic(url, MODEL, side.images, side.labels).start() for url in self.endpoints.values()]
+        try:
+            yield flows
+        finally:
+            for flow in flows:
+                flow.stop()
+
+    @staticmethod
+    def _wait(done: Callable[[], bool], within_s: float, otherwise: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not done():
+            if time.monotonic() > deadline:
+                raise EdgeopsError("E-INTERNAL", f"{otherwise} after {within_s:.0f} s", "See the logs.")
+            time.sleep(0.3)
+
+
+def device_name(profile: str) -> str:
+    """Return the name of a profile's device in the demo."""
+    return f"{profile}-1"
+
+
+def _progress(rollout: dict[str, Any]) -> str:
+    """Return how far a rollout is: devices per group."""
+    groups = []
+    for group in rollout["groups"]:
+        counts = group["profiles"].values()
+        there = sum(item["confirmed"] for item in counts)
+        bad = sum(item["failed"] + item["rejected"] + item["timed_out"] for item in counts)
+        total = there + bad + sum(item["running"] + item["held"] + item["silent"] for item in counts)
+        groups.append(f"group {group['label']}: {there}/{total}" + (f", {bad} refused" if bad else ""))
+    return f"{rollout['model']} {rollout['version']}: {'; '.join(groups)}"
+
+
+def model_component(device: dict[str, Any]) -> dict[str, Any]:
+    """Return how the demo's model stands on a device."""
+    found: dict[str, Any] = next(
+        component for unit in device["units"] for component in unit["components"] if component["name"] == MODEL
+    )
+    return found

@@ -1,0 +1,134 @@
+"""The demo as a person sees it: seven steps, what each found, and whether that is what should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeops.cli.demo.display import Display
+from edgeops.cli.demo.scenario import FLEET, GROUPS, MODEL, PROFILES, Scenario, model_component
+
+
+class Story:
+    """Tells a scenario on a display and judges each step."""
+
+    def __init__(self, scenario: Scenario, display: Display) -> None:
+        self._scenario = scenario
+        self._display = display
+        self._passed = True
+
+    def tell(self) -> bool:
+        """Run all steps; return whether every one did what it should."""
+        self._take_and_compile()
+        self._sign()
+        self._start_and_serve()
+        self._update_under_load()
+        self._refuse_a_bad_release()
+        self._show_devices()
+        return self._passed
+
+    def _take_and_compile(self) -> None:
+        scenario, display = self._scenario, self._display
+        with display.step(1, "Take a published OCR model and real text lines") as say:
+            say("fetching and cropping")
+            handover, data = scenario.prepare("1.0.0", windows_per_line=1)
+        for name, side in (("calibration", data.calibration), ("evaluation", data.evaluation)):
+            display.say(f"{name}: {len(side.images)} crops of {side.lines} distinct lines, none of them on both sides")
+        with display.step(2, f"Compile it for {', '.join(PROFILES)}") as say:
+            say("searching for the best artifact that passes every gate")
+            rows = scenario.compile("1.0.0", handover)
+        self._show_compiled(rows)
+
+    def _sign(self) -> None:
+        scenario = self._scenario
+        with self._display.step(3, "Sign release 1.0.0 into a TUF repository"):
+            scenario.init_trust()
+            published = scenario.release("1.0.0")
+        self._expect(published["version"] == "1.0.0", f"{MODEL} {published['version']} of fleet {FLEET} is published")
+
+    def _start_and_serve(self) -> None:
+        scenario, display = self._scenario, self._display
+        with display.step(4, "Start the control plane and three agents, and roll out 1.0.0") as say:
+            facts = scenario.serve()
+            say("control plane is ready; devices enrol")
+            devices = scenario.enrol()
+            status = scenario.rollout("1.0.0", "100%", say)
+            scenario.find_endpoints()
+            answers = scenario.ask()
+        broker = facts["broker"]
+        display.say(f"broker: {broker['kind']}{', mutual TLS' if broker['tls'] else ', loopback only, no TLS'}")
+        display.say(f"enrolled with key, CSR and certificate: {', '.join(devices)}")
+        self._expect(status["state"] == "succeeded", f"rollout of 1.0.0 {status['state']}")
+        for answer in answers:
+            right = f"{answer.right} of {answer.images} real images answered right"
+            self._expect(answer.right >= 0.9 * answer.images, f"{answer.device}: {right}")
+
+    def _update_under_load(self) -> None:
+        scenario, display = self._scenario, self._display
+        with display.step(5, "Roll out 1.1.0 in two groups while requests keep flowing") as say:
+            say("compiling with a larger calibration set")
+            handover, _ = scenario.prepare("1.1.0", windows_per_line=3)
+            rows = scenario.compile("1.1.0", handover)
+            scenario.release("1.1.0")
+            with scenario.traffic() as flows:
+                status = scenario.rollout("1.1.0", GROUPS, say)
+        self._show_compiled(rows)
+        self._expect(status["state"] == "succeeded", f"rollout of 1.1.0 {status['state']}")
+        dropped = sum(sum(flow.failures.values()) for flow in flows)
+        answered = sum(flow.answered for flow in flows)
+        self._expect(dropped == 0 and answered > 0, f"{answered} requests answered meanwhile, {dropped} dropped")
+        for flow in flows:
+            self._expect(flow.accuracy >= 0.9, f"{flow.device}: {flow.answered} answers, {flow.accuracy:.3f} right")
+
+    def _refuse_a_bad_release(self) -> None:
+        scenario, display = self._scenario, self._display
+        with display.step(6, "Roll out 1.2.0: signed, but its artifacts answer slightly wrongly") as say:
+            scenario.damage("1.1.0", "1.2.0")
+            scenario.release("1.2.0")
+            with scenario.traffic() as flows:
+                status = scenario.rollout("1.2.0", GROUPS, say)
+            versions = {
+                device["connection"]: model_component(device)["active_release"] for device in scenario.devices()
+            }
+        self._expect(status["state"] == "stopped", f"rollout of 1.2.0 {status['state']}: {status['reason']}")
+        self._expect(set(versions.values()) == {"1.1.0"}, f"devices serve {versions}")
+        dropped = sum(sum(flow.failures.values()) for flow in flows)
+        self._expect(
+            dropped == 0, f"{sum(flow.answered for flow in flows)} requests answered meanwhile, {dropped} dropped"
+        )
+
+    def _show_devices(self) -> None:
+        with self._display.step(7, "Ask the control plane how the devices stand"):
+            devices = self._scenario.devices()
+        columns = ("device", "version", "state", "p50 ms", "p95 ms", "requests", "errors", "last refusal")
+        self._display.table("Devices", columns, [_device_row(device) for device in devices])
+
+    def _show_compiled(self, rows: list[dict[str, Any]]) -> None:
+        columns = ("profile", "runtime", "precision", "size", "host p50", "agrees with float", "accuracy", "why")
+        self._display.table("Compiled", columns, [_compiled_row(row) for row in rows])
+
+    def _expect(self, holds: bool, text: str) -> None:
+        self._passed &= holds
+        self._display.say(f"[green]✓[/] {text}" if holds else f"[red]✗ {text}[/]")
+
+
+def _compiled_row(row: dict[str, Any]) -> tuple[object, ...]:
+    return (row["profile"], row["runtime"])
+
+
+def _device_row(device: dict[str, Any]) -> tuple[object, ...]:
+    component = model_component(device)
+    failure = component["failure"]
+    return (
+        device["connection"],
+        component["active_release"],
+        component["state"],
+        _ms(component["latency_p50_ms"]),
+        _ms(component["latency_p95_ms"]),
+        component["requests"],
+        component["errors"],
+        f"{failure['release']}: {failure['code']}" if failure else "",
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
