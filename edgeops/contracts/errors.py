@@ -91,6 +91,10 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-SELFTEST-GOLDEN": ErrorCode(Fault.PEER, "Outputs on this device differ from the golden vectors."),
     "E-SELFTEST-BUDGET": ErrorCode(Fault.GATE, "Latency or memory on this device breaks the budget."),
     "E-TRIAL": ErrorCode(Fault.GATE, "The new bundle was not healthy in its trial."),
+    "E-INFER-REQUEST": ErrorCode(Fault.USAGE, "An inference request is malformed, or too large or too slow."),
+    "E-INFER-MODEL": ErrorCode(Fault.USAGE, "No such model, version or path at this address."),
+    "E-INFER-VALUES": ErrorCode(Fault.PEER, "An output is not finite, and the hand-over says to fail then."),
+    "E-INFER-BUSY": ErrorCode(Fault.ENVIRONMENT, "Too many requests wait; try again later."),
     "E-DESIRED-UNSUPPORTED": ErrorCode(Fault.PEER, "The desired state asks for something this agent cannot do."),
     # Control plane
     "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),

@@ -1,0 +1,134 @@
+"""What supervisor and worker say to each other: small tagged messages in frames over a socket pair."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Union
+
+import msgspec
+
+from edgeops.contracts.deployment import SelfTestFigures
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import ModelWindow
+
+MAX_FRAME_BYTES = 4 << 20
+_LENGTH = struct.Struct(">I")
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Check a bundle's bytes, load it, and run it once.
+
+    Args:
+        directory: Where the bundle lies.
+        release: Its version, for clients.
+        digest: What it must be.
+        threads: Inference threads.
+        affinity: CPUs that the process may use; empty: any.
+        cache_dir: Where the runtime may keep what it builds.
+    """
+
+    directory: str
+    release: str
+    digest: str
+    threads: int = 1
+    affinity: tuple[int, ...] = ()
+    cache_dir: str | None = None
+
+
+class Test(msgspec.Struct, frozen=True, tag=True):
+    """Replay the golden vectors, and hold latency and memory against the budgets."""
+
+
+class Serve(msgspec.Struct, frozen=True, tag=True):
+    """Begin to accept connections."""
+
+
+class Probe(msgspec.Struct, frozen=True, tag=True):
+    """Run a golden vector, as a sign of life."""
+
+    number: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Accept no more connections, finish what is under way, and end."""
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The bundle is whole, loaded and warm."""
+
+    load_ms: float
+    provider: str
+
+
+class Tested(msgspec.Struct, frozen=True, tag=True):
+    """The self-test passed."""
+
+    figures: SelfTestFigures
+
+
+class Serving(msgspec.Struct, frozen=True, tag=True):
+    """Connections are accepted."""
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a probe."""
+
+    number: int
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    """What was served since the last such message."""
+
+    window: ModelWindow
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The bundle cannot be served; the worker ends."""
+
+    code: str
+    what: str
+
+
+ToWorker = Union[Load, Test, Serve, Probe, Drain]  # noqa: UP007  evaluated at run time, also on Python 3.10
+FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Refused]  # noqa: UP007
+
+
+class Framing:
+    """Takes bytes in and gives whole messages out."""
+
+    def __init__(self, kind: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[object] = msgspec.msgpack.Decoder(kind)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[object]:
+        """Return the messages that are complete now.
+
+        Raises:
+            EdgeopsError: E-WIRE-MALFORMED; the other side does not keep to the form.
+        """
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise EdgeopsError("E-WIRE-MALFORMED", f"a frame of {length} bytes on the worker's channel")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            try:
+                messages.append(self._decoder.decode(self._buffer[_LENGTH.size : end]))
+            except msgspec.DecodeError as error:
+                raise EdgeopsError("E-WIRE-MALFORMED", f"worker's channel: {error}") from error
+            del self._buffer[:end]
+        return messages
+
+
+def send(channel: socket.socket, message: msgspec.Struct) -> None:
+    """Send one message; blocks until the operating system has it.
+
+    Raises:
+        OSError: The other side is gone.
+    """
+    body = msgspec.msgpack.encode(message)
+    channel.sendall(_LENGTH.pack(len(body)) + body)

@@ -1,0 +1,51 @@
+"""What a desired state means for one component: which event, if any. Pure."""
+
+from __future__ import annotations
+
+from edgeops.agent.states import MAX_ATTEMPTS, Event
+from edgeops.agent.store import ComponentRecord
+from edgeops.contracts.deployment import Component, DeploymentState, Slot
+
+_ON_ITS_WAY = frozenset(
+    {
+        DeploymentState.HELD,
+        DeploymentState.DOWNLOADING,
+        DeploymentState.STAGED,
+        DeploymentState.SELF_TEST,
+        DeploymentState.TRIAL,
+    }
+)
+
+
+def event_for(record: ComponentRecord, want: Component | None, generation: int, confirmed: Slot | None) -> Event | None:
+    """Return what a desired state brings about for a component; None: nothing, it was taken in before.
+
+    Args:
+        record: Where the component stands.
+        want: What the desired state asks for; None: the component is not in it.
+        generation: Of the desired state.
+        confirmed: The bundle that has proved itself on this device.
+    """
+    if want is None:
+        return None if record.want is None and confirmed is None else Event.UNWANTED
+    same = record.want is not None and record.want.digest == want.digest
+    known = same and record.generation == generation
+    if confirmed is not None and confirmed.digest == want.digest:
+        return None if known and record.state is DeploymentState.CONFIRMED else Event.SATISFIED
+    if same and record.state in _ON_ITS_WAY:
+        return None if known else Event.RENEWED
+    if not known:
+        return Event.WANTED
+    # The same again. It is tried again only where it was lost after it had been good, and within the budget.
+    lost = record.state in (DeploymentState.CONFIRMED, DeploymentState.IDLE)
+    return Event.WANTED if lost and record.attempts < MAX_ATTEMPTS else None
+
+
+def event_at_start(record: ComponentRecord) -> Event:
+    """Return what a start of the agent means for a component that was cut off: on, or back if that came too often."""
+    if record.attempts >= MAX_ATTEMPTS:
+        if record.state is DeploymentState.TRIAL:
+            return Event.UNHEALTHY
+        if record.state is DeploymentState.SELF_TEST:
+            return Event.TEST_FAILED
+    return Event.RESTARTED

@@ -1,0 +1,257 @@
+"""Two slots per component: a bundle is staged in the free one, and one renamed file says which of them is active."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from edgeops import durable
+from edgeops.contracts.deployment import Slot
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.releases.bundles import unpack
+
+log = logging.getLogger(__name__)
+
+SlotName = Literal["a", "b"]
+_NAMES: tuple[SlotName, SlotName] = ("a", "b")
+_RECORD, _BUNDLE, _ACTIVE, _STAGING = "slot.json", "bundle", "active", ".staging"
+
+
+class SlotRecord(Wire, frozen=True, kw_only=True):
+    """What lies in a slot, and whether it has proved itself in a trial here."""
+
+    slot: Slot
+    confirmed: bool
+
+
+class _Pointer(Wire, frozen=True, kw_only=True):
+    slot: SlotName | None
+
+
+class Space(NamedTuple):
+    """Bytes: needed for a deployment, and free on the disk."""
+
+    needed: int
+    free: int
+
+
+class Slots:
+    """The slots of one component, in `{directory}/slots/a` and `b`.
+
+    Order is everything here: a slot's data is durable before its record, and its record before the flag that makes it
+    active. So a cut leaves the old active bundle, or the new one, whole. The active slot is never written to, nor,
+    while an unconfirmed bundle is active, the other one: it is what the device returns to.
+
+    Args:
+        directory: The component's directory; made if it is not there.
+
+    Raises:
+        EdgeopsError: E-DISK-WRITE or E-DISK-FULL.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._slots = directory / "slots"
+        durable.make_private_dir(self._slots)
+        self.records: dict[SlotName, SlotRecord] = {}
+        for name in _NAMES:
+            record = self._read_record(name)
+            if record is not None:
+                self.records[name] = record
+        self.active: SlotName | None = self._read_active()
+
+    @property
+    def active_slot(self) -> Slot | None:
+        """What serves."""
+        return None if self.active is None else self.records[self.active].slot
+
+    @property
+    def in_trial(self) -> bool:
+        """Whether what serves has not proved itself yet."""
+        return self.active is not None and not self.records[self.active].confirmed
+
+    @property
+    def fallback(self) -> SlotName | None:
+        """The other slot, if a confirmed bundle lies there."""
+        if self.active is None:
+            return None
+        other = _other(self.active)
+        return other if other in self.records and self.records[other].confirmed else None
+
+    @property
+    def fallback_slot(self) -> Slot | None:
+        """What the device can return to without a download."""
+        return None if self.fallback is None else self.records[self.fallback].slot
+
+    @property
+    def confirmed_slot(self) -> Slot | None:
+        """The bundle that has proved itself: the active one, or in a trial the one to return to."""
+        return self.fallback_slot if self.in_trial else self.active_slot
+
+    @property
+    def candidate(self) -> SlotName:
+        """The slot for the next bundle.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; in a trial no slot is free.
+        """
+        if self.in_trial:
+            raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: no slot is free during a trial")
+        return "a" if self.active is None else _other(self.active)
+
+    def bundle_path(self, name: SlotName) -> Path:
+        """Return where a slot's bundle lies."""
+        return self._slots / name / _BUNDLE
+
+    def holds(self, digest: str) -> bool:
+        """Say whether the candidate slot already holds a bundle, by its record."""
+        record = self.records.get(self.candidate)
+        return record is not None and record.slot.digest == digest
+
+    def space(self, length: int, present: int, reserve: int) -> Space:
+        """Return what a deployment needs on the disk, and what is free.
+
+        Args:
+            length: Length of the bundle's file; its files together are no longer.
+            present: How much of that file is here already.
+            reserve: What must stay free.
+        """
+        stat = os.statvfs(self._slots)
+        return Space(2 * length - present + reserve, stat.f_bavail * stat.f_frsize)
+
+    def stage(self, source: Path, slot: Slot) -> None:
+        """Unpack a bundle's file into the candidate slot and check every byte; the active slot is untouched.
+
+        Raises:
+            EdgeopsError: E-BUNDLE-DAMAGED or E-BUNDLE-INVALID; the file is not the bundle that `slot` names.
+                E-DISK-FULL or E-DISK-WRITE. E-AGENT-STATE; in a trial no slot is free.
+        """
+        name = self.candidate
+        staging = self._slots / _STAGING
+        durable.remove_tree(staging)
+        try:
+            durable.make_private_dir(staging)
+            unpack(source, staging / _BUNDLE, expect_digest=slot.digest)
+            durable.write_file(staging / _RECORD, encode(SlotRecord(slot=slot, confirmed=False)))
+            # Data before flag: what the record names is durable before anything can point to it.
+            durable.fsync_tree(staging)
+            self.discard()
+            durable.rename(staging, self._slots / name)
+        except EdgeopsError:
+            durable.remove_tree(staging)
+            raise
+        self.records[name] = SlotRecord(slot=slot, confirmed=False)
+
+    def switch(self, name: SlotName) -> None:
+        """Make a slot active: one atomic rename. Again without effect.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; nothing lies there. E-DISK-FULL or E-DISK-WRITE; the old one stays active.
+        """
+        if name not in self.records:
+            raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: slot {name} is empty")
+        if self.active != name:
+            self._point_to(name)
+
+    def confirm(self) -> None:
+        """Note that the active bundle has proved itself.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; nothing is active. E-DISK-FULL or E-DISK-WRITE.
+        """
+        if self.active is None:
+            raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: nothing is active")
+        record = SlotRecord(slot=self.records[self.active].slot, confirmed=True)
+        if self.records[self.active] != record:
+            durable.write_file(self._slots / self.active / _RECORD, encode(record))
+            self.records[self.active] = record
+
+    def revert(self) -> None:
+        """End a trial: make the confirmed bundle active again, or nothing if there is none. Else without effect.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; nothing changed.
+        """
+        if self.in_trial:
+            self._point_to(self.fallback)
+
+    def abandon(self) -> None:
+        """Give up a damaged active bundle: the other slot's becomes active, or nothing.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
+        """
+        doomed = self.active
+        if doomed is None:
+            return
+        self._point_to(self.fallback)
+        self._remove(doomed)
+
+    def discard(self) -> None:
+        """Remove what lies in the candidate slot.
+
+        Raises:
+            EdgeopsError: E-DISK-WRITE; E-AGENT-STATE in a trial.
+        """
+        self._remove(self.candidate)
+
+    def clear(self) -> None:
+        """Remove everything: the component is no longer wanted.
+
+        Raises:
+            EdgeopsError: E-DISK-WRITE.
+        """
+        if self.active is not None:
+            self._point_to(None)
+        for name in _NAMES:
+            self._remove(name)
+
+    def collect(self) -> None:
+        """Remove what no slot needs: leftovers of cut deployments. Never touches a slot.
+
+        Raises:
+            EdgeopsError: E-DISK-WRITE.
+        """
+        for path in self._slots.iterdir():
+            if path.name not in (*_NAMES, _ACTIVE):
+                durable.remove_tree(path)
+
+    def _remove(self, name: SlotName) -> None:
+        durable.remove_tree(self._slots / name)
+        self.records.pop(name, None)
+
+    def _point_to(self, name: SlotName | None) -> None:
+        durable.write_file(self._slots / _ACTIVE, encode(_Pointer(slot=name)))
+        self.active = name
+
+    def _read_record(self, name: SlotName) -> SlotRecord | None:
+        path = self._slots / name / _RECORD
+        try:
+            return decode(path.read_bytes(), SlotRecord, what=str(path))
+        except OSError:
+            return None
+        except EdgeopsError as error:
+            log.error("E-STATE-CORRUPT: %s", error.what)
+            return None
+
+    def _read_active(self) -> SlotName | None:
+        path = self._slots / _ACTIVE
+        try:
+            name = decode(path.read_bytes(), _Pointer, what=str(path)).slot
+            if name is None or name in self.records:
+                return name
+            log.error("E-STATE-CORRUPT: %s names slot %s, whose record is lost", path, name)
+        except FileNotFoundError:
+            pass
+        except (OSError, EdgeopsError) as error:
+            log.error("E-STATE-CORRUPT: %s: %s", path, error)
+        # The flag is lost: only what has proved itself is safe to serve, and among such the newer.
+        proved = [(record.slot.number, name) for name, record in self.records.items() if record.confirmed]
+        return max(proved)[1] if proved else None
+
+
+def _other(name: SlotName) -> SlotName:
+    return "b" if name == "a" else "a"

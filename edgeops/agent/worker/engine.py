@@ -1,0 +1,131 @@
+"""One bundle in this process: checked, loaded, warmed, proved on its golden vectors, and run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.agent.channel import Load
+from edgeops.contracts.bundle import BundleManifest
+from edgeops.contracts.deployment import SelfTestFigures
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import Latency
+from edgeops.releases.bundles import open_bundle
+from edgeops.runtimes import golden, measure
+from edgeops.runtimes.bundle_session import open_session
+from edgeops.runtimes.protocol import Tensors
+
+WARMUP_RUNS = 3
+TIMED_RUNS = 40
+TIMED_ROUNDS = 3
+_ROUND_WITHIN_S = 5.0
+
+
+class Engine:
+    """A loaded bundle.
+
+    Args:
+        load: What to load, and how.
+
+    Raises:
+        EdgeopsError: E-BUNDLE-DAMAGED or E-BUNDLE-INVALID; E-RUNTIME-MISSING, E-RUNTIME-LOAD or E-RUNTIME-RUN.
+    """
+
+    def __init__(self, load: Load) -> None:
+        if load.affinity:
+            os.sched_setaffinity(0, load.affinity)
+        bundle = open_bundle(Path(load.directory), expect_digest=load.digest)
+        self.manifest: BundleManifest = bundle.manifest
+        self.release, self.digest = load.release, bundle.digest
+        start = time.perf_counter()
+        self._session = open_session(
+            bundle.directory,
+            bundle.manifest,
+            threads=load.threads,
+            cache_dir=Path(load.cache_dir) if load.cache_dir else None,
+        )
+        self.load_ms = (time.perf_counter() - start) * 1e3
+        vectors = golden.load(bundle.directory, bundle.manifest)
+        self._probe_feeds = {name: array[0].copy() for name, array in vectors.inputs.items()}
+        self._float_outputs = tuple(
+            info.tensor.name for info in bundle.manifest.outputs if info.tensor.dtype.startswith("float")
+        )
+        self._directory = bundle.directory
+        for _ in range(WARMUP_RUNS):
+            self.run(self._probe_feeds)
+
+    @property
+    def provider(self) -> str:
+        """What really runs it."""
+        return self._session.provider
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Run one inference.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-INPUT or E-RUNTIME-RUN.
+        """
+        return self._session.run(feeds)
+
+    def finite(self, answer: Tensors) -> bool:
+        """Say whether every value of an answer is finite."""
+        return all(np.isfinite(answer[name]).all() for name in self._float_outputs)
+
+    def probe(self) -> None:
+        """Run a golden vector, as a sign of life.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-RUN.
+        """
+        self.run(self._probe_feeds)
+
+    def self_test(self) -> SelfTestFigures:
+        """Replay the golden vectors, then time inferences; hold all against tolerances and budgets.
+
+        Latency is the best of a few rounds: a budget speaks of the bundle on this device, not of what else ran there
+        in one moment.
+
+        Raises:
+            EdgeopsError: E-SELFTEST-GOLDEN or E-SELFTEST-BUDGET; or the runtime's own.
+        """
+        vectors = golden.load(self._directory, self.manifest)
+        found = golden.replay(self._session, self.manifest, vectors)
+        latency = self._latency()
+        figures = SelfTestFigures(
+            vectors=found.vectors,
+            worst_output=found.worst_output,
+            max_abs_diff=found.max_abs_diff,
+            min_cosine=found.min_cosine,
+            load_ms=self.load_ms,
+            latency=latency,
+            peak_memory_mib=measure.peak_memory_mib(),
+            provider=self.provider,
+        )
+        budgets = self.manifest.budgets
+        for what, measured, limit, unit in (
+            ("latency p95", latency.p95_ms, budgets.latency_p95_ms, "ms"),
+            ("peak memory", figures.peak_memory_mib, budgets.peak_memory_mib, "MiB"),
+        ):
+            if limit is not None and measured > limit:
+                raise EdgeopsError(
+                    "E-SELFTEST-BUDGET",
+                    f"{what} on this device is {measured:.2f} {unit}, the budget is {limit:.2f} {unit}",
+                    "Choose a smaller model or precision, or a larger budget.",
+                )
+        return figures
+
+    def _latency(self) -> Latency:
+        limit = self.manifest.budgets.latency_p95_ms
+        once = measure.latency(self.probe, warmup=0, runs=1).p50_ms
+        runs = max(5, min(TIMED_RUNS, int(_ROUND_WITHIN_S * 1e3 / max(once, 1e-3))))
+        best = measure.latency(self.probe, warmup=WARMUP_RUNS, runs=runs)
+        for _ in range(TIMED_ROUNDS - 1):
+            if limit is None or best.p95_ms <= limit:
+                break
+            best = min(best, measure.latency(self.probe, warmup=0, runs=runs), key=lambda round: round.p95_ms)
+        return best

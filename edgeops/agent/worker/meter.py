@@ -1,0 +1,166 @@
+"""What a worker counts while it serves: latency, errors, and drift on the bundle's reference bins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.contracts.bundle import BundleManifest, DriftReference, Histogram, OutputInfo
+from edgeops.contracts.sketches import QuantileSketch, bin_of
+from edgeops.contracts.telemetry import ModelWindow
+
+_BATCH = 64
+_CLASS_KINDS = ("probabilities", "logits")
+
+
+class Meter:
+    """Counts of one bundle since the last `take`. Values for histograms are gathered and counted in batches.
+
+    Args:
+        manifest: The bundle's manifest.
+        release: Its version.
+        digest: Its digest.
+    """
+
+    def __init__(self, manifest: BundleManifest, release: str, digest: str) -> None:
+        self._model, self._release, self._digest = manifest.model, release, digest
+        self._drift = _Drift(manifest, manifest.drift) if manifest.drift is not None else None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._bins: Counter[int] = Counter()
+        self._zeros = 0
+        self._total_ms = self._max_ms = 0.0
+        self._requests = 0
+        self._errors: Counter[str] = Counter()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing happened since the last `take`."""
+        return not self._requests and not self._errors
+
+    def answered(
+        self, latency_ms: float, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Count an inference that was answered. The tensors must not be changed afterwards."""
+        self._requests += 1
+        if latency_ms > 0:
+            self._bins[bin_of(latency_ms)] += 1
+        else:
+            self._zeros += 1
+        self._total_ms += latency_ms
+        self._max_ms = max(self._max_ms, latency_ms)
+        if self._drift is not None:
+            self._drift.add(feeds, answer)
+
+    def failed(self, code: str) -> None:
+        """Count an error."""
+        self._errors[code] += 1
+
+    def take(self) -> ModelWindow:
+        """Return what was counted, and begin anew."""
+        drift = self._drift.take() if self._drift is not None else {}
+        window = ModelWindow(
+            model=self._model,
+            release=self._release,
+            digest=self._digest,
+            latency_ms=QuantileSketch(
+                bins={str(index): count for index, count in self._bins.items()},
+                zeros=self._zeros,
+                total=self._total_ms,
+                maximum=self._max_ms,
+            ),
+            requests=self._requests,
+            errors=dict(self._errors),
+            **drift,
+        )
+        self._clear()
+        return window
+
+
+class _Drift:
+    """Histograms of inputs, outputs and confidence, and the mix of classes."""
+
+    def __init__(self, manifest: BundleManifest, reference: DriftReference) -> None:
+        per_sample = reference.elements_per_sample
+        sizes = {spec.name: spec.elements for spec in manifest.inputs}
+        sizes |= {info.tensor.name: info.tensor.elements for info in manifest.outputs}
+        self._places = {
+            name: np.unique(np.linspace(0, size - 1, min(size, per_sample)).round().astype(np.intp))
+            for name, size in sizes.items()
+        }
+        self._inputs = {name: _Bins(part) for name, part in reference.inputs.items() if name in sizes}
+        self._outputs = {name: _Bins(part) for name, part in reference.outputs.items() if name in sizes}
+        self._confidence = _Bins(reference.confidence) if reference.confidence is not None else None
+        self._classed = _first_classed(manifest.outputs)
+        self._classes = len(reference.class_mix)
+        self._mix = np.zeros(self._classes, np.int64)
+        self._waiting: list[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]] = []
+
+    def add(self, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]) -> None:
+        picked = {name: feeds[name].reshape(-1)[self._places[name]] for name in self._inputs}
+        self._waiting.append((picked, answer))
+        if len(self._waiting) >= _BATCH:
+            self._count()
+
+    def take(self) -> dict[str, Any]:
+        self._count()
+        mix, self._mix = self._mix, np.zeros(self._classes, np.int64)
+        return {
+            "inputs": {name: bins.take() for name, bins in self._inputs.items()},
+            "outputs": {name: bins.take() for name, bins in self._outputs.items()},
+            "confidence": self._confidence.take() if self._confidence is not None else (),
+            "class_mix": tuple(mix.tolist()),
+        }
+
+    def _count(self) -> None:
+        if not self._waiting:
+            return
+        for name, bins in self._inputs.items():
+            bins.add(np.concatenate([picked[name] for picked, _ in self._waiting]))
+        for name, bins in self._outputs.items():
+            places = self._places[name]
+            bins.add(np.concatenate([answer[name].reshape(-1)[places] for _, answer in self._waiting]))
+        if self._classed is not None and self._classes:
+            self._count_classes(self._classed)
+        self._waiting.clear()
+
+    def _count_classes(self, info: OutputInfo) -> None:
+        name = info.tensor.name
+        rows = np.concatenate([answer[name].reshape(-1, self._classes) for _, answer in self._waiting])
+        rows = rows[np.isfinite(rows).all(axis=1)].astype(np.float64)
+        if not len(rows):
+            return
+        self._mix += np.bincount(rows.argmax(axis=1), minlength=self._classes)
+        if self._confidence is not None:
+            if info.kind == "logits":
+                rows = np.exp(rows - rows.max(axis=1, keepdims=True))
+                rows /= rows.sum(axis=1, keepdims=True)
+            self._confidence.add(rows.max(axis=1))
+
+
+class _Bins:
+    def __init__(self, reference: Histogram) -> None:
+        self._edges = np.asarray(reference.edges, np.float64)
+        self._counts = np.zeros(self._edges.size + 1, np.int64)
+
+    def add(self, values: NDArray[Any]) -> None:
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        self._counts += np.bincount(np.searchsorted(self._edges, values, side="right"), minlength=self._counts.size)
+
+    def take(self) -> tuple[int, ...]:
+        counts = tuple(self._counts.tolist())
+        self._counts[:] = 0
+        return counts
+
+
+def _first_classed(outputs: tuple[OutputInfo, ...]) -> OutputInfo | None:
+    for info in outputs:
+        if info.kind in _CLASS_KINDS and info.tensor.shape:
+            return info
+    return None

@@ -1,0 +1,173 @@
+"""The worker's life: it obeys its supervisor over one channel, and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from edgeops.agent import channel
+from edgeops.agent.channel import Framing, ToWorker
+from edgeops.agent.worker.engine import Engine
+from edgeops.agent.worker.meter import Meter
+from edgeops.agent.worker.server import InferenceServer
+from edgeops.agent.worker.service import Service
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.runtimes import measure
+
+REPORT_EVERY_S = 2.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        control: Channel to the supervisor.
+        listener: Socket that listens; the supervisor owns it too.
+    """
+
+    def __init__(self, control: socket.socket, listener: socket.socket) -> None:
+        self._control, self._listener = control, listener
+        self._sending = threading.Lock()
+        self._framing = Framing(ToWorker)
+        self._engine: Engine | None = None
+        self._meter: Meter | None = None
+        self._server: InferenceServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Obey until told to end, or until the supervisor is gone."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
+        loop.add_reader(self._control.fileno(), self._readable)
+        await self._ended.wait()
+        loop.remove_reader(self._control.fileno())
+
+    def _readable(self) -> None:
+        data = self._control.recv(1 << 16)
+        if not data:
+            # The supervisor is gone: nobody may serve without it.
+            os._exit(0)
+        for message in self._framing.feed(data):
+            try:
+                self._obey(message)
+            except EdgeopsError as error:
+                self._say(channel.Refused(error.code, error.what))
+                self._ended.set()
+
+    def _obey(self, message: object) -> None:
+        if isinstance(message, channel.Load):
+            self._engine = Engine(message)
+            self._say(channel.Loaded(self._engine.load_ms, self._engine.provider))
+            return
+        engine = self._engine
+        if engine is None:
+            raise EdgeopsError("E-AGENT-WORKER", f"{type(message).__name__} before a bundle was loaded")
+        if isinstance(message, channel.Test):
+            self._say(channel.Tested(engine.self_test()))
+        elif isinstance(message, channel.Serve):
+            self._start(self._serve(engine))
+        elif isinstance(message, channel.Probe):
+            self._start(self._probe(engine, message.number))
+        else:
+            self._start(self._drain())
+
+    async def _serve(self, engine: Engine) -> None:
+        self._meter = Meter(engine.manifest, engine.release, engine.digest)
+        typical_ms = measure.latency(engine.probe, warmup=1, runs=3).p50_ms
+        self._server = InferenceServer(Service(engine, self._meter), typical_ms)
+        await self._server.start(self._listener)
+        self._say(channel.Serving())
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            await self._server.call(self._report)
+
+    async def _probe(self, engine: Engine, number: int) -> None:
+        if self._server is None:
+            engine.probe()
+        else:
+            await self._server.call(engine.probe)
+        self._say(channel.Alive(number))
+
+    async def _drain(self) -> None:
+        if self._server is not None:
+            await self._server.drain()
+            await self._server.call(self._report)
+        self._ended.set()
+
+    def _report(self) -> None:
+        if self._meter is not None and not self._meter.empty:
+            self._say(channel.Counted(self._meter.take()))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        code, what = (
+            ("E-AGENT-WORKER", repr(error)) if not isinstance(error, EdgeopsError) else (error.code, error.what)
+        )
+        self._say(channel.Refused(code, what))
+        self._ended.set()
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A defect: one that a single connection met ends that connection; any other ends the worker."""
+        loop.default_exception_handler(context)
+        if "protocol" not in context:
+            self._say(channel.Refused("E-AGENT-WORKER", f"{context.get('message')}: {context.get('exception')!r}"))
+            os._exit(1)
+
+    def _say(self, message: msgspec.Struct) -> None:
+        try:
+            with self._sending:
+                channel.send(self._control, message)
+        except OSError:
+            os._exit(0)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel end this process when its parent ends, even when native code hangs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def main() -> int:
+    """Run a worker on inherited descriptors: control channel, listening socket, and the parent's process id."""
+    control_fd, listener_fd, parent_pid = (int(word) for word in sys.argv[1:4])
+    die_with_parent(parent_pid)
+    # Ctrl-C reaches the whole process group; it is the supervisor that ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker_loop().run_until_complete(_main(socket.socket(fileno=control_fd), socket.socket(fileno=listener_fd)))
+    return 0
+
+
+async def _main(control: socket.socket, listener: socket.socket) -> None:
+    await Worker(control, listener).run()
+
+
+def worker_loop() -> asyncio.AbstractEventLoop:
+    """Return the fastest event loop that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

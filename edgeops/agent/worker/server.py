@@ -1,0 +1,307 @@
+"""HTTP/1.1 on a socket that the supervisor owns: limits on everything, and a drain that drops no request."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import httptools
+
+from edgeops.agent.worker.service import HttpRequest, HttpResponse, Service, refusal
+
+MAX_CONNECTIONS = 256
+MAX_HEADER_BYTES = 16 << 10
+MAX_PIPELINED = 16
+MAX_WAITING = 64
+REQUEST_WITHIN_S = 30.0
+IDLE_WITHIN_S = 300.0
+DRAIN_IDLE_S = 3.0
+SLOW_MS = 2.0
+_SWEEP_S = 1.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+
+Answer = Callable[[HttpRequest], "HttpResponse | Awaitable[HttpResponse]"]
+
+
+class InferenceServer:
+    """Serves one model on a listening socket.
+
+    Inference is called on the event loop where it takes less than `SLOW_MS`: handing it to a thread would cost more
+    than it gains. Slower models run on one thread of their own, so that health is answered meanwhile.
+
+    Args:
+        service: What answers.
+        typical_ms: How long an inference takes here.
+    """
+
+    def __init__(self, service: Service, typical_ms: float) -> None:
+        self.service = service
+        self.draining = False
+        self.connections: set[_Connection] = set()
+        self._thread = ThreadPoolExecutor(1, "inference") if typical_ms >= SLOW_MS else None
+        self._waiting = 0
+        self._server: asyncio.AbstractServer | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begin to accept connections on a socket that listens already."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), sock=listener)
+        self._sweeper = loop.create_task(self._sweep())
+
+    async def drain(self) -> None:
+        """Accept no more, answer what is under way with `Connection: close`, and return once all have left."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        deadline = time.monotonic() + REQUEST_WITHIN_S
+        idle_deadline = time.monotonic() + DRAIN_IDLE_S
+        while self.connections and time.monotonic() < deadline:
+            if time.monotonic() > idle_deadline:
+                for connection in list(self.connections):
+                    connection.close_if_idle()
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def call(self, function: Callable[[], None]) -> None:
+        """Run something that must not run at the same time as an inference."""
+        if self._thread is None:
+            function()
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def answer(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
+        """Answer a request at once, or later if it is to run the model and that takes long."""
+        if self._thread is None or not self.service.infers(request.path):
+            return self.service.handle(request)
+        if self._waiting >= MAX_WAITING:
+            return refusal(503, "E-INFER-BUSY", f"{self._waiting} requests wait already", ((b"Retry-After", b"1"),))
+        return self._later(self._thread, request)
+
+    async def _later(self, thread: ThreadPoolExecutor, request: HttpRequest) -> HttpResponse:
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, self.service.handle, request)
+        finally:
+            self._waiting -= 1
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = time.monotonic()
+            for connection in list(self.connections):
+                connection.check_time(now_s)
+
+
+class _Connection(asyncio.Protocol):
+    """One client. Requests that came in together are answered in order, one at a time."""
+
+    def __init__(self, server: InferenceServer) -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[tuple[HttpRequest, bool]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._since_s = time.monotonic()
+        self._reading = False
+        self._half_closed = False
+        self._closing = False
+        self._max_body = server.service.max_body_bytes()
+        self._begin()
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if len(self._server.connections) >= MAX_CONNECTIONS:
+            self._refuse(503, "E-INFER-BUSY", f"{MAX_CONNECTIONS} connections are open", ((b"Retry-After", b"1"),))
+            return
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._closing = True
+        self._queue.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "E-INFER-REQUEST", "the protocol cannot be changed")
+        except httptools.HttpParserCallbackError:
+            # Not the client's fault but ours: it is told, and the error goes on to the loop's handler.
+            self._refuse(500, "E-INTERNAL", "the request could not be handled")
+            raise
+        except httptools.HttpParserError as error:
+            if not self._closing:
+                self._refuse(400, "E-INFER-REQUEST", f"not HTTP/1.1: {error}")
+
+    def eof_received(self) -> bool:
+        self._half_closed = True
+        return self._task is not None or bool(self._queue)
+
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    # The parser's side
+
+    def _begin(self) -> None:
+        self._path = b""
+        self._body: list[bytes] = []
+        self._body_bytes = self._header_bytes = 0
+        self._json_length: bytes | None = None
+        self._encoded = self._expects = False
+
+    def on_message_begin(self) -> None:
+        self._begin()
+        self._reading = True
+        self._since_s = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+        self._count_header(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_header(len(name) + len(value))
+        lower = name.lower()
+        if lower == b"inference-header-content-length":
+            self._json_length = value
+        elif lower == b"content-encoding":
+            self._encoded = value.lower() != b"identity"
+        elif lower == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        elif lower == b"content-length" and value.isdigit() and int(value[:18]) > self._max_body:
+            self._refuse_body()
+
+    def on_headers_complete(self) -> None:
+        if self._expects and not self._closing:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self._max_body:
+            self._refuse_body()
+        elif not self._closing:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._reading = False
+        self._since_s = time.monotonic()
+        if self._closing:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        request = HttpRequest(
+            self._parser.get_method().decode("latin-1"),
+            self._path.decode("latin-1"),
+            body,
+            self._json_length,
+            self._encoded,
+        )
+        self._body = []
+        keep_alive = self._parser.should_keep_alive()
+        if self._task is not None or self._queue:
+            self._queue.append((request, keep_alive))
+            if len(self._queue) >= MAX_PIPELINED:
+                self._transport.pause_reading()
+            return
+        self._answer(request, keep_alive)
+
+    # Answers
+
+    def _answer(self, request: HttpRequest, keep_alive: bool) -> None:
+        answer = self._server.answer(request)
+        if isinstance(answer, HttpResponse):
+            self._write(answer, keep_alive)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._answer_later(answer, keep_alive))
+
+    async def _answer_later(self, answer: Awaitable[HttpResponse], keep_alive: bool) -> None:
+        try:
+            response = await answer
+        except BaseException:
+            self.abort()
+            raise
+        self._write(response, keep_alive)
+        self._task = None
+        if self._queue and not self._closing:
+            following = self._queue.popleft()
+            if len(self._queue) == MAX_PIPELINED - 1:
+                self._transport.resume_reading()
+            self._answer(*following)
+
+    def _write(self, response: HttpResponse, keep_alive: bool) -> None:
+        if self._closing:
+            return
+        keep_alive = keep_alive and not self._server.draining and not (self._half_closed and not self._queue)
+        extra = b"".join(b"%s: %s\r\n" % header for header in response.headers)
+        self._transport.write(
+            b"".join(
+                (
+                    _STATUS_LINES[response.status],
+                    b"Content-Type: %s\r\nContent-Length: %d\r\n" % (response.content_type, len(response.body)),
+                    extra,
+                    b"\r\n" if keep_alive else b"Connection: close\r\n\r\n",
+                    response.body,
+                )
+            )
+        )
+        self._since_s = time.monotonic()
+        if not keep_alive:
+            self._end()
+
+    def _refuse(self, status: int, code: str, what: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        self._write(refusal(status, code, what, headers), keep_alive=False)
+
+    def _refuse_body(self) -> None:
+        if not self._closing:
+            self._refuse(413, "E-INFER-REQUEST", f"a body may have {self._max_body} bytes")
+
+    def _count_header(self, length: int) -> None:
+        self._header_bytes += length
+        if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
+            self._refuse(431, "E-INFER-REQUEST", f"headers may have {MAX_HEADER_BYTES} bytes")
+
+    # Time
+
+    def check_time(self, now_s: float) -> None:
+        """Close a connection that is idle for too long, or whose client is too slow."""
+        waited_s = now_s - self._since_s
+        if self._task is not None:
+            return
+        if self._reading and waited_s > REQUEST_WITHIN_S:
+            self._refuse(408, "E-INFER-REQUEST", f"the request took more than {REQUEST_WITHIN_S:.0f} s")
+        elif self._transport.get_write_buffer_size() and waited_s > REQUEST_WITHIN_S:
+            self.abort()
+        elif waited_s > IDLE_WITHIN_S:
+            self._end()
+
+    def close_if_idle(self) -> None:
+        """Close a connection on which no request is under way."""
+        if self._task is None and not self._reading and not self._queue:
+            self._end()
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._closing = True
+        self._transport.abort()
+
+    def _end(self) -> None:
+        """Close once everything is written."""
+        self._closing = True
+        self._transport.close()

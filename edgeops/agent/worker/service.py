@@ -1,0 +1,127 @@
+"""The local inference API without sockets: a complete HTTP request in, a complete response out."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+
+from edgeops import __version__
+from edgeops.agent.worker.engine import Engine
+from edgeops.agent.worker.meter import Meter
+from edgeops.agent.worker.oip import InferCodec, metadata
+from edgeops.contracts.errors import EdgeopsError
+
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+_STATUS_OF = {"E-INFER-REQUEST": 400, "E-RUNTIME-INPUT": 400, "E-INFER-MODEL": 404, "E-INFER-BUSY": 503}
+
+
+class HttpRequest(NamedTuple):
+    """A complete request. `json_length` is the header Inference-Header-Content-Length, as it was sent."""
+
+    method: str
+    path: str
+    body: bytes
+    json_length: bytes | None = None
+    encoded: bool = False
+
+
+class HttpResponse(NamedTuple):
+    """A complete response. `headers` holds what is beside Content-Type, Content-Length and Connection."""
+
+    status: int
+    body: bytes
+    content_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Service:
+    """Answers requests for one bundle and counts them.
+
+    Args:
+        engine: The loaded bundle.
+        meter: Where requests are counted.
+    """
+
+    def __init__(self, engine: Engine, meter: Meter) -> None:
+        self._engine, self._meter = engine, meter
+        self._codec = InferCodec(engine.manifest, engine.release)
+        self._metadata = msgspec.json.encode(metadata(engine.manifest, engine.release))
+        base = f"/v2/models/{engine.manifest.model}"
+        bases = (base, f"{base}/versions/{engine.release}")
+        self._infer_paths = frozenset(f"{item}/infer" for item in bases)
+        self._documents = {
+            "/v2": msgspec.json.encode(
+                {"name": "edgeops", "version": __version__, "extensions": ["binary_tensor_data"]}
+            ),
+            "/v2/health/live": b'{"live":true}',
+            "/v2/health/ready": b'{"ready":true}',
+            **dict.fromkeys(bases, self._metadata),
+            **{f"{item}/ready": msgspec.json.encode({"name": engine.manifest.model, "ready": True}) for item in bases},
+        }
+
+    def infers(self, path: str) -> bool:
+        """Say whether a path is one that runs the model."""
+        return path in self._infer_paths
+
+    def max_body_bytes(self) -> int:
+        """Return the largest body that a request may have: all inputs as JSON numbers, generously."""
+        elements = sum(spec.elements for spec in self._engine.manifest.inputs)
+        return (64 << 10) + 32 * elements
+
+    def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer a request. Whatever the client sent, there is an answer with a code."""
+        start_s = time.perf_counter()
+        path = request.path.split("?", 1)[0]
+        if "%" in path:
+            path = unquote(path)
+        path = path.rstrip("/")
+        if path not in self._infer_paths:
+            return self._look_up(request.method, path)
+        if request.method != "POST":
+            return refusal(405, "E-INFER-MODEL", f"{path} takes POST", ((b"Allow", b"POST"),))
+        try:
+            return self._infer(request, start_s)
+        except EdgeopsError as error:
+            self._meter.failed(error.code)
+            return refusal(_STATUS_OF.get(error.code, 500), error.code, error.what)
+
+    def _look_up(self, method: str, path: str) -> HttpResponse:
+        document = self._documents.get(path)
+        if document is None:
+            return refusal(404, "E-INFER-MODEL", f"nothing at {path[:200]}; here is {self._engine.manifest.model}")
+        if method != "GET":
+            return refusal(405, "E-INFER-MODEL", f"{path} takes GET", ((b"Allow", b"GET"),))
+        return HttpResponse(200, document)
+
+    def _infer(self, request: HttpRequest, start_s: float) -> HttpResponse:
+        if request.encoded:
+            raise EdgeopsError("E-INFER-REQUEST", "a Content-Encoding is not supported")
+        json_length = None
+        if request.json_length is not None:
+            if not request.json_length.isdigit() or len(request.json_length) > 12:
+                raise EdgeopsError("E-INFER-REQUEST", "Inference-Header-Content-Length is not a number")
+            json_length = int(request.json_length)
+        asked = self._codec.read(request.body, json_length)
+        answer = self._engine.run(asked.feeds)
+        flagged = False
+        if self._engine.manifest.nan_policy != "pass" and not self._engine.finite(answer):
+            if self._engine.manifest.nan_policy == "fail":
+                raise EdgeopsError("E-INFER-VALUES", "an output is not finite")
+            self._meter.failed("E-INFER-VALUES")
+            flagged = True
+        response = self._codec.write(asked, answer, flagged=flagged)
+        self._meter.answered((time.perf_counter() - start_s) * 1e3, asked.feeds, answer)
+        if response.json_length is None:
+            return HttpResponse(200, response.body)
+        mark = ((b"Inference-Header-Content-Length", b"%d" % response.json_length),)
+        return HttpResponse(200, response.body, BINARY, mark)
+
+
+def refusal(status: int, code: str, what: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> HttpResponse:
+    """Return an error response: Open Inference Protocol's `error`, and the stable `code`."""
+    body = msgspec.json.encode({"error": f"{code}: {what}", "code": code})
+    return HttpResponse(status, body, JSON, headers)

@@ -1,0 +1,108 @@
+"""A worker process as the supervisor sees it: started with an inherited socket, spoken to, and outlived."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from edgeops.agent import channel
+from edgeops.agent.channel import Framing, FromWorker
+from edgeops.agent.loop import Loop
+from edgeops.contracts.errors import EdgeopsError
+
+_REAP_WITHIN_S = 5.0
+_numbers = itertools.count(1)
+
+
+class WorkerProcess:
+    """One running worker. Must be made on the supervisor's main thread: the worker dies with the thread that made it.
+
+    Args:
+        loop: Where the callbacks run.
+        listener: The model's listening socket.
+        on_message: Called with each message of the worker.
+        on_gone: Called once with how the process ended, after its last message.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        on_message: Callable[[WorkerProcess, object], None],
+        on_gone: Callable[[WorkerProcess, str], None],
+    ) -> None:
+        self.number = next(_numbers)
+        self._loop, self._on_message, self._on_gone = loop, on_message, on_gone
+        self._channel, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "edgeops.agent.worker",
+                    str(theirs.fileno()),
+                    str(listener.fileno()),
+                    str(os.getpid()),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), listener.fileno()),
+            )
+        except OSError as error:
+            self._channel.close()
+            raise EdgeopsError("E-AGENT-WORKER", f"a worker cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        threading.Thread(target=self._read, name=f"worker {self.number}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Tell the worker something. One that is gone is reported by `on_gone`, not here."""
+        try:
+            channel.send(self._channel, message)
+        except OSError:
+            self._process.kill()
+
+    def kill(self) -> None:
+        """End it at once; `on_gone` follows."""
+        self._process.kill()
+
+    def _read(self) -> None:
+        framing = Framing(FromWorker)
+        problem = ""
+        try:
+            while data := self._channel.recv(1 << 16):
+                for message in framing.feed(data):
+                    self._post(message)
+        except OSError as error:
+            problem = str(error)
+        except EdgeopsError as error:
+            problem = error.what
+        try:
+            status = self._process.wait(_REAP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._channel.close()
+        ended = problem or _described(status)
+        self._loop.post(lambda: self._on_gone(self, ended))
+
+    def _post(self, message: object) -> None:
+        self._loop.post(lambda: self._on_message(self, message))
+
+
+def _described(status: int) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

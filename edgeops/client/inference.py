@@ -1,0 +1,184 @@
+"""A small client of a device's local inference server: Open Inference Protocol v2 with binary tensors."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
+from edgeops.contracts.tensors import DTYPES
+
+TIMEOUT_S = 30.0
+MAX_RESPONSE_BYTES = 1 << 30
+_HEADER = "Inference-Header-Content-Length"
+_BY_OIP_NAME = {oip: name for name, (oip, _) in DTYPES.items()}
+_BROKEN = (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest)
+
+
+class InferenceClient:
+    """Asks one server, over one connection that is kept. Use one client per thread.
+
+    A server that changes bundles may close a connection between two requests; then the request is sent once more on a
+    new one.
+
+    Args:
+        url: `http://host:port`.
+        timeout_s: How long to wait for an answer.
+
+    Raises:
+        EdgeopsError: E-CONFIG; not such an address.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.hostname is None or parts.path not in ("", "/"):
+            raise EdgeopsError("E-CONFIG", f"{url[:200]!r} is not http://host:port")
+        self._url = url
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+
+    def infer(
+        self, model: str, feeds: Mapping[str, NDArray[Any]], *, outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            model: Its name.
+            feeds: Input name → tensor of the declared dtype and shape.
+            outputs: Outputs that are wanted; none: all.
+
+        Returns:
+            Output name → tensor.
+
+        Raises:
+            EdgeopsError: The server's code; E-NET-UNREACHABLE; no answer. E-NET-RESPONSE; an answer that is none.
+        """
+        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        request: dict[str, Any] = {
+            "inputs": [_described(name, array) for name, array in arrays.items()],
+            "parameters": {"binary_data_output": True},
+        }
+        if outputs:
+            request["outputs"] = [{"name": name} for name in outputs]
+        head = json.dumps(request, separators=(",", ":")).encode()
+        body = b"".join((head, *(array.tobytes() for array in arrays.values())))
+        headers, answer = self._ask("POST", f"/v2/models/{model}/infer", body, {_HEADER: str(len(head))})
+        try:
+            return _read(answer, headers.get(_HEADER))
+        except (ValueError, KeyError, TypeError) as error:
+            raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not an inference response: {error}") from error
+
+    def ready(self) -> bool:
+        """Say whether the server is there and can answer."""
+        try:
+            self._ask("GET", "/v2/health/ready")
+        except EdgeopsError:
+            return False
+        return True
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Return the model's name, versions, inputs and outputs.
+
+        Raises:
+            EdgeopsError: As `infer`.
+        """
+        document = json.loads(self._ask("GET", f"/v2/models/{model}")[1])
+        if not isinstance(document, dict):
+            raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not a model's metadata")
+        return document
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> InferenceClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[http.client.HTTPMessage, bytes]:
+        kept = self._connection.sock is not None
+        try:
+            return self._ask_once(method, path, body, headers or {})
+        except _BROKEN as error:
+            self._connection.close()
+            if not kept:
+                raise self._unreachable(error) from error
+        except OSError as error:
+            self._connection.close()
+            raise self._unreachable(error) from error
+        try:
+            return self._ask_once(method, path, body, headers or {})
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise self._unreachable(error) from error
+
+    def _ask_once(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPMessage, bytes]:
+        self._connection.request(method, path, body, dict(headers))
+        response = self._connection.getresponse()
+        answer = response.read(MAX_RESPONSE_BYTES)
+        if not response.isclosed():
+            self._connection.close()
+            raise EdgeopsError("E-WIRE-SIZE", f"{self._url}: the answer is larger than {MAX_RESPONSE_BYTES} bytes")
+        if response.status != 200:
+            raise _refused(self._url, response.status, answer)
+        return response.headers, answer
+
+    def _unreachable(self, error: Exception) -> EdgeopsError:
+        return EdgeopsError("E-NET-UNREACHABLE", f"{self._url}: {error or type(error).__name__}", "Is the agent up?")
+
+
+def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
+    dtype = DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise EdgeopsError("E-RUNTIME-INPUT", f"input {name!r}: {array.dtype} cannot be sent")
+    return {
+        "name": name,
+        "shape": array.shape,
+        "datatype": dtype[0],
+        "parameters": {"binary_data_size": array.nbytes},
+    }
+
+
+def _read(answer: bytes, json_length: str | None) -> dict[str, NDArray[Any]]:
+    """Take a response apart.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is not one.
+    """
+    end = int(json_length) if json_length is not None else len(answer)
+    tensors = {}
+    for item in json.loads(answer[:end])["outputs"]:
+        dtype = np.dtype(_BY_OIP_NAME[item["datatype"]])
+        size = item.get("parameters", {}).get("binary_data_size")
+        if size is None:
+            flat = np.array(item["data"], dtype)
+        else:
+            flat = np.frombuffer(answer, dtype, size // dtype.itemsize, end)
+            end += size
+        tensors[item["name"]] = flat.reshape(item["shape"])
+    return tensors
+
+
+def _refused(url: str, status: int, answer: bytes) -> EdgeopsError:
+    try:
+        said = json.loads(answer)
+        code, what = str(said["code"]), str(said["error"]).removeprefix(f"{said['code']}: ")
+    except (ValueError, KeyError, TypeError):
+        code, what = "E-NET-RESPONSE", f"status {status}"
+    if code not in ERROR_CODES:
+        code, what = "E-NET-RESPONSE", f"{code}: {what}"
+    return EdgeopsError(code, f"{url}: {what}")

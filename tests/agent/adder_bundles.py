@@ -1,0 +1,103 @@
+"""Small bundles for onnxruntime: `y = x + add`, four float32 numbers in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeops.contracts.bundle import (
+    Binding,
+    BundleManifest,
+    DriftReference,
+    Golden,
+    Histogram,
+    OutputInfo,
+    OutputTolerance,
+)
+from edgeops.contracts.profile import Budgets, Precision
+from edgeops.contracts.tensors import TensorSpec
+from edgeops.releases.bundles import Bundle, seal
+
+MODEL = "adder"
+PROFILE = "generic-x86-64"
+VECTORS = 3
+SHAPE = (1, 4)
+
+
+def small_bundle(
+    directory: Path,
+    *,
+    add: float = 1.0,
+    lie: float = 0.0,
+    profile: str = PROFILE,
+    model: str = MODEL,
+    runtime: str = "onnxruntime",
+    nan_policy: str = "fail",
+    divide: bool = False,
+    budgets: Budgets | None = None,
+) -> Bundle:
+    """Make a bundle.
+
+    Args:
+        directory: Where to.
+        add: What the model adds.
+        lie: What its golden vectors are wrong by.
+        divide: `y = (x + add) / x`: not finite at 0.
+    """
+    (directory / "golden").mkdir(parents=True)
+    onnx.save(_graph(add, divide), directory / "model.onnx")
+    x = np.random.default_rng(1).uniform(1, 9, (VECTORS, *SHAPE)).astype(np.float32)
+    y = x + np.float32(add)
+    if divide:
+        y = y / x
+    np.save(directory / "golden" / "x.npy", x)
+    np.save(directory / "golden" / "y.npy", y + np.float32(lie))
+    inside, outside = (
+        TensorSpec(name="x", dtype="float32", shape=SHAPE),
+        TensorSpec(name="y", dtype="float32", shape=SHAPE),
+    )
+    histogram = Histogram(edges=(0.0, 5.0, 10.0), counts=(0, 2, 2, 0))
+    manifest = BundleManifest(
+        model=model,
+        profile=profile,
+        arch="x86_64",
+        runtime=runtime,
+        runtime_min="1.18",
+        precision=Precision.FLOAT32,
+        scheme="float",
+        artifact="model.onnx",
+        inputs=(inside,),
+        outputs=(OutputInfo(tensor=outside, kind="values"),),
+        input_bindings=(Binding(device="x", artifact=inside),),
+        output_bindings=(Binding(device="y", artifact=outside),),
+        golden=Golden(
+            count=VECTORS,
+            inputs={"x": "golden/x.npy"},
+            source_outputs={"y": "golden/y.npy"},
+            artifact_outputs={"y": "golden/y.npy"},
+            tolerances={"y": OutputTolerance(artifact_max_abs=1e-3, source_min_cosine=0.99, reason="float sums")},
+        ),
+        files={},
+        providers=("CPUExecutionProvider",),
+        budgets=budgets or Budgets(),
+        drift=DriftReference(samples=1, elements_per_sample=4, inputs={"x": histogram}, outputs={"y": histogram}),
+        nan_policy=nan_policy,  # type: ignore[arg-type]
+    )
+    return seal(directory, manifest)
+
+
+def _graph(add: float, divide: bool) -> onnx.ModelProto:
+    nodes = [helper.make_node("Add", ["x", "c"], ["sum" if divide else "y"])]
+    if divide:
+        nodes.append(helper.make_node("Div", ["sum", "x"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "adder",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
+        [numpy_helper.from_array(np.array(add, np.float32), "c")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
