@@ -18,11 +18,11 @@ from edgeops.control import audit
 from edgeops.control.assignment import new_unit
 from edgeops.control.database import Database
 from edgeops.control.models import Device, EnrolmentTokenRow
+from edgeops.trust.authority import CLIENT_PREFIX
 
 TOKEN_VALID_S = 24 * 3600.0
 TOKEN_VALID_MAX_S = 90 * 86400.0
-CONTROL_IDENTITY = "edgeops-control"  # common name of the control plane's own certificate
-RESERVED_PREFIX = "edgeops-"  # the broker gives rights by name: no device may be called like the control plane
+CONTROL_IDENTITY = f"{CLIENT_PREFIX}control"  # common name of the control plane's own certificate
 MAX_CSR_BYTES = 16 << 10
 MAX_LABELS = 32
 
@@ -182,9 +182,7 @@ def _name(session: Session, request: EnrolRequest, token: EnrolmentTokenRow) -> 
     wish = token.name or request.name
     if wish is None:
         wish = f"{request.profile[:48]}-{secrets.token_hex(4)}"
-    if check_name(wish, "device name").startswith(RESERVED_PREFIX):
-        raise EdgeopsError("E-ENROLL", f"names that begin with {RESERVED_PREFIX} are reserved", "Choose another name.")
-    if session.get(Device, wish) is not None:
+    if session.get(Device, check_name(wish, "device name")) is not None:
         raise EdgeopsError("E-ENROLL", f"there is already a device {wish}", "Choose another name.")
     return wish
 

@@ -12,9 +12,7 @@ from edgeops.contracts.release import Release
 from edgeops.control.enrolment import CONTROL_IDENTITY
 from edgeops.releases import catalog
 from edgeops.trust import desired as desired_state
-from edgeops.trust import envelopes
 from edgeops.trust.authority import FleetAuthority
-from edgeops.trust.device import DeviceIdentity
 from edgeops.trust.publisher import Publisher
 
 log = logging.getLogger(__name__)
@@ -76,15 +74,6 @@ class FleetTrust:
     def sign(self, desired: Desired) -> bytes:
         """Return a desired state's signed envelope."""
         return desired_state.issue(desired, self._signer)
-
-    def unseal(self, envelope: bytes, payload_type: str, certificate_pem: str) -> bytes:
-        """Return what a device signed.
-
-        Raises:
-            EdgeopsError: E-TRUST-SIGNATURE; it is not signed by the key of this certificate.
-        """
-        key = DeviceIdentity.public_key_from_certificate(certificate_pem.encode())
-        return envelopes.unseal(envelope, payload_type, {key.keyid: key})
 
     def releases(self) -> list[Release]:
         """Return the releases that are published: every bundle of them is a target with the same bytes."""

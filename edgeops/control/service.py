@@ -189,7 +189,7 @@ class ControlPlane:
         stack, trust = self._stack, self._trust
         self._publisher = DesiredPublisher(self._database, trust.fleet, trust.sign, lambda: self._link)
         self._engine = RolloutEngine(self._database, self._publisher.wake)
-        self._ingest = Ingest(self._database, trust.fleet, trust.unseal, self._on_commit)
+        self._ingest = Ingest(self._database, trust.fleet, self._on_commit)
         self._upkeep = Upkeep(trust)
         identity = trust.control_identity()
         # The control plane is on the broker's machine: it connects where the broker listens, not where devices do.
@@ -226,7 +226,7 @@ class ControlPlane:
         return ControlApi(
             database=self._database,
             fleet=trust.fleet,
-            trust=FirstTrust(ready.api, trust.fleet, trust.ca_sha256, trust.root_sha256()),
+            trust=lambda: FirstTrust(ready.api, trust.fleet, trust.ca_sha256, trust.root_sha256()),
             issuer=trust,
             ca_pem=trust.ca_pem,
             root_json=trust.root_json,

@@ -39,7 +39,7 @@ class ControlApi(NamedTuple):
     Args:
         database: The registry.
         fleet: The fleet.
-        trust: What enrolment tokens tell devices to trust.
+        trust: Returns what enrolment tokens tell devices to trust.
         issuer: Issues devices' certificates.
         ca_pem: The fleet CA's certificate.
         root_json: Returns the TUF root that devices start from.
@@ -53,7 +53,7 @@ class ControlApi(NamedTuple):
 
     database: Database
     fleet: str
-    trust: enrolment.FirstTrust
+    trust: Callable[[], enrolment.FirstTrust]
     issuer: enrolment.CertificateIssuer
     ca_pem: bytes
     root_json: Callable[[], bytes]
@@ -130,7 +130,7 @@ def _enrolment_tokens(control: ControlApi) -> APIRouter:
     def create(wish: resources.TokenRequest) -> resources.TokenCreated:
         issued = enrolment.issue_token(
             control.database,
-            control.trust,
+            control.trust(),
             enrolment.TokenScope(wish.profile, wish.name, wish.labels),
             actor=ACTOR,
             now_s=time.time(),

@@ -15,7 +15,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import UnitTopic, parse_topic
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import apply_statement
-from edgeops.control.ingest.statements import Known, Statement, Unseal, read_statement
+from edgeops.control.ingest.statements import Known, Statement, read_statement
 from edgeops.control.models import Device
 from edgeops.transport.mqtt import Message, backoff_s
 
@@ -45,12 +45,11 @@ class Ingest:
     Args:
         database: The registry.
         fleet: The fleet.
-        unseal: Checks a device's envelope.
         on_change: Called after each commit that may concern a rollout or a desired state.
     """
 
-    def __init__(self, database: Database, fleet: str, unseal: Unseal, on_change: Callable[[], None]) -> None:
-        self._database, self._fleet, self._unseal, self._on_change = database, fleet, unseal, on_change
+    def __init__(self, database: Database, fleet: str, on_change: Callable[[], None]) -> None:
+        self._database, self._fleet, self._on_change = database, fleet, on_change
         self._queue: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
         self._session = 0
         self._stopping = threading.Event()
@@ -167,7 +166,7 @@ class Ingest:
 
     def _check(self, topic: UnitTopic, payload: bytes, known: dict[str, Known]) -> _Accepted | _Refusal:
         try:
-            statement = read_statement(topic, payload, self._fleet, known.get(topic.connection), self._unseal)
+            statement = read_statement(topic, payload, self._fleet, known.get(topic.connection))
         except EdgeopsError as error:
             log.info("refused a message of %s: %s", topic.connection, error)
             return _Refusal(topic.connection, error)

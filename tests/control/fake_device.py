@@ -1,0 +1,150 @@
+"""A device without an agent: it joins over HTTPS, holds a real MQTT link with its own key, and obeys or refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import threading
+from pathlib import Path
+
+import urllib3
+from securesystemslib.signer import Key
+
+from edgeops.contracts.deployment import (
+    Component,
+    ComponentKind,
+    ComponentReport,
+    DeploymentState,
+    Desired,
+    Failure,
+    Presence,
+    Reported,
+    Slot,
+)
+from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.topics import device_filters, parse_topic, presence_topic, unit_topic
+from edgeops.contracts.wire import decode, encode
+from edgeops.transport.mqtt import LastWill, Message, MqttLink, TlsFiles
+from edgeops.trust import certificates
+from edgeops.trust import desired as desired_state
+from edgeops.trust import reported as statements
+from edgeops.trust.device import DeviceIdentity
+
+
+def join(directory: Path, token_text: str, *, profile: str, name: str) -> EnrolResponse:
+    """Enrol as a device does: the CA is checked against the token before anything is trusted."""
+    token = EnrolmentToken.from_text(token_text)
+    unverified = urllib3.PoolManager(cert_reqs="CERT_NONE")
+    ca_pem = unverified.request("GET", token.server + "/bootstrap/ca.pem").data
+    certificates.check_ca(ca_pem, token.ca_sha256)
+    identity = DeviceIdentity.create(directory)
+    ca_file = directory / "bootstrap-ca.pem"
+    ca_file.write_bytes(ca_pem)
+    pool = urllib3.PoolManager(ca_certs=str(ca_file))
+    root = pool.request("GET", token.server + "/bootstrap/root.json")
+    assert hashlib.sha256(root.data).hexdigest() == token.root_sha256
+    wish = EnrolRequest(secret=token.secret, csr_pem=identity.csr_pem(name).decode(), profile=profile, name=name)
+    answer = pool.request(
+        "POST", token.server + "/bootstrap/enrol", body=encode(wish), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status == 200, answer.data
+    joined = decode(answer.data, EnrolResponse, what="answer")
+    identity.install(joined.certificate_pem.encode(), joined.ca_pem.encode())
+    return joined
+
+
+class FakeDevice:
+    """Reports the end of everything desired at once: confirmed, or failed for releases in `refuses`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        joined: EnrolResponse,
+        desired_key: Key,
+        *,
+        refuses: tuple[str, ...] = (),
+        boot_id: str = "b1",
+    ) -> None:
+        self.name, self.fleet = joined.connection, joined.fleet
+        self._identity = DeviceIdentity.load(directory)
+        self._keys = {desired_key.keyid: desired_key}
+        self.refuses = refuses
+        self.boot_id, self._seq = boot_id, 0
+        self.generations: list[int] = []
+        self.desired: Desired | None = None
+        self.active: dict[str, Slot] = {}
+        self.asleep = False
+        self._changed = threading.Condition()
+        files = self._identity.tls_files()
+        self.link = MqttLink(
+            joined.broker,
+            self.name,
+            on_message=self._on_message,
+            on_connect=self._on_connect,
+            subscriptions=device_filters(self.fleet, self.name),
+            tls=TlsFiles(*files) if joined.broker.tls else None,
+            will=LastWill(presence_topic(self.fleet, self.name), encode(Presence(online=False, boot_id=boot_id))),
+        )
+
+    def start(self) -> FakeDevice:
+        self.link.start()
+        return self
+
+    def stop(self) -> None:
+        self.link.stop()
+
+    def tls_context(self) -> ssl.SSLContext:
+        files = self._identity.tls_files()
+        context = ssl.create_default_context(cafile=str(files.ca))
+        context.load_cert_chain(files.certificate, files.key)
+        return context
+
+    def wait_generation(self, generation: int, within_s: float = 20.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: generation in self.generations, within_s), self.generations
+
+    def report(self, observed: int, components: tuple[ComponentReport, ...] = ()) -> None:
+        self._seq += 1
+        statement = Reported(
+            fleet=self.fleet, connection=self.name, unit="self", boot_id=self.boot_id, seq=self._seq, at_s=0.0,
+            agent_version="0.0.1", profile="any", observed_generation=observed, components=components,
+        )  # fmt: skip
+        envelope = statements.sign(statement, self._identity.signer)
+        self.link.publish(unit_topic(self.fleet, self.name, "self", "reported"), envelope, retain=True)
+
+    def _on_connect(self) -> None:
+        self.link.publish(
+            presence_topic(self.fleet, self.name), encode(Presence(online=True, boot_id=self.boot_id)), retain=True
+        )
+
+    def _on_message(self, message: Message) -> None:
+        topic = parse_topic(message.topic)
+        desired = desired_state.verify(
+            message.payload, keys=self._keys, fleet=self.fleet, connection=self.name, unit=topic.unit,
+            floor_generation=max(self.generations, default=0), now_s=0.0,
+        )  # fmt: skip
+        with self._changed:
+            self.generations.append(desired.generation)
+            self.desired = desired
+            self._changed.notify_all()
+        if not self.asleep:
+            self.obey()
+
+    def obey(self) -> None:
+        assert self.desired is not None
+        reports = tuple(self._end_of(component, self.desired.generation) for component in self.desired.components)
+        self.report(self.desired.generation, reports)
+
+    def _end_of(self, component: Component, generation: int) -> ComponentReport:
+        refused = component.release in self.refuses
+        if not refused:
+            self.active[component.name] = Slot(release=component.release, digest=component.digest, number=1)
+        failure = Failure(code="E-SELFTEST-GOLDEN", what="outputs differ", release=component.release, at_s=0.0)
+        return ComponentReport(
+            name=component.name,
+            kind=ComponentKind.MODEL,
+            state=DeploymentState.FAILED if refused else DeploymentState.CONFIRMED,
+            generation=generation,
+            active=self.active.get(component.name),
+            failure=failure if refused else None,
+        )

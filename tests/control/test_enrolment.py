@@ -1,0 +1,153 @@
+"""Joining a fleet: a token lets exactly one device in, and only the one it is for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from registry_fleet import FLEET, open_registry
+from sqlalchemy import select
+
+from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.control import enrolment
+from edgeops.control.database import Database
+from edgeops.control.enrolment import FirstTrust, TokenScope, issue_token
+from edgeops.control.models import Device, EnrolmentTokenRow, Unit
+from edgeops.trust import certificates
+from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.device import DeviceIdentity
+
+NOW = 1_800_000_000.0
+
+
+class Door(NamedTuple):
+    database: Database
+    authority: FleetAuthority
+    directory: Path
+
+    def token(self, scope: TokenScope = TokenScope(), valid_s: float = 3600.0) -> str:  # noqa: B008
+        trust = FirstTrust("https://127.0.0.1:1", FLEET, self.authority.ca_sha256, "0" * 64)
+        issued = issue_token(self.database, trust, scope, actor="test", now_s=NOW, valid_s=valid_s)
+        return EnrolmentToken.from_text(issued.text).secret
+
+    def knock(self, secret: str, key: str = "k", now_s: float = NOW, **wish: object) -> enrolment.Enrolled:
+        identity = DeviceIdentity.create(self.directory / key)
+        fields = {"profile": "intel-nuc", "csr_pem": identity.csr_pem("device").decode(), **wish}
+        request = EnrolRequest(secret=secret, **fields)  # type: ignore[arg-type]
+        return enrolment.enrol(self.database, self.authority, request, now_s=now_s)
+
+    def devices(self) -> list[str]:
+        with self.database.read() as session:
+            return sorted(session.scalars(select(Device.connection)))
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    database = open_registry(tmp_path)
+    yield Door(database, FleetAuthority.create(tmp_path / "ca", FLEET), tmp_path)
+    database.close()
+
+
+def test_a_device_joins_with_its_own_key_and_the_tokens_labels(door: Door) -> None:
+    joined = door.knock(door.token(TokenScope(labels={"site": "a"})), name="cam-1")
+    identity = DeviceIdentity.create(door.directory / "k")
+    assert certificates.common_name(joined.certificate_pem) == "cam-1"
+    assert certificates.public_key(joined.certificate_pem) == identity.signer.public_key
+    certificates.check_issued_by(joined.certificate_pem, door.authority.ca_pem)
+    with door.database.read() as session:
+        device = session.get_one(Device, "cam-1")
+        assert (device.profile, device.labels, device.online) == ("intel-nuc", {"site": "a"}, False)
+        assert session.get(Unit, ("cam-1", "self")) is not None
+
+
+def test_only_the_hash_of_a_secret_is_kept(door: Door) -> None:
+    secret = door.token()
+    assert secret.encode() not in (door.directory / "control.sqlite").read_bytes()
+    assert secret.encode() not in (door.directory / "control.sqlite-wal").read_bytes()
+    with door.database.read() as session:
+        assert len(session.scalars(select(EnrolmentTokenRow.secret_sha256)).one()) == 64
+
+
+def test_a_token_lets_one_of_many_in_at_once(door: Door) -> None:
+    """Sixteen devices come with the same token at the same moment."""
+    secret = door.token()
+    results: list[str] = []
+    start = threading.Barrier(16)
+
+    def come(number: int) -> None:
+        start.wait()
+        try:
+            results.append(door.knock(secret, key=f"k{number}", name=f"dev-{number}").connection)
+        except EdgeopsError as error:
+            results.append(error.code)
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results)[:15] == ["E-TOKEN"] * 15
+    assert door.devices() == [sorted(results)[15]]
+
+
+def test_unknown_used_and_expired_tokens_are_told_apart_by_nobody(door: Door) -> None:
+    used = door.token()
+    door.knock(used)
+    expired = door.token(valid_s=10)
+    said = set()
+    for secret, now_s in (("unknown", NOW), (used, NOW), (expired, NOW + 10)):
+        with pytest.raises(EdgeopsError, match="E-TOKEN") as error:
+            door.knock(secret, now_s=now_s)
+        said.add(str(error.value))
+    assert len(said) == 1
+    assert len(door.devices()) == 1
+    door.knock(expired, now_s=NOW + 9)  # negative control: before its end it lets in
+    assert len(door.devices()) == 2
+
+
+@pytest.mark.parametrize(
+    ("scope", "wish"),
+    [
+        (TokenScope(profile="raspberry-pi-4"), {"profile": "intel-nuc"}),
+        (TokenScope(name="cam-1"), {"name": "cam-2"}),
+        (TokenScope(), {"name": "taken"}),
+        (TokenScope(), {"name": "edgeops-control"}),
+        (TokenScope(), {"csr_pem": "not a csr"}),
+        (TokenScope(), {"csr_pem": "x" * 40_000}),
+    ],
+)
+def test_a_refused_device_leaves_the_token_usable(door: Door, scope: TokenScope, wish: dict[str, str]) -> None:
+    door.knock(door.token(), name="taken")
+    secret = door.token(scope)
+    with pytest.raises(EdgeopsError, match="E-ENROLL"):
+        door.knock(secret, **wish)
+    assert door.devices() == ["taken"]
+    good = {"profile": scope.profile or "intel-nuc", "name": scope.name or "good"}
+    door.knock(secret, **good)
+    assert door.devices() == sorted(["taken", good["name"]])
+
+
+@pytest.mark.parametrize("name", ["Cam", "a/b", "+", "#", "", "..", "a" * 64])
+def test_names_that_would_break_topics_are_refused(door: Door, name: str) -> None:
+    with pytest.raises(EdgeopsError, match="E-NAME"):
+        door.knock(door.token(), name=name)
+    assert door.devices() == []
+
+
+def test_a_device_without_a_wish_gets_a_name_of_its_own(door: Door) -> None:
+    first, second = (door.knock(door.token(), key=key) for key in ("k1", "k2"))
+    assert first.connection != second.connection
+    assert all(name.startswith("intel-nuc-") for name in door.devices())
+
+
+def test_tokens_need_possible_scopes(door: Door) -> None:
+    for scope in (TokenScope(profile="A B"), TokenScope(labels={"Bad Key": "x"})):
+        with pytest.raises(EdgeopsError, match="E-NAME"):
+            door.token(scope)
+    for valid_s in (0.0, -1.0, 1e9):
+        with pytest.raises(EdgeopsError, match="E-CONFIG"):
+            door.token(valid_s=valid_s)

@@ -1,0 +1,401 @@
+"""What devices say: only the truth of the right device counts, once and in order; nothing hostile breaks anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from registry_fleet import FLEET, open_registry
+from sqlalchemy import select
+
+from edgeops.contracts.deployment import (
+    PROGRESS_TYPE,
+    REPORTED_TYPE,
+    TELEMETRY_TYPE,
+    DeploymentState,
+    Presence,
+    Progress,
+    Reported,
+)
+from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.telemetry import ModelWindow, Telemetry
+from edgeops.contracts.topics import presence_topic, unit_topic
+from edgeops.contracts.wire import encode
+from edgeops.control import enrolment
+from edgeops.control.enrolment import FirstTrust, TokenScope, issue_token
+from edgeops.control.ingest.worker import Ingest
+from edgeops.control.models import Device, ProgressEvent, TelemetryTotal, TelemetryWindow, Unit
+from edgeops.transport.mqtt import Message
+from edgeops.trust import envelopes
+from edgeops.trust import reported as statements
+from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.device import DeviceIdentity
+
+NOW = 1_800_000_000.0
+
+
+class House:
+    """A registry with two enrolled devices, and the worker that takes in what they say."""
+
+    def __init__(self, directory: Path) -> None:
+        self.database = open_registry(directory)
+        self.authority = FleetAuthority.create(directory / "ca", FLEET)
+        self.identities = {name: self.enrol(directory, name) for name in ("dev-a", "dev-b")}
+        self.ingest = Ingest(self.database, FLEET, lambda: None)
+
+    def enrol(self, directory: Path, name: str) -> DeviceIdentity:
+        trust = FirstTrust("https://x", FLEET, self.authority.ca_sha256, "0" * 64)
+        token = issue_token(self.database, trust, TokenScope(), actor="test", now_s=NOW)
+        identity = DeviceIdentity.create(directory / name)
+        request = EnrolRequest(
+            secret=EnrolmentToken.from_text(token.text).secret,
+            csr_pem=identity.csr_pem(name).decode(),
+            profile="intel-nuc",
+            name=name,
+        )
+        joined = enrolment.enrol(self.database, self.authority, request, now_s=NOW)
+        identity.install(joined.certificate_pem, self.authority.ca_pem)
+        return identity
+
+    def say(self, *messages: tuple[str, bytes], now_s: float = NOW) -> None:
+        self.ingest.take([Message(topic, payload, False, lambda: None) for topic, payload in messages], now_s=now_s)
+
+    def sealed(self, statement: Reported | Progress | Telemetry, by: str | None = None) -> tuple[str, bytes]:
+        leaf = {Reported: "reported", Progress: "progress", Telemetry: "telemetry"}[type(statement)]
+        signer = self.identities[by or statement.connection].signer
+        topic = unit_topic(statement.fleet, statement.connection, statement.unit, leaf)
+        return topic, statements.sign(statement, signer)
+
+    def rejected(self, name: str = "dev-a") -> tuple[int, str]:
+        with self.database.read() as session:
+            device = session.get_one(Device, name)
+            return device.rejected_messages, device.rejected_last
+
+    def newest(self, name: str = "dev-a") -> tuple[str, int]:
+        with self.database.read() as session:
+            unit = session.get_one(Unit, (name, "self"))
+            return unit.boot_id, unit.seq
+
+    def count(self, table: type[ProgressEvent] | type[TelemetryWindow]) -> int:
+        with self.database.read() as session:
+            return len(session.scalars(select(table)).all())
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path)
+    yield house
+    house.database.close()
+
+
+def report(name: str = "dev-a", seq: int = 1, boot_id: str = "b1", **more: object) -> Reported:
+    fields = {"agent_version": "0.1.0", "profile": "intel-nuc", "observed_generation": 0, "components": ()}
+    return Reported(
+        fleet=FLEET, connection=name, unit="self", boot_id=boot_id, seq=seq, at_s=NOW,
+        **{**fields, **more},  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def progress(seq: int = 1, **more: object) -> Progress:
+    fields = {
+        "component": "lines",
+        "generation": 1,
+        "step": seq,
+        "state": DeploymentState.DOWNLOADING,
+        "release": "1.0.0",
+    }
+    return Progress(
+        fleet=FLEET, connection="dev-a", unit="self", boot_id="b1", seq=seq, at_s=NOW,
+        **{**fields, **more},  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def telemetry(seq: int = 1, values: tuple[float, ...] = (1.0, 2.0), **more: object) -> Telemetry:
+    window = ModelWindow(
+        model="lines", release="1.0.0", digest="sha256:0", latency_ms=QuantileSketch.of(values), requests=len(values),
+        errors={"E-RUNTIME-INPUT": 1},
+    )  # fmt: skip
+    return Telemetry(
+        fleet=FLEET, connection="dev-a", unit="self", boot_id="b1", seq=seq, start_s=NOW, end_s=NOW + 1,
+        **{"models": (window,), **more},  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_a_signed_report_is_taken_in(house: House) -> None:
+    house.say(house.sealed(report(observed_generation=7, stale_s=3.0)))
+    with house.database.read() as session:
+        unit = session.get_one(Unit, ("dev-a", "self"))
+        assert (unit.observed_generation, unit.boot_id, unit.seq) == (7, "b1", 1)
+        assert msgspec.json.decode(unit.reported or b"", type=Reported).stale_s == 3.0
+        device = session.get_one(Device, "dev-a")
+        assert (device.last_seen_s, device.agent_version, device.rejected_messages) == (NOW, "0.1.0", 0)
+
+
+def _unsigned(house: House) -> tuple[str, bytes]:
+    return unit_topic(FLEET, "dev-a", "self", "reported"), encode(report())
+
+
+def _signed_by_another(house: House) -> tuple[str, bytes]:
+    return house.sealed(report(), by="dev-b")
+
+
+def _of_another(house: House) -> tuple[str, bytes]:
+    _, envelope = house.sealed(report("dev-b"))
+    return unit_topic(FLEET, "dev-a", "self", "reported"), envelope
+
+
+def _of_another_signed_by_itself(house: House) -> tuple[str, bytes]:
+    _, envelope = house.sealed(report("dev-b"), by="dev-a")
+    return unit_topic(FLEET, "dev-a", "self", "reported"), envelope
+
+
+def _of_another_unit(house: House) -> tuple[str, bytes]:
+    _, envelope = house.sealed(report())
+    return unit_topic(FLEET, "dev-a", "mcu-1", "reported"), envelope
+
+
+def _of_another_kind(house: House) -> tuple[str, bytes]:
+    _, envelope = house.sealed(progress())
+    return unit_topic(FLEET, "dev-a", "self", "reported"), envelope
+
+
+def _one_bit_changed(house: House) -> tuple[str, bytes]:
+    topic, envelope = house.sealed(report())
+    fields = msgspec.json.decode(envelope)
+    fields["payload"] = ("A" if fields["payload"][20] != "A" else "B").join(
+        (fields["payload"][:20], fields["payload"][21:])
+    )
+    return topic, msgspec.json.encode(fields)
+
+
+def _too_large(house: House) -> tuple[str, bytes]:
+    return unit_topic(FLEET, "dev-a", "self", "reported"), b"x" * (600 << 10)
+
+
+def _not_json(house: House) -> tuple[str, bytes]:
+    return unit_topic(FLEET, "dev-a", "self", "reported"), b"\xff\x00{"
+
+
+def _empty(house: House) -> tuple[str, bytes]:
+    return unit_topic(FLEET, "dev-a", "self", "reported"), b""
+
+
+def _huge_generation(house: House) -> tuple[str, bytes]:
+    return house.sealed(report(observed_generation=1 << 60))
+
+
+def _negative_seq(house: House) -> tuple[str, bytes]:
+    return house.sealed(report(seq=-1))
+
+
+def _own_desired(house: House) -> tuple[str, bytes]:
+    return unit_topic(FLEET, "dev-a", "self", "desired"), b"{}"
+
+
+def _bad_presence(house: House) -> tuple[str, bytes]:
+    return presence_topic(FLEET, "dev-a"), b'{"online": 1}'
+
+
+@pytest.mark.parametrize(
+    ("hostile", "code"),
+    [
+        (_unsigned, "E-WIRE-MALFORMED"),
+        (_signed_by_another, "E-TRUST-SIGNATURE"),
+        (_of_another, "E-TRUST-SIGNATURE"),
+        (_of_another_signed_by_itself, "E-TRUST-DEVICE"),
+        (_of_another_unit, "E-TRUST-DEVICE"),
+        (_of_another_kind, "E-TRUST-SIGNATURE"),
+        (_one_bit_changed, "E-TRUST-SIGNATURE"),
+        (_too_large, "E-WIRE-SIZE"),
+        (_not_json, "E-WIRE-MALFORMED"),
+        (_empty, "E-WIRE-MALFORMED"),
+        (_huge_generation, "E-WIRE-MALFORMED"),
+        (_negative_seq, "E-WIRE-MALFORMED"),
+        (_own_desired, "E-TOPIC"),
+        (_bad_presence, "E-WIRE-MALFORMED"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_hostile_messages_change_nothing_and_are_counted_for_their_sender(
+    house: House, hostile: Callable[[House], tuple[str, bytes]], code: str
+) -> None:
+    house.say(hostile(house))
+    count, last = house.rejected()
+    assert count == 1
+    assert last.startswith(code)
+    assert house.newest() == ("", 0)
+    assert house.rejected("dev-b")[0] == 0
+    house.say(house.sealed(report()))  # negative control: the valid one is accepted
+    assert house.newest() == ("b1", 1)
+    assert house.rejected()[0] == 1
+
+
+def test_one_hostile_message_does_not_hold_the_batch(house: House) -> None:
+    house.say(_not_json(house), house.sealed(report()), _signed_by_another(house), house.sealed(progress(2)))
+    assert house.newest() == ("b1", 1)
+    assert house.count(ProgressEvent) == 1
+    assert house.rejected()[0] == 2
+
+
+def test_unknown_devices_and_topics_are_refused_without_a_trace(house: House) -> None:
+    house.say(
+        (unit_topic(FLEET, "nobody", "self", "reported"), b"x"),
+        (unit_topic("other", "dev-a", "self", "reported"), b"x"),
+        ("eo/v1/f1/d/dev-a/reported", b"x"),
+        ("$SYS/x", b"x"),
+    )
+    assert house.ingest.refused == 4
+    with house.database.read() as session:
+        assert sorted(session.scalars(select(Device.connection))) == ["dev-a", "dev-b"]
+
+
+def test_a_revoked_device_is_heard_no_more(house: House) -> None:
+    with house.database.write() as session:
+        session.get_one(Device, "dev-a").revoked_at_s = NOW
+    house.say(house.sealed(report()))
+    assert house.newest() == ("", 0)
+    house.say(house.sealed(report("dev-b")))  # negative control
+    assert house.newest("dev-b") == ("b1", 1)
+
+
+def test_reports_are_ordered_by_boot_and_sequence(house: House) -> None:
+    older, newer = house.sealed(report(seq=4)), house.sealed(report(seq=5))
+    house.say(newer, older)
+    assert house.newest() == ("b1", 5)
+    house.say(newer)  # retained, given again
+    assert house.rejected()[0] == 0
+    house.say(house.sealed(report(boot_id="b2", seq=1)))
+    assert house.newest() == ("b2", 1)
+    # A broker that keeps an old healthy report cannot bring it back.
+    house.say(house.sealed(report(seq=99)))
+    assert house.newest() == ("b2", 1)
+    count, last = house.rejected()
+    assert (count, last.split(":")[0]) == (1, "E-REPORT-STALE")
+
+
+def test_repeated_progress_and_telemetry_count_once(house: House) -> None:
+    """Unacknowledged messages come again; also within one batch."""
+    messages = [house.sealed(progress(1)), house.sealed(telemetry(1)), house.sealed(telemetry(2, (8.0,)))]
+    house.say(*messages, *messages)
+    house.say(*messages)
+    assert house.count(ProgressEvent) == 1
+    assert house.count(TelemetryWindow) == 2
+    with house.database.read() as session:
+        total = session.scalars(select(TelemetryTotal)).one()
+        assert (total.requests, total.errors) == (3, {"E-RUNTIME-INPUT": 2})
+        merged = msgspec.json.decode(total.latency_ms, type=QuantileSketch)
+    assert merged == QuantileSketch.of([1.0, 2.0]).merge(QuantileSketch.of([8.0]))
+
+
+def test_presence_says_who_is_online(house: House) -> None:
+    def online() -> bool:
+        with house.database.read() as session:
+            return session.get_one(Device, "dev-a").online
+
+    house.say((presence_topic(FLEET, "dev-a"), encode(Presence(online=True, boot_id="b1"))))
+    assert online()
+    house.say((presence_topic(FLEET, "dev-a"), encode(Presence(online=False, boot_id="b1"))))
+    assert not online()
+
+
+def test_a_newer_agents_words_are_read(house: House) -> None:
+    """An unknown state and unknown fields of a newer agent are no errors."""
+    fields = msgspec.to_builtins(progress(1)) | {"state": "teleporting", "colour": "blue"}
+    sealed = envelopes.seal(msgspec.json.encode(fields), PROGRESS_TYPE, house.identities["dev-a"].signer)
+    house.say((unit_topic(FLEET, "dev-a", "self", "progress"), sealed))
+    assert house.rejected()[0] == 0
+    assert house.count(ProgressEvent) == 1
+
+
+def test_a_gateways_units_are_bounded(house: House) -> None:
+    for number in range(70):
+        statement = msgspec.structs.replace(report(), unit=f"mcu-{number}")
+        house.say(house.sealed(statement))
+    with house.database.read() as session:
+        assert len(session.scalars(select(Unit).where(Unit.connection == "dev-a")).all()) == 64
+    assert house.rejected()[0] == 7
+
+
+texts = st.text(max_size=20)
+numbers = st.integers(-(2**70), 2**70) | st.floats() | st.none()
+leaves = st.sampled_from(["reported", "progress", "telemetry"])
+
+
+@given(
+    leaf=leaves,
+    change=st.dictionaries(
+        st.sampled_from(
+            ["boot_id", "seq", "at_s", "component", "components", "generation", "step", "state", "release", "models",
+             "observed_generation", "percent", "code", "detail", "start_s", "refused", "unit", "agent_version"]
+        ),
+        texts | numbers | st.lists(texts, max_size=3) | st.dictionaries(texts, numbers, max_size=3),
+        max_size=4,
+    ),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_signed_nonsense_of_a_device_breaks_the_ingest(house: House, leaf: str, change: dict[str, object]) -> None:
+    """A device with a good key and a bad mind: its words are taken or refused, and the next device is served."""
+    base, kind = {
+        "reported": (report(), REPORTED_TYPE),
+        "progress": (progress(), PROGRESS_TYPE),
+        "telemetry": (telemetry(), TELEMETRY_TYPE),
+    }[leaf]
+    clean = {k: v for k, v in change.items() if not (isinstance(v, float) and not math.isfinite(v))}
+    payload = json.dumps(msgspec.to_builtins(base) | clean).encode()
+    sealed = envelopes.seal(payload, kind, house.identities["dev-a"].signer)
+    before = house.ingest.accepted + house.ingest.refused
+    house.say((unit_topic(FLEET, "dev-a", "self", leaf), sealed))
+    assert house.ingest.accepted + house.ingest.refused == before + 1
+
+
+def test_the_batch_waits_while_the_database_cannot_be_written(house: House, tmp_path: Path) -> None:
+    """Nothing is acknowledged before its commit; once the database is back, all of it is."""
+    acknowledged: list[str] = []
+    blocker = sqlite3.connect(tmp_path / "control.sqlite", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    house.ingest.start()
+    for message in (house.sealed(report()), house.sealed(progress(2))):
+        house.ingest.receive(Message(*message, False, lambda: acknowledged.append("ack")))
+    time.sleep(0.5)
+    assert acknowledged == []
+    assert house.newest() == ("", 0)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    deadline = time.monotonic() + 20
+    while len(acknowledged) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert acknowledged == ["ack", "ack"]
+    assert house.newest() == ("b1", 1)
+    house.ingest.stop()
+
+
+def test_acknowledgements_of_a_lost_link_are_not_given_to_the_next(house: House) -> None:
+    """Packet identifiers are used anew by a new session: an old one would acknowledge another message."""
+    given: list[str] = []
+    first = Message(*house.sealed(report()), False, lambda: given.append("old"))
+    house.ingest.receive(first)
+    house.ingest.new_session()
+    house.ingest.receive(Message(*house.sealed(progress(2)), False, lambda: given.append("new")))
+    house.ingest.start()
+    deadline = time.monotonic() + 20
+    while not given and time.monotonic() < deadline:
+        time.sleep(0.02)
+    house.ingest.stop()
+    assert given == ["new"]
+    assert house.newest() == ("b1", 1)
+
+
+def test_rejections_never_show_a_secret(house: House) -> None:
+    secret = os.urandom(8).hex()
+    house.say((unit_topic(FLEET, "dev-a", "self", "reported"), f'{{"payload": "{secret}"'.encode()))
+    assert secret not in house.rejected()[1]
