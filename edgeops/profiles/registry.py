@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 from edgeops import plugins
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
-from edgeops.contracts.profile import Profile
+from edgeops.contracts.profile import Profile, Runtime
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +22,7 @@ else:
     import tomli as tomllib
 
 _MAX_BYTES = 64 << 10
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,3}")
 
 
 def names() -> list[str]:
@@ -83,9 +85,23 @@ def _problem(profile: Profile, path: Path) -> str | None:
             return f"{key} is {value}, it must be positive"
     if profile.serving.threads > profile.cpu.cores:
         return f"serving.threads is {profile.serving.threads}, the board has {profile.cpu.cores} cores"
-    for runtime in profile.runtimes:
-        if not runtime.precisions:
-            return f"runtime {runtime.name!r} has no precisions"
+    if outside := [cpu for cpu in profile.serving.affinity if not 0 <= cpu < profile.cpu.cores]:
+        return f"serving.affinity names CPU {outside[0]}, the board has 0 to {profile.cpu.cores - 1}"
+    names = [runtime.name for runtime in profile.runtimes]
+    if len(set(names)) != len(names):
+        return f"runtimes: one appears twice in {', '.join(names)}"
+    return next((found for found in map(_runtime_problem, profile.runtimes) if found is not None), None)
+
+
+def _runtime_problem(runtime: Runtime) -> str | None:
+    if not runtime.precisions:
+        return f"runtime {runtime.name!r} has no precisions"
+    if len(set(runtime.precisions)) != len(runtime.precisions):
+        return f"runtime {runtime.name!r}: a precision appears twice"
+    if not _VERSION.fullmatch(runtime.runtime_min):
+        return f"runtime {runtime.name!r}: runtime_min is {runtime.runtime_min!r}, not a version such as 1.18.0"
+    if runtime.name == "onnxruntime" and not (runtime.onnx_ir_max and runtime.onnx_opset_max):
+        return "runtime 'onnxruntime' needs onnx_ir_max and onnx_opset_max: what its oldest version reads"
     return None
 
 
@@ -110,9 +126,12 @@ def _resolve(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     parent = tables.get("extends")
     if parent is None:
         return tables
-    parent_path = path.with_name(f"{parent}.toml") if isinstance(parent, str) else None
-    if parent_path is None or not parent_path.exists():
-        parent_path = _files().get(str(parent))
+    try:
+        name = check_name(str(parent), "extends")
+    except EdgeopsError as error:
+        raise EdgeopsError("E-PROFILE-INVALID", f"{path}: {error.what}", "Name a profile.") from error
+    sibling = path.with_name(f"{name}.toml")
+    parent_path = sibling if sibling.exists() else _files().get(name)
     if parent_path is None:
         raise EdgeopsError(
             "E-PROFILE-UNKNOWN", f"{path}: extends {parent!r}, which is not there", "edgeops profile list"
@@ -140,5 +159,5 @@ def _read(path: Path) -> dict[str, Any]:
             return tomllib.load(source)
     except OSError as error:
         raise EdgeopsError("E-PROFILE-INVALID", f"{path}: {error.strerror}", "Name a readable TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EdgeopsError("E-PROFILE-INVALID", f"{path}: {error}", "Correct the TOML.") from error

@@ -14,6 +14,21 @@ from edgeops.profiles import registry
 
 ROOT = Path(__file__).parents[2]
 PI = (ROOT / "device_profiles" / "raspberry-pi-4.toml").read_text()
+LITERT = {"name": "litert", "runtime_min": "1.2.0", "precisions": ["int8", "fp32"], "source": "its wheels"}
+TWICE = [LITERT, LITERT]
+
+
+def runtimes(text: str, tables: list[dict[str, object]]) -> str:
+    """The profile with other runtimes; JSON's lists and strings are TOML's too."""
+    rows = ["{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + "}" for table in tables]
+    return f"runtimes = [{', '.join(rows)}]\n{text}"
+
+
+def test_the_runtimes_of_these_tests_are_right_when_left_alone(tmp_path: Path):
+    """Negative control of the refusals below."""
+    path = tmp_path / "raspberry-pi-4.toml"
+    path.write_text(runtimes(PI, [LITERT, LITERT | {"name": "onnxruntime", "onnx_ir_max": 10, "onnx_opset_max": 21}]))
+    assert [runtime.name for runtime in registry.check(path).runtimes] == ["litert", "onnxruntime"]
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -59,6 +74,16 @@ def test_extends_takes_over_what_is_not_said_and_only_that(tmp_path: Path):
         (lambda text: text.replace("generic-arm64", "raspberry-pi-4"), "E-PROFILE-INVALID", "circle"),
         (lambda text: text + "\n[[", "E-PROFILE-INVALID", "raspberry-pi-4.toml"),
         (lambda _: "x" * 70_000, "E-PROFILE-INVALID", "larger"),
+        (lambda _: "x = " + "[" * 30_000 + "]" * 30_000, "E-PROFILE-INVALID", "recursion"),
+        (lambda text: text.replace("generic-arm64", "../../etc/passwd"), "E-PROFILE-INVALID", "extends"),
+        (lambda text: text + "affinity = [0, 4]", "E-PROFILE-INVALID", "serving.affinity"),
+        (lambda text: runtimes(text, TWICE), "E-PROFILE-INVALID", "litert, litert"),
+        (lambda text: runtimes(text, [LITERT | {"precisions": []}]), "E-PROFILE-INVALID", "precisions"),
+        (lambda text: runtimes(text, [LITERT | {"precisions": ["fp32", "fp32"]}]), "E-PROFILE-INVALID", "twice"),
+        (lambda text: runtimes(text, [LITERT | {"precisions": ["fp4"]}]), "E-PROFILE-INVALID", "precisions"),
+        (lambda text: runtimes(text, [LITERT | {"runtime_min": "new"}]), "E-PROFILE-INVALID", "runtime_min"),
+        (lambda text: runtimes(text, [LITERT | {"name": "onnxruntime"}]), "E-PROFILE-INVALID", "onnx_ir_max"),
+        (lambda text: runtimes(text, []), "E-PROFILE-INVALID", "no runtime"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_is_wrong(change, code: str, named: str, tmp_path: Path):
