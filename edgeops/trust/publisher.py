@@ -1,0 +1,336 @@
+"""The publisher's end of TUF: makes the repository, publishes targets, keeps signatures fresh."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from securesystemslib.signer import CryptoSigner, Key
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+
+from edgeops import durable
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.names import check_name
+from edgeops.contracts.release import TargetCustom
+from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.trust import keys, roles
+from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.edition import Edition
+from edgeops.trust.repository import AnyMetadata, MetadataFile, Repository, to_bytes
+
+log = logging.getLogger(__name__)
+
+FLEET_FILE = "fleet.json"
+KEYS, CA, REPOSITORY = "keys", "ca", "repository"
+WARN_BEFORE_DAYS = 45
+_ONLINE = (roles.SNAPSHOT, roles.TIMESTAMP)
+
+
+class KeyPlan(NamedTuple):
+    """How many keys a role has, and how many of them must sign."""
+
+    keys: int = 1
+    threshold: int = 1
+
+
+ONE_KEY = KeyPlan()
+
+
+class NewTarget(NamedTuple):
+    """A file to publish: its target path, where it lies now, and what ties it to a release (bundles only)."""
+
+    path: str
+    file: Path
+    custom: TargetCustom | None = None
+
+
+class PublishedTarget(NamedTuple):
+    """A target as its signed description says."""
+
+    length: int
+    sha256: str
+    custom: TargetCustom | None
+
+
+class FleetFile(Wire, frozen=True, kw_only=True):
+    """`fleet.json` of a fleet's home: the fleet's name and the hash of its first root, the anchor of everything."""
+
+    fleet: str
+    root_sha256: str
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
+class Publisher:
+    """The repository of one fleet and the keys that are at hand here.
+
+    Args:
+        home: The fleet's home.
+        key_folders: Folders with private keys beside `home/keys`, such as a mounted stick with the offline ones.
+        secret: Passphrase of encrypted keys; None: from EDGEOPS_KEY_PASSPHRASE.
+        now: Clock, seconds since 1970-01-01 UTC.
+
+    Raises:
+        EdgeopsError: E-TRUST-KEY; the home is not set up.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        key_folders: Sequence[Path] = (),
+        secret: bytes | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        try:
+            fleet_file = decode((home / FLEET_FILE).read_bytes(), FleetFile, what=str(home / FLEET_FILE))
+        except OSError as error:
+            raise EdgeopsError("E-TRUST-KEY", f"{home} is not a fleet's home", "Run edgeops trust init.") from error
+        self._home, self._now = home, now
+        self._fleet_file = fleet_file
+        self._secret = secret or keys.passphrase()
+        self._keys = keys.KeyStore([home / KEYS, *key_folders], self._secret)
+        self._repository = Repository(home / REPOSITORY, fleet_file.root_sha256)
+
+    @classmethod
+    def init(
+        cls,
+        home: Path,
+        fleet: str,
+        *,
+        root: KeyPlan = ONE_KEY,
+        targets: KeyPlan = ONE_KEY,
+        scheme: keys.KeyScheme = "ed25519",
+        secret: bytes | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> Publisher:
+        """Make a fleet: keys, certificate authority and an empty repository.
+
+        `root` and `targets` are the offline keys: they are encrypted if there is a passphrase, and may be moved away.
+        The online ones (`snapshot`, `timestamp`, `desired`) are not: the control plane uses them unattended.
+
+        Args:
+            home: The fleet's home; made if missing.
+            fleet: The fleet's name.
+            root: Keys and threshold of the root role.
+            targets: Keys and threshold of the top targets role.
+            scheme: Kind of the offline keys.
+            secret: Passphrase; None: from EDGEOPS_KEY_PASSPHRASE.
+            now: Clock.
+
+        Raises:
+            EdgeopsError: E-NAME. E-CONFIG; there is a fleet already, or an impossible threshold. E-DISK-FULL or
+                E-DISK-WRITE.
+        """
+        check_name(fleet, "fleet")
+        for name in (FLEET_FILE, KEYS, CA, REPOSITORY):
+            if (home / name).exists():
+                raise EdgeopsError(
+                    "E-CONFIG", f"{home / name} exists", "Name a new folder; nothing of a fleet is ever overwritten."
+                )
+        for plan in (root, targets):
+            if not 1 <= plan.threshold <= plan.keys:
+                raise EdgeopsError("E-CONFIG", f"{plan.threshold} of {plan.keys} keys is impossible")
+        secret = secret or keys.passphrase()
+        durable.make_private_dir(home / KEYS)
+        signers: dict[str, list[CryptoSigner]] = {}
+        for role, plan in ((roles.ROOT, root), (roles.TARGETS, targets)):
+            signers[role] = [
+                _new_key(home / KEYS, role if plan.keys == 1 else f"{role}-{number}", scheme, secret)
+                for number in range(1, plan.keys + 1)
+            ]
+        for role in (roles.SNAPSHOT, roles.TIMESTAMP, roles.DESIRED):
+            signers[role] = [_new_key(home / KEYS, role.removesuffix("-state"), "ed25519", None)]
+        FleetAuthority.create(home / CA, fleet, now)
+        files = _first_metadata(signers, {roles.ROOT: root.threshold, roles.TARGETS: targets.threshold}, now())
+        first_root = hashlib.sha256(files[0].data).hexdigest()
+        repository = Repository(home / REPOSITORY, first_root)
+        repository.make()
+        repository.commit(files)
+        # Last: a home is one only if all the rest is there.
+        durable.write_file(home / FLEET_FILE, encode(FleetFile(fleet=fleet, root_sha256=first_root)))
+        return cls(home, secret=secret, now=now)
+
+    @property
+    def fleet(self) -> str:
+        """The fleet's name."""
+        return self._fleet_file.fleet
+
+    def root_bytes(self) -> bytes:
+        """Return the newest root, the one that new devices start from.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA; the repository is damaged.
+        """
+        return self._repository.root_bytes()
+
+    def root_sha256(self) -> str:
+        """Return the SHA-256 of the newest root, lower-case hex.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA; the repository is damaged.
+        """
+        return hashlib.sha256(self.root_bytes()).hexdigest()
+
+    def desired_signer(self) -> CryptoSigner:
+        """Return the key that signs desired state.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; it is not here. E-TRUST-METADATA; the repository is damaged.
+        """
+        role = roles.delegated_roles(self._repository.load().targets.signed)[roles.DESIRED]
+        found = self._keys.signers(role.keyids)
+        if not found:
+            raise EdgeopsError("E-TRUST-KEY", "no key of the role desired-state is here", f"See {self._home / KEYS}.")
+        return found[0]
+
+    def targets(self) -> dict[str, PublishedTarget]:
+        """Return every published target by path.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA; the repository is damaged.
+        """
+        edition = self._edition()
+        return {
+            path: PublishedTarget(target.length, target.hashes["sha256"], _custom(target))
+            for model in edition.models()
+            for role in edition.bins(model).values()
+            for path, target in role.signed.targets.items()
+        }
+
+    def target_file(self, path: str, target: PublishedTarget) -> Path:
+        """Return where a published target's file lies. Whoever reads it checks its hash."""
+        return self._repository.blob(path, target.sha256)
+
+    def publish(self, targets: Sequence[NewTarget]) -> None:
+        """Publish files, all or none. A cut at any point leaves the previous repository valid.
+
+        A model that is published for the first time gets a role and a key of its own; that needs the targets key.
+
+        Raises:
+            EdgeopsError: E-RELEASE-EXISTS; a path has other content already. E-RELEASE-INVALID; not a path of the
+                form model/version/file. E-TRUST-KEY; a needed key is not here. E-TRUST-METADATA; the repository is
+                damaged. E-DISK-FULL or E-DISK-WRITE.
+        """
+        by_model: dict[str, list[NewTarget]] = {}
+        for target in targets:
+            by_model.setdefault(roles.model_of_path(target.path), []).append(target)
+        with self._repository.locked():
+            edition = self._edition()
+            for model, of_model in by_model.items():
+                if model not in edition.models():
+                    self._delegate(edition, model)
+                edition.add(model, [self._store(target) for target in of_model])
+            self._repository.commit(edition.sealed())
+
+    def delegate(self, model: str, public: Sequence[Key] = (), threshold: int = 1) -> None:
+        """Say who may publish a model, before its first release.
+
+        Args:
+            model: The model.
+            public: Keys that may; none: a new key is made here.
+            threshold: How many of them must sign.
+
+        Raises:
+            EdgeopsError: E-CONFIG; the model has a role already, or an impossible threshold. E-TRUST-KEY; a needed
+                key is not here: the model's own keys sign its empty bins. E-TRUST-METADATA. E-DISK-FULL, E-DISK-WRITE.
+        """
+        with self._repository.locked():
+            edition = self._edition()
+            if model in edition.models():
+                raise EdgeopsError("E-CONFIG", f"model {model} has a role", "Use edgeops trust rotate to change keys.")
+            if public and not 1 <= threshold <= len(public):
+                raise EdgeopsError("E-CONFIG", f"{threshold} of {len(public)} keys is impossible")
+            self._delegate(edition, model, public, threshold)
+            self._repository.commit(edition.sealed())
+
+    def renew(self, *, offline: bool = False) -> list[str]:
+        """Sign anew what has less than half of its life left; return the roles.
+
+        The control plane calls it without `offline` at each start and every hour: that needs only online keys.
+
+        Args:
+            offline: Renew root, targets and models too; their keys must be here.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; a needed key is not here. E-TRUST-METADATA; the repository is damaged.
+                E-DISK-FULL or E-DISK-WRITE.
+        """
+        with self._repository.locked():
+            edition = self._edition()
+            due = edition.due()
+            if not offline:
+                left = {role: (due[role] - self._now()) / roles.DAY_S for role in due if role not in _ONLINE}
+                if left and min(left.values()) < WARN_BEFORE_DAYS:
+                    log.warning(
+                        "role %s expires in %.0f days: edgeops trust renew",
+                        *min(left.items(), key=lambda item: item[1]),
+                    )
+                due = {role: due[role] for role in _ONLINE if role in due}
+            for role in due:
+                edition.touch(role)
+            self._repository.commit(edition.sealed())
+            return list(due)
+
+    def _edition(self) -> Edition:
+        return Edition(self._repository.load(), self._keys, self._now())
+
+    def _delegate(self, edition: Edition, model: str, public: Sequence[Key] = (), threshold: int = 1) -> None:
+        if not public:
+            path = self._home / KEYS / f"{roles.model_role(model)}.pem"
+            # One that is there was made by a try that was cut before it published anything.
+            if not path.exists():
+                keys.save(keys.generate(), path, self._secret)
+            public = [keys.load_public(path.with_suffix(".pub"))]
+        edition.delegate(model, public, threshold)
+
+    def _store(self, target: NewTarget) -> TargetFile:
+        file = self._repository.store(target.file, target.path)
+        if target.custom is not None:
+            file.unrecognized_fields["custom"] = msgspec.to_builtins(target.custom)
+        return file
+
+
+def _new_key(folder: Path, name: str, scheme: keys.KeyScheme, secret: bytes | None) -> CryptoSigner:
+    signer = keys.generate(scheme)
+    keys.save(signer, folder / f"{name}.pem", secret)
+    return signer
+
+
+def _custom(target: TargetFile) -> TargetCustom | None:
+    return None if target.custom is None else msgspec.convert(target.custom, TargetCustom)
+
+
+def _first_metadata(
+    signers: Mapping[str, Sequence[CryptoSigner]], thresholds: Mapping[str, int], now_s: float
+) -> list[MetadataFile]:
+    """Return the first edition, the root before all."""
+    expires = {role: roles.expiry(now_s, lifetime_s) for role, lifetime_s in roles.LIFETIME_S.items()}
+    root = Root(expires=expires[roles.ROOT], consistent_snapshot=True)
+    for role in roles.LIFETIME_S:
+        for signer in signers[role]:
+            root.add_key(signer.public_key, role)
+        root.roles[role].threshold = thresholds.get(role, 1)
+    targets = Targets(
+        expires=expires[roles.TARGETS],
+        delegations=roles.first_delegations(signers[roles.DESIRED][0].public_key),
+    )
+    snapshot = Snapshot(expires=expires[roles.SNAPSHOT])
+    files = [
+        MetadataFile("1.root.json", _signed(Metadata(root), signers[roles.ROOT])),
+        MetadataFile("1.targets.json", _signed(Metadata(targets), signers[roles.TARGETS])),
+        MetadataFile("1.snapshot.json", _signed(Metadata(snapshot), signers[roles.SNAPSHOT])),
+    ]
+    timestamp = Timestamp(expires=expires[roles.TIMESTAMP])
+    timestamp.snapshot_meta = MetaFile.from_data(1, files[-1].data, ["sha256"])
+    return [*files, MetadataFile("timestamp.json", _signed(Metadata(timestamp), signers[roles.TIMESTAMP]))]
+
+
+def _signed(metadata: AnyMetadata, signers: Sequence[CryptoSigner]) -> bytes:
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return to_bytes(metadata)
