@@ -76,15 +76,8 @@ class FleetTrust:
         return desired_state.issue(desired, self._signer)
 
     def releases(self) -> list[Release]:
-        """Return the releases that are published: every bundle of them is a target with the same bytes."""
-        targets = self._publisher.targets()
-        return [
-            release
-            for release in catalog.releases(self._home)
-            if all(
-                target.path in targets and targets[target.path].sha256 == target.sha256 for target in release.targets
-            )
-        ]
+        """Return the published releases."""
+        return catalog.releases(self._home)
 
     def renew(self) -> None:
         """Sign TUF's timestamp and snapshot anew, if they are about to expire."""
