@@ -22,3 +22,14 @@ def home_option(function: F) -> F:
         show_envvar=True,
         help="The fleet's home.",
     )(function)
+
+
+def keys_option(function: F) -> F:
+    """Add `--keys`: folders with private keys that are kept apart from the fleet's home."""
+    return click.option(
+        "--keys",
+        "key_folders",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        multiple=True,
+        help="A folder with private keys beside the home's own; may be given again.",
+    )(function)

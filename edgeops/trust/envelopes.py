@@ -27,7 +27,7 @@ class _Envelope(Wire, frozen=True, kw_only=True):
     signatures: tuple[_Signature, ...]
 
 
-def seal(payload: bytes, payload_type: str, signer: Signer) -> bytes:
+def seal(payload: bytes, payload_type: str, signer: Signer, *, max_bytes: int = MAX_ENVELOPE_BYTES) -> bytes:
     """Sign a payload together with its type; return the envelope as JSON.
 
     Raises:
@@ -38,25 +38,26 @@ def seal(payload: bytes, payload_type: str, signer: Signer) -> bytes:
     envelope = Envelope(payload, payload_type, {})
     envelope.sign(signer)
     data = json.dumps(envelope.to_dict(), sort_keys=True, separators=(",", ":")).encode()
-    if len(data) > MAX_ENVELOPE_BYTES:
-        raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {MAX_ENVELOPE_BYTES} are allowed")
+    if len(data) > max_bytes:
+        raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {max_bytes} are allowed")
     return data
 
 
-def unseal(data: bytes, payload_type: str, keys: Mapping[str, Key]) -> bytes:
+def unseal(data: bytes, payload_type: str, keys: Mapping[str, Key], *, max_bytes: int = MAX_ENVELOPE_BYTES) -> bytes:
     """Return the payload of an envelope that one of `keys` signed as a statement of this type.
 
     Args:
         data: The envelope.
         payload_type: What kind of statement it must be; a signature over another kind never counts.
         keys: Keys that may sign it, by key id.
+        max_bytes: Largest envelope that is read.
 
     Raises:
         EdgeopsError: E-WIRE-SIZE; too large. E-WIRE-MALFORMED; not an envelope. E-TRUST-SIGNATURE; another type, or
             no valid signature by one of the keys.
     """
-    if len(data) > MAX_ENVELOPE_BYTES:
-        raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {MAX_ENVELOPE_BYTES} are allowed")
+    if len(data) > max_bytes:
+        raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {max_bytes} are allowed")
     form = decode(data, _Envelope, what="signed envelope")
     if form.payloadType != payload_type:
         raise EdgeopsError("E-TRUST-SIGNATURE", f"expected a {payload_type}, got a {form.payloadType[:100]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Role, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
@@ -20,7 +21,7 @@ from edgeops.contracts.release import TargetCustom
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.trust import keys, roles
 from edgeops.trust.authority import FleetAuthority
-from edgeops.trust.edition import Edition
+from edgeops.trust.edition import Edition, delegated_models
 from edgeops.trust.repository import AnyMetadata, MetadataFile, Repository, to_bytes
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,17 @@ class PublishedTarget(NamedTuple):
     length: int
     sha256: str
     custom: TargetCustom | None
+
+
+class RoleStatus(NamedTuple):
+    """How one role stands. A model's bins are shown as one, by the one that expires first."""
+
+    role: str
+    version: int
+    expires_in_s: float
+    threshold: int
+    keys: int
+    keys_here: int
 
 
 class FleetFile(Wire, frozen=True, kw_only=True):
@@ -182,11 +194,7 @@ class Publisher:
         Raises:
             EdgeopsError: E-TRUST-KEY; it is not here. E-TRUST-METADATA; the repository is damaged.
         """
-        role = roles.delegated_roles(self._repository.load().targets.signed)[roles.DESIRED]
-        found = self._keys.signers(role.keyids)
-        if not found:
-            raise EdgeopsError("E-TRUST-KEY", "no key of the role desired-state is here", f"See {self._home / KEYS}.")
-        return found[0]
+        return self._one_signer(roles.DESIRED)
 
     def targets(self) -> dict[str, PublishedTarget]:
         """Return every published target by path.
@@ -202,9 +210,34 @@ class Publisher:
             for path, target in role.signed.targets.items()
         }
 
+    def models(self) -> dict[str, dict[str, Key]]:
+        """Return who may publish what: each model that has a role, and its keys by key id.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA; the repository is damaged.
+        """
+        targets = self._repository.load().targets.signed
+        known = roles.delegated_keys(targets)
+        return {
+            model: {keyid: known[keyid] for keyid in roles.delegated_roles(targets)[roles.model_role(model)].keyids}
+            for model in delegated_models(targets)
+        }
+
+    def model_signer(self, model: str) -> CryptoSigner:
+        """Return a key that may publish a model, for statements about its releases.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; none is here. E-TRUST-METADATA; the repository is damaged.
+        """
+        return self._one_signer(roles.model_role(model))
+
     def target_file(self, path: str, target: PublishedTarget) -> Path:
         """Return where a published target's file lies. Whoever reads it checks its hash."""
         return self._repository.blob(path, target.sha256)
+
+    def changing(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the repository, so that what is read and what is published then belong together."""
+        return self._repository.locked()
 
     def publish(self, targets: Sequence[NewTarget]) -> None:
         """Publish files, all or none. A cut at any point leaves the previous repository valid.
@@ -275,6 +308,46 @@ class Publisher:
                 edition.touch(role)
             self._repository.commit(edition.sealed())
             return list(due)
+
+    def status(self) -> list[RoleStatus]:
+        """Return how every role stands.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA; the repository is damaged. E-TRUST-KEY; a public key file is not readable.
+        """
+        state = self._repository.load()
+        edition = Edition(state, self._keys, self._now())
+        here = self._keys.files()
+        root, top = state.root.signed, state.targets.signed
+        rows: list[tuple[str, Signed, Role]] = [
+            (roles.ROOT, root, root.roles[roles.ROOT]),
+            (roles.TARGETS, top, root.roles[roles.TARGETS]),
+            (roles.SNAPSHOT, state.snapshot.signed, root.roles[roles.SNAPSHOT]),
+            (roles.TIMESTAMP, state.timestamp.signed, root.roles[roles.TIMESTAMP]),
+            (roles.DESIRED, top, roles.delegated_roles(top)[roles.DESIRED]),
+        ]
+        for model in edition.models():
+            name = roles.model_role(model)
+            signed = [state.role(name, top).signed, *(part.signed for part in edition.bins(model).values())]
+            rows.append((name, min(signed, key=lambda part: part.expires), roles.delegated_roles(top)[name]))
+        return [
+            RoleStatus(
+                name,
+                signed.version,
+                signed.expires.timestamp() - self._now(),
+                role.threshold,
+                len(role.keyids),
+                len(here.keys() & set(role.keyids)),
+            )
+            for name, signed, role in rows
+        ]
+
+    def _one_signer(self, role: str) -> CryptoSigner:
+        delegated = roles.delegated_roles(self._repository.load().targets.signed).get(role)
+        found = self._keys.signers(delegated.keyids) if delegated else []
+        if not found:
+            raise EdgeopsError("E-TRUST-KEY", f"no key of the role {role} is here", f"See {self._home / KEYS}.")
+        return found[0]
 
     def _edition(self) -> Edition:
         return Edition(self._repository.load(), self._keys, self._now())

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -79,6 +80,8 @@ class Repository:
         self._metadata = directory / "metadata"
         self._targets = directory / "targets"
         self._first_root_sha256 = first_root_sha256
+        self._thread_lock = threading.RLock()
+        self._holds = 0
 
     def load(self) -> RepositoryState:
         """Read the present state.
@@ -164,19 +167,24 @@ class Repository:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the repository for one change; another process's change is waited for.
+        """Hold the repository for one change; changes of other threads and processes are waited for. May be nested.
 
         Raises:
             EdgeopsError: E-DISK-WRITE.
         """
-        path = self._directory / ".lock"
-        try:
-            lock = path.open("w")
-        except OSError as error:
-            raise durable.disk_error(error, path) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        with self._thread_lock, contextlib.ExitStack() as stack:
+            if self._holds == 0:
+                path = self._directory / ".lock"
+                try:
+                    lock = stack.enter_context(path.open("w"))
+                except OSError as error:
+                    raise durable.disk_error(error, path) from error
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self._holds += 1
+            try:
+                yield
+            finally:
+                self._holds -= 1
 
     def _roots(self) -> list[Metadata[Root]]:
         first = _read(self._metadata, ROOT, 1)

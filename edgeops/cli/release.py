@@ -1,0 +1,84 @@
+"""Make, publish and list releases: one model version, one bundle per profile, signed as a whole."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from edgeops.cli.options import home_option, keys_option
+from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.release import Release
+
+
+@click.group()
+def command() -> None:
+    """Make, publish and list releases: one model version, one bundle per profile, signed as a whole."""
+
+
+@command.command()
+@home_option
+@click.option("--version", required=True, help="MAJOR.MINOR.PATCH")
+@click.option("--model", help="The model that the bundles must be of [whatever they are].")
+@click.option("--notes", default="", help="For people.")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@json_option
+def create(home: Path, version: str, model: str | None, notes: str, bundles: tuple[Path, ...], as_json: bool) -> None:
+    """Make a draft from bundles: directories or packed files, one per profile.
+
+    `evidence.json` beside a bundle joins the release if it speaks of exactly this bundle. Nothing is published yet.
+    """
+    from edgeops.releases import assemble
+
+    _show(assemble.create(home, bundles, version=version, model=model, notes=notes), as_json)
+
+
+@command.command()
+@home_option
+@keys_option
+@click.argument("model")
+@click.argument("version")
+@json_option
+def publish(home: Path, key_folders: tuple[Path, ...], model: str, version: str, as_json: bool) -> None:
+    """Sign a draft and publish it into the repository, all or nothing."""
+    from edgeops.releases import publish as publishing
+
+    _show(publishing.publish(home, model, version, key_folders=key_folders), as_json)
+
+
+@command.command("list")
+@home_option
+@json_option
+def list_releases(home: Path, as_json: bool) -> None:
+    """List what is published, as the signed repository says, and the drafts."""
+    from edgeops.releases import catalog
+
+    published, drafts = catalog.releases(home), catalog.drafts(home)
+    if as_json:
+        print_json({"published": published, "drafts": drafts})
+        return
+    print_table(
+        ("model", "version", "number", "profiles", "since"),
+        [
+            (
+                release.model,
+                release.version,
+                release.number or "draft",
+                ", ".join(target.profile for target in release.targets),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(release.created_at_s)),
+            )
+            for release in (*published, *drafts)
+        ],
+    )
+
+
+def _show(release: Release, as_json: bool) -> None:
+    if as_json:
+        print_json(release)
+        return
+    state = f"published as number {release.number}" if release.number else "a draft: publish it next"
+    click.echo(f"{release.model} {release.version} is {state}")
+    print_table(
+        ("profile", "bytes", "bundle"), [(target.profile, target.length, target.digest) for target in release.targets]
+    )

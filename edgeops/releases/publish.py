@@ -1,0 +1,98 @@
+"""Publishes a release draft: its bundles, its description and its evidence become signed targets, all at once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edgeops import durable
+from edgeops.contracts.bundle import FileEntry
+from edgeops.contracts.deployment import EVIDENCE_TYPE
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.release import Release, TargetCustom
+from edgeops.contracts.wire import encode
+from edgeops.releases import catalog
+from edgeops.releases.bundles import file_digest
+from edgeops.releases.catalog import EVIDENCE, RELEASE_NAME, draft_dir, read_draft
+from edgeops.trust import envelopes
+from edgeops.trust.publisher import NewTarget, Publisher
+
+
+def publish(
+    home: Path,
+    model: str,
+    version: str,
+    *,
+    key_folders: Sequence[Path] = (),
+    now: Callable[[], float] = time.time,
+) -> Release:
+    """Sign and publish a draft. A cut at any point leaves the previous repository valid; try again, it goes on.
+
+    Args:
+        home: The fleet's home.
+        model: The draft's model.
+        version: The draft's version.
+        key_folders: Folders with private keys beside `home/keys`.
+        now: Clock.
+
+    Returns:
+        The release with its number: one more than the newest of this model.
+
+    Raises:
+        EdgeopsError: E-RELEASE-UNKNOWN; no such draft. E-RELEASE-EXISTS; this version is published with other
+            bundles. E-BUNDLE-DAMAGED; the draft was changed since it was made. E-TRUST-KEY; a needed key is not here.
+            E-TRUST-METADATA or E-TRUST-TARGET; the repository is damaged. E-DISK-FULL or E-DISK-WRITE.
+    """
+    publisher = Publisher(home, key_folders=key_folders, now=now)
+    folder = draft_dir(home, model, version)
+    with publisher.changing():
+        draft = read_draft(folder)
+        before = catalog.published(publisher, model=model)
+        done = next((release for release in before if release.version == version), None)
+        if done is None:
+            number = max((release.number for release in before), default=0) + 1
+            done = msgspec.structs.replace(draft, number=number, created_at_s=now())
+            if model not in publisher.models():
+                publisher.delegate(model)
+            with tempfile.TemporaryDirectory(prefix=".publish-", dir=home) as scratch:
+                publisher.publish([*_bundles(done, folder), *_statements(done, folder, publisher, Path(scratch))])
+        elif done.targets != draft.targets:
+            raise EdgeopsError("E-RELEASE-EXISTS", f"{model} {version} is published", "Choose another version.")
+        durable.remove_tree(folder)
+    return done
+
+
+def _bundles(release: Release, folder: Path) -> Iterator[NewTarget]:
+    for target in release.targets:
+        file = folder / f"{target.profile}.edgeops"
+        if not file.is_file() or file_digest(file) != FileEntry(sha256=target.sha256, length=target.length):
+            raise EdgeopsError("E-BUNDLE-DAMAGED", f"{file} was changed since the draft was made", "Create it again.")
+        custom = TargetCustom(
+            model=release.model,
+            version=release.version,
+            number=release.number,
+            profile=target.profile,
+            digest=target.digest,
+        )
+        yield NewTarget(target.path, file, custom)
+
+
+def _statements(release: Release, folder: Path, publisher: Publisher, scratch: Path) -> Iterator[NewTarget]:
+    """Give the release's description, and the evidence of each bundle signed as a statement of its own."""
+    start = f"{release.model}/{release.version}"
+    description = scratch / RELEASE_NAME
+    description.write_bytes(encode(release))
+    yield NewTarget(f"{start}/{RELEASE_NAME}", description)
+    for target in release.targets:
+        found = folder / EVIDENCE / f"{target.profile}.json"
+        if found.is_file():
+            sealed = scratch / f"{target.profile}.{EVIDENCE}.json"
+            signer = publisher.model_signer(release.model)
+            sealed.write_bytes(
+                envelopes.seal(found.read_bytes(), EVIDENCE_TYPE, signer, max_bytes=catalog.MAX_SEALED_EVIDENCE_BYTES)
+            )
+            yield NewTarget(f"{start}/{sealed.name}", sealed)
