@@ -34,15 +34,6 @@ class Answers(NamedTuple):
     right: int
 
 
-class Flow(NamedTuple):
-    """Traffic to one device during a rollout."""
-
-    device: str
-    answered: int
-    right: int
-    failures: dict[str, int]
-
-
 class Scenario:
     """One fleet of three emulated devices on this machine, in one folder.
 
@@ -172,7 +163,7 @@ class Scenario:
     def traffic(self) -> Iterator[list[Traffic]]:
         """Keep requests flowing to all devices meanwhile."""
         side = self.data.evaluation
-        flows = [Traffic(url, MODEL, side.images, side.labels).start() for url in self.endpoints.values()]
+        flows = [Traffic(name, url, MODEL, side.images, side.labels).start() for name, url in self.endpoints.items()]
         try:
             yield flows
         finally:

@@ -54,8 +54,8 @@ class Story:
             status = scenario.rollout("1.0.0", "100%", say)
             scenario.find_endpoints()
             answers = scenario.ask()
-        broker = facts["broker"]
-        display.say(f"broker: {broker['kind']}{', mutual TLS' if broker['tls'] else ', loopback only, no TLS'}")
+        safety = "mutual TLS" if facts["broker"]["tls"] else "loopback only, no TLS"
+        display.say(f"broker: {facts['broker_kind']}, {safety}")
         display.say(f"enrolled with key, CSR and certificate: {', '.join(devices)}")
         self._expect(status["state"] == "succeeded", f"rollout of 1.0.0 {status['state']}")
         for answer in answers:

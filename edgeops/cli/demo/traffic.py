@@ -20,13 +20,17 @@ class Traffic:
     """Sends labelled images to one device until it is stopped, and counts what came back.
 
     Args:
+        device: The device's name.
         endpoint: Base URL of the device's inference server.
         model: The model's name.
         images: uint8 [n, height, width, 3].
         labels: True class per image, [n].
     """
 
-    def __init__(self, endpoint: str, model: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    def __init__(
+        self, device: str, endpoint: str, model: str, images: NDArray[np.uint8], labels: NDArray[np.int64]
+    ) -> None:
+        self.device = device
         self.answered = 0
         self.right = 0
         self.failures: Counter[str] = Counter()

@@ -1,0 +1,68 @@
+"""The docs say what the code does: generated pages are up to date, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from edgeops.cli import root
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["docs_generate"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["errors.md", "topics.md", "commands.md"])
+def test_generated_page_is_up_to_date(page: str):
+    """`make docs` writes it."""
+    assert (ROOT / "docs" / "reference" / page).read_text() == generator().PAGES[page]()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def commands_in(text: str) -> list[list[str]]:
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`(edgeops [^`]+)`", text)
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("edgeops ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_in_the_docs_exists_with_its_options(page: Path):
+    for words in commands_in(page.read_text()):
+        command: click.Command = root
+        context = click.Context(root, info_name="edgeops")
+        rest = words[1:]
+        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+            found = command.get_command(context, re.split(r"[|,]", rest[0])[0])
+            assert found is not None, " ".join(words)
+            command, rest = found, rest[1:]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        used = {word.split("=")[0] for word in rest if word.startswith("-")} - {"--help", "--version"}
+        assert used <= known, f"{' '.join(words)}: no {used - known}"
+
+
+def test_the_look_at_commands_can_fail():
+    """Negative control: an option and a command that do not exist are seen."""
+    with pytest.raises(AssertionError):
+        words = commands_in("`edgeops no-such-command`")[0]
+        assert root.get_command(click.Context(root), words[1]) is not None
