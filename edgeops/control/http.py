@@ -17,7 +17,7 @@ from edgeops.contracts.errors import EdgeopsError
 log = logging.getLogger(__name__)
 
 START_WITHIN_S = 20.0
-GRACE_S = 3
+GRACE_S = 1
 IDLE_S = 30
 BACKLOG = 2048
 

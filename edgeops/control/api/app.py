@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
@@ -80,6 +81,7 @@ def api_app(control: ControlApi) -> FastAPI:
         return openapi_document(app)
 
     app.add_middleware(limits.BodyLimit)
+    app.add_middleware(limits.SafeHeaders)
     return app
 
 
@@ -146,6 +148,7 @@ def _enrolment_tokens(control: ControlApi) -> APIRouter:
     return router
 
 
+_RolloutId = Annotated[int, PathParameter(ge=1, lt=1 << 53)]
 _After = Annotated[str, Query(max_length=63, description="Cursor: `next` of the page before")]
 _Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 
@@ -196,17 +199,17 @@ def _rollouts(control: ControlApi) -> APIRouter:
             return views.rollout_list(session)
 
     @router.get("/{rollout_id}", summary="Show a rollout: where it stands and why")
-    def rollout(rollout_id: int) -> resources.RolloutResource:
+    def rollout(rollout_id: _RolloutId) -> resources.RolloutResource:
         return shown(rollout_id)
 
     @router.get("/{rollout_id}/members", summary="List the devices of a rollout by name")
-    def members(rollout_id: int, after: _After = "", limit: _Limit = PAGE_DEFAULT) -> resources.Members:
+    def members(rollout_id: _RolloutId, after: _After = "", limit: _Limit = PAGE_DEFAULT) -> resources.Members:
         with control.database.read() as session:
             return views.member_page(session, rollout_id, after=after, limit=limit)
 
     def act(name: str, action: Callable[..., None], summary: str) -> None:
         @router.post(f"/{{rollout_id}}/{name}", summary=summary, name=name)
-        def do(rollout_id: int) -> resources.RolloutResource:
+        def do(rollout_id: _RolloutId) -> resources.RolloutResource:
             action(control.database, rollout_id, actor=ACTOR, now_s=time.time())
             control.wake()
             return shown(rollout_id)

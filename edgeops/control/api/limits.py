@@ -1,17 +1,25 @@
-"""What a request may cost: a limit on the body's size, held also where no length is announced."""
+"""What every request is held to: a limit on the body's size, also where no length is announced; safe headers."""
 
 from __future__ import annotations
 
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.api.problems import problem_of
 
 MAX_BODY_BYTES = 256 << 10
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'",
+    "Strict-Transport-Security": "max-age=31536000",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies above `MAX_BODY_BYTES` with 413, before they are read."""
+    """ASGI middleware that refuses bodies above `MAX_BODY_BYTES` with 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -23,7 +31,7 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > MAX_BODY_BYTES:
-            await _too_large()(scope, receive, send)
+            await _too_large(scope, receive, send)
             return
         taken = 0
 
@@ -31,16 +39,38 @@ class BodyLimit:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > MAX_BODY_BYTES:
-                raise _error()
-            return message
+            return message if taken <= MAX_BODY_BYTES else {"type": "http.disconnect"}
 
-        await self._app(scope, limited, send)
+        async def unless_too_large(message: Message) -> None:
+            if taken <= MAX_BODY_BYTES:
+                await send(message)
+
+        try:
+            await self._app(scope, limited, unless_too_large)
+        except ClientDisconnect:
+            if taken <= MAX_BODY_BYTES:
+                return
+        if taken > MAX_BODY_BYTES:
+            await _too_large(scope, receive, send)
 
 
-def _error() -> EdgeopsError:
-    return EdgeopsError("E-WIRE-SIZE", f"the request's body is larger than {MAX_BODY_BYTES} bytes")
+class SafeHeaders:
+    """ASGI middleware that adds the headers which every answer has: nothing is cached, guessed or framed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
 
 
-def _too_large() -> ASGIApp:
-    return problem_of(_error())
+async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    error = EdgeopsError("E-WIRE-SIZE", f"the request's body is larger than {MAX_BODY_BYTES} bytes")
+    await problem_of(error)(scope, receive, send)

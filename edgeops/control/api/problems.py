@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -86,11 +85,4 @@ def install(app: FastAPI) -> None:
     async def on_http(_request: Request, error: HTTPException) -> Response:
         answer = problem(error.status_code, "E-API-REQUEST", str(error.detail), str(error.detail))
         answer.headers.update(error.headers or {})
-        return answer
-
-    @app.middleware("http")
-    async def on_defect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        answer = await call_next(request)
-        answer.headers["Cache-Control"] = "no-store"
-        answer.headers["X-Content-Type-Options"] = "nosniff"
         return answer

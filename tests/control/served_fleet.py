@@ -1,0 +1,131 @@
+"""A served fleet for tests: `edgeops serve` as its own process, small signed releases, and devices that joined."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fake_device import FakeDevice, join
+
+from edgeops.client.api import Api
+from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo, OutputTolerance
+from edgeops.contracts.profile import Precision
+from edgeops.contracts.tensors import TensorSpec
+from edgeops.control.broker import mosquitto
+from edgeops.releases import assemble, publish
+from edgeops.releases.bundles import seal
+from edgeops.trust.publisher import Publisher
+
+MODEL = "lines"
+PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
+WITHIN_S = 30.0
+BROKERS = ["iotcore"] + (["mosquitto"] if mosquitto.find_program() else [])
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.03)
+    return value
+
+
+class Serving:
+    """`edgeops serve` as a process of its own."""
+
+    def __init__(self, home: Path, broker: str) -> None:
+        self.home, self.broker = home, broker
+        self.process: subprocess.Popen[str]
+
+    def start(self) -> dict[str, Any]:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgeops", "serve", "--home", str(self.home), "--broker", self.broker],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"it ended with {self.process.wait()}"
+        self.ready: dict[str, Any] = json.loads(line)
+        assert json.loads((self.home / "serve.json").read_bytes()) == self.ready
+        return self.ready
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(WITHIN_S)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(WITHIN_S)
+
+    @property
+    def api(self) -> Api:
+        return Api.from_home(self.home)
+
+
+def make_release(home: Path, version: str) -> None:
+    """Publish a release whose bundles are whole and signed, around a file that no device of these tests opens."""
+    directories = []
+    for profile in PROFILES:
+        directory = home.parent / "bundles" / version / profile
+        directory.mkdir(parents=True)
+        (directory / "model.bin").write_bytes(f"{version} {profile} ".encode() * 4096)
+        (directory / "golden.npy").write_bytes(b"golden")
+        seal(directory, manifest(profile))
+        directories.append(directory)
+    assemble.create(home, directories, version=version)
+    publish.publish(home, MODEL, version)
+
+
+def manifest(profile: str) -> BundleManifest:
+    image, label = (
+        TensorSpec(name="image", dtype="uint8", shape=(1, 4)),
+        TensorSpec(name="label", dtype="float32", shape=(1, 2)),
+    )
+    golden = {"image": "golden.npy"}, {"label": "golden.npy"}
+    return BundleManifest(
+        model=MODEL,
+        profile=profile,
+        arch="x86_64",
+        runtime="onnxruntime",
+        runtime_min="1.18",
+        precision=Precision.FLOAT32,
+        scheme="float",
+        artifact="model.bin",
+        inputs=(image,),
+        outputs=(OutputInfo(tensor=label, kind="logits"),),
+        input_bindings=(Binding(device="image", artifact=image),),
+        output_bindings=(Binding(device="label", artifact=label),),
+        golden=Golden(
+            count=1,
+            inputs=golden[0],
+            source_outputs=golden[1],
+            artifact_outputs=golden[1],
+            tolerances={"label": OutputTolerance(artifact_max_abs=0.0, source_min_cosine=1.0, reason="exact")},
+        ),
+        files={},
+    )
+
+
+class Fleet:
+    """Devices that joined a served fleet, one per profile."""
+
+    def __init__(self, serving: Serving, directory: Path, **options: Any) -> None:
+        key = Publisher(serving.home).desired_signer().public_key
+        self.devices: dict[str, FakeDevice] = {}
+        for profile in PROFILES:
+            name = f"{profile}-1"
+            token = serving.api.create_token(profile=profile)
+            joined = join(directory / name, token.token, profile=profile, name=name)
+            self.devices[name] = FakeDevice(directory / name, joined, key, **options).start()
+        wait_for(lambda: all(d.online for d in serving.api.devices()), "not all came online")
+
+    def stop(self) -> None:
+        for device in self.devices.values():
+            device.stop()
