@@ -45,9 +45,10 @@ class Serve(msgspec.Struct, frozen=True, tag=True):
 
 
 class Probe(msgspec.Struct, frozen=True, tag=True):
-    """Run a golden vector, as a sign of life."""
+    """Give a sign of life; with `infer`, by running a golden vector."""
 
     number: int
+    infer: bool = True
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):

@@ -6,7 +6,7 @@ from edgeops.agent.states import MAX_ATTEMPTS, Event
 from edgeops.agent.store import ComponentRecord
 from edgeops.contracts.deployment import Component, DeploymentState, Slot
 
-_ON_ITS_WAY = frozenset(
+ON_ITS_WAY = frozenset(
     {
         DeploymentState.HELD,
         DeploymentState.DOWNLOADING,
@@ -32,7 +32,7 @@ def event_for(record: ComponentRecord, want: Component | None, generation: int, 
     known = same and record.generation == generation
     if confirmed is not None and confirmed.digest == want.digest:
         return None if known and record.state is DeploymentState.CONFIRMED else Event.SATISFIED
-    if same and record.state in _ON_ITS_WAY:
+    if same and record.state in ON_ITS_WAY:
         return None if known else Event.RENEWED
     if not known:
         return Event.WANTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,13 +12,13 @@ from edgeops import durable
 from edgeops.contracts.deployment import Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.releases.bundles import unpack
+from edgeops.releases.bundles import open_bundle, unpack
 
 log = logging.getLogger(__name__)
 
 SlotName = Literal["a", "b"]
 _NAMES: tuple[SlotName, SlotName] = ("a", "b")
-_RECORD, _BUNDLE, _ACTIVE, _STAGING = "slot.json", "bundle", "active", ".staging"
+_RECORD, _BUNDLE, _ACTIVE = "slot.json", "bundle", "active"
 
 
 class SlotRecord(Wire, frozen=True, kw_only=True):
@@ -106,10 +107,18 @@ class Slots:
         """Return where a slot's bundle lies."""
         return self._slots / name / _BUNDLE
 
-    def holds(self, digest: str) -> bool:
-        """Say whether the candidate slot already holds a bundle, by its record."""
-        record = self.records.get(self.candidate)
-        return record is not None and record.slot.digest == digest
+    def holds_whole(self, digest: str) -> bool:
+        """Say whether the candidate slot holds a bundle already, every byte of it."""
+        name = self.candidate
+        record = self.records.get(name)
+        if record is None or record.slot.digest != digest:
+            return False
+        try:
+            open_bundle(self.bundle_path(name), expect_digest=digest)
+        except EdgeopsError as error:
+            log.warning("slot %s is damaged and is filled again: %s", name, error.what)
+            return False
+        return True
 
     def space(self, length: int, present: int, reserve: int) -> Space:
         """Return what a deployment needs on the disk, and what is free.
@@ -122,28 +131,48 @@ class Slots:
         stat = os.statvfs(self._slots)
         return Space(2 * length - present + reserve, stat.f_bavail * stat.f_frsize)
 
-    def stage(self, source: Path, slot: Slot) -> None:
-        """Unpack a bundle's file into the candidate slot and check every byte; the active slot is untouched.
+    def unpack(self, source: Path, slot: Slot) -> Path:
+        """Unpack a bundle's file beside the slots, check every byte and make it durable; neither slot is touched.
+
+        Returns:
+            What `install` takes.
 
         Raises:
             EdgeopsError: E-BUNDLE-DAMAGED or E-BUNDLE-INVALID; the file is not the bundle that `slot` names.
-                E-DISK-FULL or E-DISK-WRITE. E-AGENT-STATE; in a trial no slot is free.
+                E-DISK-FULL or E-DISK-WRITE.
         """
-        name = self.candidate
-        staging = self._slots / _STAGING
-        durable.remove_tree(staging)
+        staging = self._slots / f".staging-{secrets.token_hex(4)}"
         try:
             durable.make_private_dir(staging)
             unpack(source, staging / _BUNDLE, expect_digest=slot.digest)
             durable.write_file(staging / _RECORD, encode(SlotRecord(slot=slot, confirmed=False)))
             # Data before flag: what the record names is durable before anything can point to it.
             durable.fsync_tree(staging)
-            self.discard()
-            durable.rename(staging, self._slots / name)
         except EdgeopsError:
             durable.remove_tree(staging)
             raise
+        return staging
+
+    def install(self, staging: Path, slot: Slot) -> None:
+        """Put what `unpack` made into the candidate slot.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE. E-AGENT-STATE; in a trial no slot is free.
+        """
+        name = self.candidate
+        self.discard()
+        durable.rename(staging, self._slots / name)
         self.records[name] = SlotRecord(slot=slot, confirmed=False)
+
+    def doubt(self) -> None:
+        """Have the candidate slot's bundle prove itself anew, though it did once.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; the slot is empty. E-DISK-FULL or E-DISK-WRITE.
+        """
+        name = self.candidate
+        self._check_filled(name)
+        self._write_record(name, SlotRecord(slot=self.records[name].slot, confirmed=False))
 
     def switch(self, name: SlotName) -> None:
         """Make a slot active: one atomic rename. Again without effect.
@@ -151,8 +180,7 @@ class Slots:
         Raises:
             EdgeopsError: E-AGENT-STATE; nothing lies there. E-DISK-FULL or E-DISK-WRITE; the old one stays active.
         """
-        if name not in self.records:
-            raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: slot {name} is empty")
+        self._check_filled(name)
         if self.active != name:
             self._point_to(name)
 
@@ -164,10 +192,7 @@ class Slots:
         """
         if self.active is None:
             raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: nothing is active")
-        record = SlotRecord(slot=self.records[self.active].slot, confirmed=True)
-        if self.records[self.active] != record:
-            durable.write_file(self._slots / self.active / _RECORD, encode(record))
-            self.records[self.active] = record
+        self._write_record(self.active, SlotRecord(slot=self.records[self.active].slot, confirmed=True))
 
     def revert(self) -> None:
         """End a trial: make the confirmed bundle active again, or nothing if there is none. Else without effect.
@@ -191,7 +216,7 @@ class Slots:
         self._remove(doomed)
 
     def discard(self) -> None:
-        """Remove what lies in the candidate slot.
+        """Remove what lies in the candidate slot, also a bundle that proved itself once.
 
         Raises:
             EdgeopsError: E-DISK-WRITE; E-AGENT-STATE in a trial.
@@ -218,6 +243,15 @@ class Slots:
         for path in self._slots.iterdir():
             if path.name not in (*_NAMES, _ACTIVE):
                 durable.remove_tree(path)
+
+    def _check_filled(self, name: SlotName) -> None:
+        if name not in self.records:
+            raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: slot {name} is empty")
+
+    def _write_record(self, name: SlotName, record: SlotRecord) -> None:
+        if self.records[name] != record:
+            durable.write_file(self._slots / name / _RECORD, encode(record))
+            self.records[name] = record
 
     def _remove(self, name: SlotName) -> None:
         durable.remove_tree(self._slots / name)

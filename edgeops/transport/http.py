@@ -39,18 +39,18 @@ class RemoteFile(NamedTuple):
     sha256: str
 
 
-def context_for(ca: Path) -> ssl.SSLContext:
-    """Return TLS settings that trust servers of one CA (PEM file), and no other.
+def context_for(ca_pem: bytes) -> ssl.SSLContext:
+    """Return TLS settings that trust servers of one CA (PEM), and no other.
 
     Raises:
-        EdgeopsError: E-TRUST-KEY; the file is missing or unreadable.
+        EdgeopsError: E-TRUST-KEY; not a certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_verify_locations(ca)
-    except (OSError, ssl.SSLError) as error:
-        raise EdgeopsError("E-TRUST-KEY", f"{ca}: {error}", "Enrol the device again.") from error
+        context.load_verify_locations(cadata=ca_pem.decode("ascii"))
+    except (ValueError, ssl.SSLError) as error:
+        raise EdgeopsError("E-TRUST-KEY", f"CA certificate: {error}", "Enrol the device again.") from error
     return context
 
 
@@ -60,8 +60,8 @@ def mutual_context(tls: TlsFiles) -> ssl.SSLContext:
     Raises:
         EdgeopsError: E-TRUST-KEY; a file is missing or unreadable.
     """
-    context = context_for(tls.ca)
     try:
+        context = context_for(tls.ca.read_bytes())
         context.load_cert_chain(tls.certificate, tls.key)
     except (OSError, ssl.SSLError) as error:
         raise EdgeopsError("E-TRUST-KEY", f"{tls.certificate}: {error}", "Enrol the device again.") from error

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
+
+if sys.argv[1:] == ["capabilities"]:
+    from edgeops.runtimes.registry import capabilities
+
+    print(json.dumps(capabilities()))
+    sys.exit(0)
 
 from edgeops.agent.worker.process import main
 

@@ -78,7 +78,7 @@ class Worker:
         elif isinstance(message, channel.Serve):
             self._start(self._serve(engine))
         elif isinstance(message, channel.Probe):
-            self._start(self._probe(engine, message.number))
+            self._start(self._probe(engine, message))
         else:
             self._start(self._drain())
 
@@ -92,12 +92,14 @@ class Worker:
             await asyncio.sleep(REPORT_EVERY_S)
             await self._server.call(self._report)
 
-    async def _probe(self, engine: Engine, number: int) -> None:
+    async def _probe(self, engine: Engine, probe: channel.Probe) -> None:
+        # Through the queue of inferences in any case: a runtime that hangs must not look alive.
+        work = engine.probe if probe.infer else _nothing
         if self._server is None:
-            engine.probe()
+            work()
         else:
-            await self._server.call(engine.probe)
-        self._say(channel.Alive(number))
+            await self._server.call(work)
+        self._say(channel.Alive(probe.number))
 
     async def _drain(self) -> None:
         if self._server is not None:
@@ -138,6 +140,10 @@ class Worker:
                 channel.send(self._control, message)
         except OSError:
             os._exit(0)
+
+
+def _nothing() -> None:
+    pass
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -1,0 +1,468 @@
+"""One model on its way: events into the table, the new state to the disk, and only then the effects."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import msgspec
+
+from edgeops.agent.channel import Load
+from edgeops.agent.fetching import Fetcher, FetchJob, FetchRequest, Staged
+from edgeops.agent.loop import Loop, Timer
+from edgeops.agent.plan import ON_ITS_WAY, event_at_start, event_for
+from edgeops.agent.serving import ModelServing
+from edgeops.agent.settings import Settings
+from edgeops.agent.slots import SlotName, Slots
+from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
+from edgeops.agent.store import ComponentRecord, StateDirectory
+from edgeops.agent.trial import TrialFacts, faults, judge
+from edgeops.contracts.deployment import (
+    Component,
+    ComponentKind,
+    ComponentReport,
+    DeploymentState,
+    Failure,
+    SelfTestFigures,
+    Slot,
+)
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.profile import Serving
+from edgeops.contracts.telemetry import ModelWindow
+from edgeops.transport.mqtt import backoff_s
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S, RETRY_MAX_S = 2.0, 300.0
+WATCHDOG_EVERY_S = 15.0
+TRIAL_LOOK_EVERY_S = 0.5
+# How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
+_TRIES: dict[str, float] = {
+    "E-NET-UNREACHABLE": math.inf,
+    "E-NET-RESPONSE": math.inf,
+    "E-TRUST-EXPIRED": math.inf,
+    "E-TRUST-METADATA": 3,
+}
+
+
+class DeploymentObserver(Protocol):
+    """Who hears how a component fares."""
+
+    def changed(self, deployment: Deployment) -> None:
+        """Its report differs from before."""
+
+    def stepped(self, deployment: Deployment, percent: float | None) -> None:
+        """It came a step further."""
+
+    def counted(self, window: ModelWindow) -> None:
+        """It served."""
+
+    def confirmed(self, name: str, number: int) -> None:
+        """A release of this number has proved itself."""
+
+    def settled(self) -> None:
+        """A deployment ended."""
+
+
+class House(NamedTuple):
+    """What every deployment of an agent works with.
+
+    Args:
+        loop: The supervisor's loop.
+        state: The state directory.
+        settings: The agent's settings.
+        serving: How models run on this class of device.
+        fetcher: Fetches bundles.
+        now: The time rule, seconds.
+        observer: Who hears of everything.
+    """
+
+    loop: Loop
+    state: StateDirectory
+    settings: Settings
+    serving: Serving
+    fetcher: Fetcher
+    now: Callable[[], float]
+    observer: DeploymentObserver
+
+
+class Deployment:
+    """One model component of this device.
+
+    Args:
+        name: The component's name.
+        house: What it works with.
+        floor_number: Number of the release that was last confirmed.
+        ports: Ports for its endpoint, in order of preference.
+
+    Raises:
+        EdgeopsError: E-DISK-WRITE or E-DISK-FULL; E-NAME; E-CONFIG if no port is free.
+    """
+
+    def __init__(self, name: str, house: House, *, floor_number: int, ports: list[int]) -> None:
+        self._house, self._loop, self._observer = house, house.loop, house.observer
+        self._slots = Slots(house.state.component_dir(name))
+        self.record = house.state.read_component(name, self._slots)
+        kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
+        self.serving = ModelServing(house.loop, self, [*kept, *ports])
+        self._floor_number = floor_number
+        self._job: FetchJob | None = None
+        self._hold: Timer | None = None
+        self._held_tries = 0
+        self._trial: _Trial | None = None
+        self._loop.after(WATCHDOG_EVERY_S, self._watch)
+
+    # What the supervisor asks
+
+    def start(self) -> None:
+        """Serve what is active, at once, without a network; then go on with what was under way."""
+        self._slots.collect()
+        if self.record.state is DeploymentState.ROLLING_BACK:
+            self._slots.revert()
+        if self._slots.active is not None:
+            self._serve(self._slots.active)
+        event = event_at_start(self.record)
+        if event is Event.RESTARTED:
+            self.handle(event)
+        else:
+            what = f"the agent ended {self.record.attempts} times in {self.record.state}"
+            self.handle(event, failure=self._failure(EdgeopsError("E-TRIAL", what)))
+
+    def pursue(self, want: Component | None, generation: int) -> None:
+        """Take in what a desired state says of this component; None: it is not in it."""
+        record = self.record
+        event = event_for(record, want, generation, self._slots.confirmed_slot)
+        if event is None:
+            return
+        renewed, again = event is Event.RENEWED, record.generation == generation
+        self._held_tries = 0
+        self.handle(
+            event,
+            want=want,
+            generation=generation,
+            attempts=record.attempts if renewed or again else 0,
+            step=record.step if again else 0,
+            failure=record.failure if renewed else None,
+        )
+
+    def report(self) -> ComponentReport:
+        """Return how it stands."""
+        record, slots = self.record, self._slots
+        held = record.state is DeploymentState.HELD
+        return ComponentReport(
+            name=record.name,
+            kind=ComponentKind.MODEL,
+            state=record.state,
+            generation=record.generation,
+            active=slots.active_slot,
+            fallback=slots.fallback_slot,
+            failure=record.failure,
+            self_test=record.self_test,
+            held_reason=record.held_reason if held else None,
+            held_until_s=record.held_until_s if held else None,
+            endpoint=self.serving.endpoint if slots.active is not None else None,
+        )
+
+    @property
+    def active(self) -> Slot | None:
+        """What serves."""
+        return self._slots.active_slot
+
+    @property
+    def fetching(self) -> bool:
+        """Whether something of it is on its way, or a fetch that was given up still at work."""
+        on_its_way = self.record.state in (DeploymentState.HELD, DeploymentState.DOWNLOADING)
+        return on_its_way or (self._job is not None and self._job.running)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is left of it: it is not wanted, and nothing works for it."""
+        unwanted = self.record.want is None and self.record.state is DeploymentState.IDLE
+        return unwanted and self._slots.active is None and self.serving.ended and not self.fetching
+
+    def close(self) -> None:
+        """Give up what is under way, and let the workers finish what they answer."""
+        self._cancel()
+        self.serving.close()
+
+    # The table
+
+    def handle(self, event: Event, **changes: Any) -> None:
+        """Take an event to its new state; state and `changes` of the record are kept as one, before the effects.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; impossible in this state, and nothing was changed.
+        """
+        step = next_step(self.record.state, event)
+        moved = step.state is not self.record.state
+        log.info("%s: %s, %s -> %s", self.record.name, event.value, self.record.state, step.state)
+        record = msgspec.structs.replace(self.record, state=step.state, **changes)
+        begins = Effect.TEST in step.effects or (Effect.WATCH in step.effects and event is Event.RESTARTED)
+        self._keep(
+            msgspec.structs.replace(
+                record,
+                attempts=record.attempts + 1 if begins else record.attempts,
+                step=record.step + 1 if moved else record.step,
+                port=self.serving.port,
+            )
+        )
+        if moved:
+            self._observer.stepped(self, None)
+        self._observer.changed(self)
+        for effect in step.effects:
+            self._effects[effect](self)
+        if moved and step.state in (DeploymentState.CONFIRMED, DeploymentState.FAILED):
+            self._observer.settled()
+
+    def _handle_in(self, state: DeploymentState, event: Event, **changes: Any) -> None:
+        """Take an event that may come late: only in the state that it speaks of."""
+        if self.record.state is state:
+            self.handle(event, **changes)
+
+    def _keep(self, record: ComponentRecord) -> None:
+        self.record = record
+        try:
+            self._house.state.write_component(record)
+        except EdgeopsError as error:
+            # After a restart the step before is done once more; the reserve makes a full disk here unlikely.
+            log.error("%s: the state could not be kept: %s", record.name, error)
+
+    def _failure(self, error: EdgeopsError) -> Failure:
+        release = self.record.want.release if self.record.want is not None else ""
+        return Failure(code=error.code, what=error.what[:500], release=release, at_s=self._house.now())
+
+    # Effects
+
+    def _cancel(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
+        if self._hold is not None:
+            self._hold.cancel()
+        self.serving.drop_candidate()
+        self._trial = None
+
+    def _fetch(self) -> None:
+        want = self.record.want
+        if want is None:
+            raise EdgeopsError("E-AGENT-STATE", f"{self.record.name}: nothing to fetch")
+        request = FetchRequest(want, self._floor_number, self._house.settings.reserve_mib << 20)
+        fetcher, slots = self._house.fetcher, self._slots
+        self._job = FetchJob(
+            self._loop,
+            lambda cancelled, progress: fetcher.fetch(request, slots, on_progress=progress, cancelled=cancelled),
+            before=self._job,
+            on_progress=lambda share: self._observer.stepped(self, 100 * share),
+            on_done=self._fetched,
+        )
+
+    def _fetched(self, outcome: Staged | EdgeopsError) -> None:
+        if isinstance(outcome, Staged):
+            try:
+                if outcome.path is None:
+                    self._slots.doubt()
+                else:
+                    self._slots.install(outcome.path, outcome.slot)
+            except EdgeopsError as error:
+                outcome = error
+        if isinstance(outcome, Staged):
+            self.handle(Event.FETCHED)
+        elif outcome.code == "E-DISK-FULL" and self._slots.candidate in self._slots.records:
+            # The older bundle makes room: it is kept for a quick return only.
+            log.warning("%s: %s; the older bundle is removed", self.record.name, outcome.what)
+            self._slots.discard()
+            self._fetch()
+        elif self._held_tries < _TRIES.get(outcome.code, 0):
+            wait_s = max(1.0, backoff_s(self._held_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
+            self._held_tries += 1
+            reason = f"{outcome.code}: {outcome.what}"[:500]
+            self.handle(Event.HOLD, held_reason=reason, held_until_s=self._house.now() + wait_s)
+        else:
+            self.handle(Event.REFUSED, failure=self._failure(outcome))
+
+    def _wait(self) -> None:
+        wait_s = max(0.0, (self.record.held_until_s or 0.0) - self._house.now())
+        self._hold = self._loop.after(wait_s, lambda: self.handle(Event.RELEASED))
+
+    def _ask(self) -> None:
+        self.handle(Event.PROCEED)
+
+    def _test(self) -> None:
+        self.serving.try_out(self._load(self._slots.candidate))
+
+    def _switch(self) -> None:
+        if self._slots.in_trial:
+            return
+        name = self._slots.candidate
+        try:
+            self._slots.switch(name)
+        except EdgeopsError as error:
+            failure = self._failure(error)
+            self._loop.post(lambda: self._handle_in(DeploymentState.TRIAL, Event.UNHEALTHY, failure=failure))
+            return
+        if self.serving.has_tested_candidate:
+            self.serving.promote()
+        else:
+            self._serve(name)
+
+    def _begin_trial(self) -> None:
+        self._trial = _Trial()
+        self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
+
+    def _confirm(self) -> None:
+        self._trial = None
+        self._slots.confirm()
+        slot = self._slots.active_slot
+        if slot is not None:
+            self._floor_number = slot.number
+            self._observer.confirmed(self.record.name, slot.number)
+        self._observer.changed(self)
+
+    def _revert(self) -> None:
+        if not self._slots.in_trial:
+            self._say_reverted()
+            return
+        self._slots.revert()
+        if self._slots.active is not None:
+            self._serve(self._slots.active)  # it says when it serves
+        else:
+            self.serving.stop()
+            self._say_reverted()
+
+    def _say_reverted(self) -> None:
+        self._loop.post(lambda: self._handle_in(DeploymentState.ROLLING_BACK, Event.REVERTED))
+
+    def _discard(self) -> None:
+        if not self._slots.in_trial:
+            record = self._slots.records.get(self._slots.candidate)
+            if record is not None and not record.confirmed:
+                self._slots.discard()
+        self._observer.changed(self)
+
+    def _remove(self) -> None:
+        self.serving.stop()
+        self._slots.clear()
+        self._observer.changed(self)
+
+    _effects: ClassVar[dict[Effect, Callable[[Deployment], None]]] = {
+        Effect.CANCEL: _cancel,
+        Effect.FETCH: _fetch,
+        Effect.ASK: _ask,
+        Effect.WAIT: _wait,
+        Effect.TEST: _test,
+        Effect.SWITCH: _switch,
+        Effect.WATCH: _begin_trial,
+        Effect.CONFIRM: _confirm,
+        Effect.REVERT: _revert,
+        Effect.DISCARD: _discard,
+        Effect.REMOVE: _remove,
+    }
+
+    # What the workers say: `serving.ServingEvents`
+
+    def tested(self, figures: SelfTestFigures) -> None:
+        """The candidate passed its self-test."""
+        self._handle_in(DeploymentState.SELF_TEST, Event.TEST_PASSED, self_test=figures)
+
+    def test_failed(self, error: EdgeopsError) -> None:
+        """The candidate did not load, did not pass, or died."""
+        self._handle_in(DeploymentState.SELF_TEST, Event.TEST_FAILED, failure=self._failure(error))
+
+    def serves(self) -> None:
+        """The current bundle accepts connections."""
+        self._observer.changed(self)
+        if not self._slots.in_trial:
+            self._say_reverted()
+
+    def damaged(self, error: EdgeopsError) -> None:
+        """The active bundle's bytes are not whole any more: the other slot's serves, and it is fetched again."""
+        log.error("%s: the active bundle is damaged: %s", self.record.name, error)
+        failure = self._failure(error)
+        if self.record.state is DeploymentState.TRIAL:
+            self.handle(Event.UNHEALTHY, failure=failure)
+            return
+        self._slots.abandon()
+        if self._slots.active is not None:
+            self._serve(self._slots.active)
+        self._keep(msgspec.structs.replace(self.record, failure=failure))
+        self._observer.changed(self)
+        if self.record.state is DeploymentState.ROLLING_BACK:
+            self._say_reverted()
+        elif self.record.state in ON_ITS_WAY or (
+            self.record.state is DeploymentState.CONFIRMED and self.record.attempts < MAX_ATTEMPTS
+        ):
+            # The slots have changed their parts: what is under way begins anew, what was lost is fetched again.
+            self.handle(Event.WANTED)
+
+    def crashed(self, how: str) -> None:
+        """The current worker died; it is started again after a wait."""
+        if self._trial is not None:
+            self._trial.crashes += 1
+            self._trial.last_crash = how
+
+    def alive(self) -> None:
+        """The current worker gave a sign of life."""
+        if self._trial is not None:
+            self._trial.probes += 1
+
+    def counted(self, window: ModelWindow) -> None:
+        """A worker tells what it served."""
+        active = self._slots.active_slot
+        if self._trial is not None and active is not None and window.digest == active.digest:
+            self._trial.requests += window.requests
+            self._trial.errors += faults(window.errors)
+        self._observer.counted(window)
+
+    # Time
+
+    def _look_at_trial(self) -> None:
+        trial = self._trial
+        if trial is None or self.record.state is not DeploymentState.TRIAL:
+            return
+        verdict = judge(trial.facts(serving=self.serving.is_serving), self._house.settings.trial)
+        if verdict.healthy is None:
+            self.serving.probe(infer=True)
+            self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
+        elif verdict.healthy:
+            self.handle(Event.HEALTHY)
+        else:
+            self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
+
+    def _watch(self) -> None:
+        self.serving.probe(infer=False)
+        self._loop.after(WATCHDOG_EVERY_S, self._watch)
+
+    def _serve(self, name: SlotName) -> None:
+        self.serving.serve(self._load(name))
+
+    def _load(self, name: SlotName) -> Load:
+        slot = self._slots.records[name].slot
+        return Load(
+            directory=str(self._slots.bundle_path(name)),
+            release=slot.release,
+            digest=slot.digest,
+            threads=self._house.serving.threads,
+            affinity=self._house.serving.affinity,
+        )
+
+
+class _Trial:
+    """What was seen since a trial began."""
+
+    def __init__(self) -> None:
+        self.began_s = time.monotonic()
+        self.probes = self.crashes = self.requests = self.errors = 0
+        self.last_crash = ""
+
+    def facts(self, *, serving: bool) -> TrialFacts:
+        return TrialFacts(
+            elapsed_s=time.monotonic() - self.began_s,
+            serving=serving,
+            probes=self.probes,
+            crashes=self.crashes,
+            requests=self.requests,
+            errors=self.errors,
+            last_crash=self.last_crash,
+        )

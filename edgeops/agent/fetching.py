@@ -1,0 +1,189 @@
+"""From a desired component to a verified bundle beside its slot: everything that takes long, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeops import durable
+from edgeops.agent.loop import Loop
+from edgeops.agent.slots import Slots
+from edgeops.agent.trust_desk import TrustDesk, slot_of
+from edgeops.contracts.deployment import Component, Slot
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.transport.http import Cancelled, HttpClient, RemoteFile, part_of
+from edgeops.trust.tuf_client import Target
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_STEP = 0.1
+
+
+class Staged(NamedTuple):
+    """A bundle that lies whole and verified beside the slots; `path` None: the candidate slot has it already."""
+
+    slot: Slot
+    path: Path | None
+
+
+class FetchRequest(NamedTuple):
+    """What to fetch.
+
+    Args:
+        want: What the desired state asks for.
+        floor_number: Number of the release that was last confirmed.
+        reserve: Bytes that must stay free on the disk.
+    """
+
+    want: Component
+    floor_number: int
+    reserve: int
+
+
+class Fetcher:
+    """Fetches bundles; safe for use by several threads, one per component.
+
+    Args:
+        desk: Verifies.
+        http: Client with this device's identity.
+        artifacts_url: Base URL of the repository.
+        downloads: Directory for what is on its way.
+    """
+
+    def __init__(self, desk: TrustDesk, http: HttpClient, artifacts_url: str, downloads: Path) -> None:
+        self._desk, self._http = desk, http
+        self._targets_url = f"{artifacts_url.rstrip('/')}/targets"
+        self._downloads = downloads
+
+    def fetch(
+        self,
+        request: FetchRequest,
+        slots: Slots,
+        *,
+        on_progress: Callable[[float], None],
+        cancelled: threading.Event,
+    ) -> Staged:
+        """Verify, download and unpack. Neither slot is touched.
+
+        Args:
+            request: What to fetch.
+            slots: The component's slots.
+            on_progress: Called with the share that is present, 0 to 1, at steps of a tenth.
+            cancelled: Gives it up.
+
+        Raises:
+            EdgeopsError: As `TrustDesk.look_up`, `HttpClient.download`, `Slots.unpack`; E-DISK-FULL before the first
+                byte if there is not enough room.
+            Cancelled: As asked.
+        """
+        target = self._desk.look_up(request.want, request.floor_number)
+        slot = slot_of(target)
+        if slots.holds_whole(slot.digest):
+            return Staged(slot, None)
+        durable.make_private_dir(self._downloads)
+        file = self._downloads / f"{target.sha256}.edgeops"
+        self._check_room(target, file, slots, request.reserve)
+        self._download(target, file, on_progress, cancelled)
+        if cancelled.is_set():
+            raise Cancelled
+        try:
+            return Staged(slot, slots.unpack(file, slot))
+        finally:
+            durable.remove_tree(file)
+
+    def forget(self) -> None:
+        """Remove all that is on its way. Only while nothing is.
+
+        Raises:
+            EdgeopsError: E-DISK-WRITE.
+        """
+        durable.remove_tree(self._downloads)
+
+    @staticmethod
+    def _check_room(target: Target, file: Path, slots: Slots, reserve: int) -> None:
+        part = part_of(file)
+        present = next((path.stat().st_size for path in (file, part) if path.exists()), 0)
+        space = slots.space(target.length, present, reserve)
+        if space.needed > space.free:
+            raise EdgeopsError(
+                "E-DISK-FULL",
+                f"{target.path} needs {space.needed >> 10} KiB (download, slot and reserve), "
+                f"{space.free >> 10} KiB are free",
+                "Free some space; what serves now goes on.",
+            )
+
+    def _download(
+        self, target: Target, file: Path, on_progress: Callable[[float], None], cancelled: threading.Event
+    ) -> None:
+        reported = 0.0
+
+        def progress(received: int) -> None:
+            nonlocal reported
+            share = received / max(1, target.length)
+            if share >= reported + _PROGRESS_STEP or received == target.length:
+                reported = share
+                on_progress(share)
+
+        remote = RemoteFile(f"{self._targets_url}/{target.remote_path}", target.length, target.sha256)
+        self._http.download(remote, file, on_progress=progress, cancelled=cancelled)
+
+
+class FetchJob:
+    """One fetch on a thread. It begins after the one before it has ended, so that no two write to one file.
+
+    Args:
+        loop: Where the callbacks run.
+        work: Does it; gets the event that gives it up and the callback for progress.
+        before: The job that must end first.
+        on_progress: Called with the share that is present.
+        on_done: Called once, unless it was given up: with the bundle, or why there is none.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        work: Callable[[threading.Event, Callable[[float], None]], Staged],
+        *,
+        before: FetchJob | None,
+        on_progress: Callable[[float], None],
+        on_done: Callable[[Staged | EdgeopsError], None],
+    ) -> None:
+        self._loop, self._work, self._before = loop, work, before
+        self._on_progress, self._on_done = on_progress, on_done
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread still works."""
+        return self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Give it up; no callback follows."""
+        self._cancelled.set()
+
+    def _run(self) -> None:
+        if self._before is not None:
+            self._before._thread.join()
+            self._before = None
+        outcome: Staged | EdgeopsError
+        try:
+            if self._cancelled.is_set():
+                return
+            outcome = self._work(self._cancelled, self._progress)
+        except Cancelled:
+            return
+        except EdgeopsError as error:
+            outcome = error
+        self._loop.post(lambda: self._tell(outcome))
+
+    def _progress(self, share: float) -> None:
+        self._loop.post(lambda: None if self._cancelled.is_set() else self._on_progress(share))
+
+    def _tell(self, outcome: Staged | EdgeopsError) -> None:
+        if not self._cancelled.is_set():
+            self._on_done(outcome)

@@ -1,0 +1,293 @@
+"""One model's endpoint: a socket that outlives its workers, and the workers that serve on it, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from typing import NamedTuple, Protocol
+
+from edgeops.agent import channel
+from edgeops.agent.channel import Load
+from edgeops.agent.loop import Loop, Timer
+from edgeops.agent.workers import WorkerProcess
+from edgeops.contracts.deployment import SelfTestFigures
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import ModelWindow
+from edgeops.transport.mqtt import backoff_s
+
+log = logging.getLogger(__name__)
+
+LOAD_WITHIN_S = 300.0
+TEST_WITHIN_S = 300.0
+PROBE_EVERY_S = 1.0
+PROBE_WITHIN_S = 30.0
+DRAIN_WITHIN_S = 60.0
+CALM_AFTER_S = 60.0
+_BACKLOG = 512
+_DAMAGED = frozenset({"E-BUNDLE-DAMAGED", "E-BUNDLE-INVALID"})
+_RESTART_FIRST_S, _RESTART_MAX_S = 0.2, 30.0
+
+
+class ServingEvents(Protocol):
+    """Who hears of it."""
+
+    def tested(self, figures: SelfTestFigures) -> None:
+        """The candidate passed its self-test."""
+
+    def test_failed(self, error: EdgeopsError) -> None:
+        """The candidate did not load, did not pass, or died."""
+
+    def serves(self) -> None:
+        """The current bundle accepts connections."""
+
+    def damaged(self, error: EdgeopsError) -> None:
+        """The current bundle is not whole any more."""
+
+    def crashed(self, how: str) -> None:
+        """The current worker died; it is started again after a wait."""
+
+    def alive(self) -> None:
+        """The current worker gave a sign of life."""
+
+    def counted(self, window: ModelWindow) -> None:
+        """A worker tells what it served."""
+
+
+class _Running(NamedTuple):
+    process: WorkerProcess
+    load: Load
+
+
+class ModelServing:
+    """Workers of one model.
+
+    Args:
+        loop: The supervisor's loop.
+        events: Who hears of it.
+        ports: Ports to try, in this order; 0: any.
+
+    Raises:
+        EdgeopsError: E-CONFIG; none of the ports is free.
+    """
+
+    def __init__(self, loop: Loop, events: ServingEvents, ports: list[int]) -> None:
+        self._loop, self._events = loop, events
+        self._listener = _listen(ports)
+        self.port: int = self._listener.getsockname()[1]
+        self.is_serving = False
+        self._current: _Running | None = None
+        self._candidate: _Running | None = None
+        self._tested = False
+        self._last_words: dict[int, str] = {}
+        self._leaving: dict[int, WorkerProcess] = {}
+        self._successor_pending: list[WorkerProcess] = []
+        self._crashes = 0
+        self._restart: Timer | None = None
+        self._deadlines: dict[int, Timer] = {}
+        self._probes = 0
+        self._probe_sent_s: float | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The local address for clients."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def serve(self, load: Load) -> None:
+        """Let a bundle serve that proved itself before; what serves now does so until this one is ready."""
+        self._cancel_restart()
+        self._retire_on_success()
+        self._crashes = 0
+        self._start_current(load)
+
+    def try_out(self, load: Load) -> None:
+        """Load and self-test a candidate in a worker of its own; what serves now is untouched."""
+        self.drop_candidate()
+        self._tested = False
+        self._candidate = self._spawn(load)
+
+    @property
+    def has_tested_candidate(self) -> bool:
+        """Whether `promote` can be called."""
+        return self._candidate is not None and self._tested
+
+    def promote(self) -> None:
+        """Let the tested candidate serve; what serves now goes on until that one accepts connections.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; there is none.
+        """
+        if self._candidate is None or not self._tested:
+            raise EdgeopsError("E-AGENT-STATE", "no tested candidate to promote")
+        self._cancel_restart()
+        self._retire_on_success()
+        self._current, self._candidate = self._candidate, None
+        self._crashes = 0
+        self._current.process.send(channel.Serve())
+
+    def drop_candidate(self) -> None:
+        """End the candidate's worker, if there is one."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            self._kill(candidate.process)
+
+    def stop(self) -> None:
+        """Serve no more: what is under way is finished."""
+        self._cancel_restart()
+        self.drop_candidate()
+        self._retire_on_success()
+        for process in self._successor_pending:
+            self._drain(process)
+        self._successor_pending.clear()
+        self.is_serving = False
+
+    def close(self) -> None:
+        """Stop, and give the port back."""
+        self.stop()
+        self._listener.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no worker is left."""
+        return not self._leaving and self._current is None and self._candidate is None
+
+    def kill_all(self) -> None:
+        """End all workers at once."""
+        for process in self._leaving.values():
+            process.kill()
+
+    def probe(self, *, infer: bool) -> None:
+        """Ask the current worker for a sign of life. One that owes an answer for too long is ended: it hangs."""
+        if self._current is None or not self.is_serving:
+            return
+        now_s = time.monotonic()
+        if self._probe_sent_s is not None:
+            if now_s - self._probe_sent_s > PROBE_WITHIN_S:
+                log.error("worker %d gives no sign of life", self._current.process.number)
+                self._probe_sent_s = None
+                self._current.process.kill()
+            return
+        self._probes += 1
+        self._probe_sent_s = now_s
+        self._current.process.send(channel.Probe(self._probes, infer))
+
+    # From workers
+
+    def _said(self, process: WorkerProcess, message: object) -> None:
+        if isinstance(message, channel.Counted):
+            self._events.counted(message.window)
+        elif self._candidate is not None and process is self._candidate.process:
+            self._candidate_said(self._candidate, message)
+        elif self._current is not None and process is self._current.process:
+            self._current_said(self._current, message)
+
+    def _candidate_said(self, candidate: _Running, message: object) -> None:
+        process = candidate.process
+        if isinstance(message, channel.Loaded):
+            self._set_deadline(process, TEST_WITHIN_S)
+            process.send(channel.Test())
+        elif isinstance(message, channel.Tested):
+            self._clear_deadline(process)
+            self._tested = True
+            self._events.tested(message.figures)
+        elif isinstance(message, channel.Refused):
+            self.drop_candidate()
+            self._events.test_failed(EdgeopsError(message.code, message.what))
+
+    def _current_said(self, current: _Running, message: object) -> None:
+        process = current.process
+        if isinstance(message, channel.Loaded):
+            self._clear_deadline(process)
+            process.send(channel.Serve())
+        elif isinstance(message, channel.Serving):
+            for old in self._successor_pending:
+                self._drain(old)
+            self._successor_pending.clear()
+            self.is_serving = True
+            self._probe_sent_s = None
+            self._loop.after(CALM_AFTER_S, lambda: self._calm(process))
+            self._events.serves()
+        elif isinstance(message, channel.Alive):
+            self._probe_sent_s = None
+            self._events.alive()
+        elif isinstance(message, channel.Refused) and message.code in _DAMAGED:
+            self._current = None
+            self._kill(process)
+            self._events.damaged(EdgeopsError(message.code, message.what))
+        elif isinstance(message, channel.Refused):
+            self._last_words[process.number] = f"{message.code}: {message.what}"
+
+    def _gone(self, process: WorkerProcess, how: str) -> None:
+        self._clear_deadline(process)
+        how = self._last_words.pop(process.number, how)
+        self._leaving.pop(process.number, None)
+        if process in self._successor_pending:
+            self._successor_pending.remove(process)
+        if self._candidate is not None and process is self._candidate.process:
+            self._candidate = None
+            self._events.test_failed(EdgeopsError("E-AGENT-WORKER", f"the candidate's worker {how}"))
+        elif self._current is not None and process is self._current.process:
+            load, self._current = self._current.load, None
+            self.is_serving = False
+            wait_s = backoff_s(self._crashes, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S)
+            self._crashes += 1
+            log.error("worker %d %s; next start in %.1f s", process.number, how, wait_s)
+            self._restart = self._loop.after(wait_s, lambda: self._start_current(load))
+            self._events.crashed(how)
+
+    # Steps
+
+    def _start_current(self, load: Load) -> None:
+        self._current = self._spawn(load)
+
+    def _spawn(self, load: Load) -> _Running:
+        process = WorkerProcess(self._loop, self._listener, self._said, self._gone)
+        self._set_deadline(process, LOAD_WITHIN_S)
+        process.send(load)
+        return _Running(process, load)
+
+    def _retire_on_success(self) -> None:
+        """What serves now is to leave once its successor serves."""
+        if self._current is not None:
+            self._successor_pending.append(self._current.process)
+            self._current = None
+
+    def _drain(self, process: WorkerProcess) -> None:
+        self._leaving[process.number] = process
+        self._set_deadline(process, DRAIN_WITHIN_S)
+        process.send(channel.Drain())
+
+    def _kill(self, process: WorkerProcess) -> None:
+        self._leaving[process.number] = process
+        process.kill()
+
+    def _calm(self, process: WorkerProcess) -> None:
+        if self._current is not None and self._current.process is process:
+            self._crashes = 0
+
+    def _cancel_restart(self) -> None:
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+
+    def _set_deadline(self, process: WorkerProcess, within_s: float) -> None:
+        self._clear_deadline(process)
+        self._deadlines[process.number] = self._loop.after(within_s, process.kill)
+
+    def _clear_deadline(self, process: WorkerProcess) -> None:
+        timer = self._deadlines.pop(process.number, None)
+        if timer is not None:
+            timer.cancel()
+
+
+def _listen(ports: list[int]) -> socket.socket:
+    problem: OSError | None = None
+    for port in ports:
+        try:
+            listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
+        except OSError as error:
+            problem = error
+            continue
+        listener.setblocking(False)
+        return listener
+    raise EdgeopsError("E-CONFIG", f"ports {ports} of 127.0.0.1: {problem}", "Choose a free port.")

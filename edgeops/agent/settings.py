@@ -1,0 +1,43 @@
+"""What a person may choose for an agent; the defaults are meant for the field."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAX_QUEUED_WINDOWS = 1000
+
+
+class TrialRules(NamedTuple):
+    """When a new bundle has proved itself.
+
+    Args:
+        confirm_after_s: It must have been healthy for this long.
+        confirm_within_s: It must have proved itself by then.
+        probes: Signs of life that it must have given.
+        max_crashes: As many crashes of its worker end the trial.
+        min_errors: Fewer errors than this say nothing.
+        max_error_share: A larger share of requests that fail by the bundle's fault ends the trial.
+    """
+
+    confirm_after_s: float = 5.0
+    confirm_within_s: float = 120.0
+    probes: int = 3
+    max_crashes: int = 3
+    min_errors: int = 5
+    max_error_share: float = 0.1
+
+
+class Settings(NamedTuple):
+    """An agent's settings.
+
+    Args:
+        http_port: Port of the first model's endpoint, further models take the following ones; 0: any free port.
+        telemetry_window_s: How long a telemetry window is.
+        reserve_mib: What a deployment leaves free on the disk.
+        trial: When a new bundle has proved itself.
+    """
+
+    http_port: int = 0
+    telemetry_window_s: float = 900.0
+    reserve_mib: int = 32
+    trial: TrialRules = TrialRules()

@@ -1,0 +1,389 @@
+"""The agent: wires trust, link, deployments and telemetry to one loop. Whatever fails, the device goes on serving."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeops import durable
+from edgeops.agent.deployment import Deployment, House
+from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
+from edgeops.agent.fetching import Fetcher
+from edgeops.agent.loop import Loop
+from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
+from edgeops.agent.status import FACTS_FILE
+from edgeops.agent.store import StateDirectory
+from edgeops.agent.telemetry import TelemetryQueue, Windows, device_window
+from edgeops.agent.trust_desk import TrustDesk
+from edgeops.agent.uplink import Uplink, compose_report
+from edgeops.contracts.deployment import (
+    Component,
+    ComponentKind,
+    ComponentReport,
+    DeploymentState,
+    Desired,
+    Failure,
+    Reported,
+)
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.names import check_name
+from edgeops.contracts.telemetry import ModelWindow
+from edgeops.contracts.topics import device_filters, parse_topic
+from edgeops.profiles import registry
+from edgeops.transport.http import HttpClient, mutual_context
+from edgeops.transport.mqtt import Message, MqttLink, TlsFiles, backoff_s
+from edgeops.transport.tuf_fetcher import TufFetcher
+from edgeops.trust.device import DeviceIdentity
+from edgeops.trust.time import Clock
+from edgeops.trust.tuf_client import TufClient
+
+log = logging.getLogger(__name__)
+
+
+KEEPALIVE_S = 300
+TIDY_EVERY_S = 60.0
+STOP_WITHIN_S = 10.0
+CAPABILITIES_WITHIN_S = 120.0
+RETRY_FIRST_S, RETRY_MAX_S = 2.0, 300.0
+_PASSING = frozenset({"E-NET-UNREACHABLE", "E-NET-RESPONSE", "E-TRUST-EXPIRED", "E-TRUST-METADATA"})
+
+
+class Supervisor:
+    """One device's agent.
+
+    Args:
+        state: The state directory, locked.
+        enrolment: Who this device is.
+        settings: The agent's settings.
+
+    Raises:
+        EdgeopsError: E-TRUST-KEY; the identity is damaged. E-PROFILE-UNKNOWN. E-DISK-WRITE or E-DISK-FULL.
+            E-BROKER-ADDRESS.
+    """
+
+    def __init__(self, state: StateDirectory, enrolment: Enrolment, settings: Settings) -> None:
+        self._state, self._enrolment, self._settings = state, enrolment, settings
+        self._loop = Loop()
+        self._started_s = time.monotonic()
+        identity = DeviceIdentity.load(state.identity)
+        files = identity.tls_files()
+        tls = TlsFiles(files.ca, files.certificate, files.key)
+        self._clock = Clock(state.trust / CLOCK_FILE)
+        http = HttpClient(mutual_context(tls))
+        tuf = TufClient(state.trust, f"{enrolment.artifacts_url.rstrip('/')}/metadata", TufFetcher(http), self._clock)
+        self._desk = TrustDesk(
+            tuf, self._clock, fleet=enrolment.fleet, connection=enrolment.connection, profile=enrolment.profile
+        )
+        self._house = House(
+            loop=self._loop,
+            state=state,
+            settings=settings,
+            serving=registry.load(enrolment.profile).serving,
+            fetcher=Fetcher(self._desk, http, enrolment.artifacts_url, state.downloads),
+            now=self._clock.now,
+            observer=self,
+        )
+        self._unit = state.read_unit()
+        self._deployments: dict[str, Deployment] = {}
+        self._unsupported: dict[str, ComponentReport] = {}
+        self._capabilities: dict[str, str] = {}
+        self._refused: Failure | None = None
+        self._windows = Windows()
+        self._window_began_s = self._clock.now()
+        queue = TelemetryQueue(state.queue, MAX_QUEUED_WINDOWS)
+        self._uplink = Uplink(self._loop, enrolment, identity.signer, queue, self._clock.now)
+        self._link = MqttLink(
+            enrolment.broker,
+            enrolment.connection,
+            on_message=lambda message: self._loop.post(lambda: self._message(message)),
+            on_connect=lambda: self._loop.post(self._connected),
+            subscriptions=device_filters(enrolment.fleet, enrolment.connection),
+            tls=tls if enrolment.broker.tls else None,
+            will=self._uplink.will,
+            keepalive_s=KEEPALIVE_S,
+        )
+        self._uplink.attach(self._link, self._compose)
+        self._verifying = False
+        self._envelope: bytes | None = None
+        self._verify_tries = 0
+
+    def run(self) -> None:
+        """Serve, pursue what is desired and report, until a signal says to stop.
+
+        Raises:
+            EdgeopsError: E-AGENT-STATE; a defect. What was active is whole, and the next start goes on from there.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._loop.post(self._loop.stop))
+        # A defect on any thread ends the agent, as one on the loop does: half an agent would be stuck, not safe.
+        threading.excepthook = lambda args: self._loop.post(lambda: _raise(args.exc_value))
+        try:
+            # First of all serve, whatever else is away or damaged.
+            for name in self._state.components():
+                self._open(name).start()
+            self._pursue_kept()
+            for path in self._state.damaged:
+                self._refuse(EdgeopsError("E-STATE-CORRUPT", f"{path.name} was damaged"), "")
+            threading.Thread(target=self._find_capabilities, name="capabilities", daemon=True).start()
+            self._loop.after(self._settings.telemetry_window_s, self._window_over)
+            self._loop.after(TIDY_EVERY_S, self._tidy)
+            self._link.start()
+            self._write_facts()
+            self._loop.run()
+        finally:
+            self._stop()
+
+    # Desired state
+
+    def _message(self, message: Message) -> None:
+        try:
+            topic = parse_topic(message.topic)
+        except EdgeopsError as error:
+            log.warning("%s", error)
+            return
+        own = (self._enrolment.fleet, self._enrolment.connection, "self", "desired")
+        if (topic.fleet, topic.connection, topic.unit, topic.leaf) == own and message.payload:
+            self._envelope, self._verify_tries = message.payload, 0
+            self._verify()
+
+    def _verify(self) -> None:
+        """Verify the newest envelope on a thread: newer metadata may have to be fetched for it."""
+        envelope = self._envelope
+        if envelope is None or self._verifying:
+            return
+        self._verifying = True
+        floor = self._unit.generation
+
+        def work() -> None:
+            outcome: Desired | EdgeopsError
+            try:
+                outcome = self._desk.desired(envelope, floor)
+            except EdgeopsError as error:
+                outcome = error
+            self._loop.post(lambda: self._verified(envelope, outcome))
+
+        threading.Thread(target=work, name="verify", daemon=True).start()
+
+    def _verified(self, envelope: bytes, outcome: Desired | EdgeopsError) -> None:
+        self._verifying = False
+        if envelope is not self._envelope:
+            self._verify()  # a newer one came meanwhile
+            return
+        if isinstance(outcome, EdgeopsError):
+            log.warning("desired state refused: %s", outcome)
+            self._refuse(outcome, "")
+            if outcome.code not in _PASSING:
+                self._envelope = None
+            else:
+                wait_s = max(1.0, backoff_s(self._verify_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
+                self._verify_tries += 1
+                self._loop.after(wait_s, lambda: self._verify() if self._envelope is envelope else None)
+            return
+        self._envelope = None
+        try:
+            self._accept(outcome)
+        except EdgeopsError as error:
+            self._refuse(error, "")
+
+    def _accept(self, desired: Desired) -> None:
+        """Keep a verified desired state, then pursue it.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is not accepted.
+        """
+        self._clock.observe(desired.issued_at_s)
+        # The state before its generation: a cut between the two has the broker's retained message taken once more.
+        self._state.write_desired(desired)
+        if desired.generation > self._unit.generation:
+            self._keep_unit(msgspec.structs.replace(self._unit, generation=desired.generation))
+        self._refused = None
+        self._pursue(desired)
+
+    def _pursue_kept(self) -> None:
+        """Pursue what was accepted before the agent ended, if it still holds."""
+        desired = self._state.read_desired()
+        if desired is not None and self._clock.now() < desired.expires_at_s:
+            self._pursue(desired)
+
+    def _pursue(self, desired: Desired) -> None:
+        wanted: dict[str, Component] = {}
+        self._unsupported = {}
+        for component in desired.components:
+            try:
+                check_name(component.name, "component")
+                if component.kind is not ComponentKind.MODEL:
+                    raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent cannot hold a {component.kind}")
+            except EdgeopsError as error:
+                self._unsupported[component.name] = self._unsupported_report(component, desired.generation, error)
+                continue
+            wanted[component.name] = component
+        for name in sorted({*wanted, *self._deployments}):
+            if name in wanted and name not in self._deployments:
+                try:
+                    self._open(name).start()
+                except EdgeopsError as error:
+                    self._unsupported[name] = self._unsupported_report(wanted[name], desired.generation, error)
+                    continue
+            self._deployments[name].pursue(wanted.get(name), desired.generation)
+        self._uplink.report()
+
+    def _unsupported_report(self, component: Component, generation: int, error: EdgeopsError) -> ComponentReport:
+        failure = Failure(code=error.code, what=error.what, release=component.release, at_s=self._clock.now())
+        return ComponentReport(
+            name=component.name,
+            kind=component.kind,
+            state=DeploymentState.REJECTED,
+            generation=generation,
+            failure=failure,
+        )
+
+    def _refuse(self, error: EdgeopsError, release: str) -> None:
+        self._refused = Failure(code=error.code, what=error.what[:500], release=release, at_s=self._clock.now())
+        self._uplink.report()
+
+    # What deployments say: `deployment.DeploymentObserver`
+
+    def changed(self, deployment: Deployment) -> None:
+        """A component's report differs from before."""
+        self._uplink.report()
+        self._loop.post(self._write_facts)
+
+    def stepped(self, deployment: Deployment, percent: float | None) -> None:
+        """A component came a step further."""
+        self._uplink.progress(deployment, percent)
+
+    def counted(self, window: ModelWindow) -> None:
+        """A model served."""
+        self._windows.add(window)
+
+    def confirmed(self, name: str, number: int) -> None:
+        """A release has proved itself: older ones need a signed downgrade from now on."""
+        self._keep_unit(msgspec.structs.replace(self._unit, numbers={**self._unit.numbers, name: number}))
+
+    def settled(self) -> None:
+        """A deployment ended: what was measured in it is told now, not when the window is over."""
+        self._close_window()
+
+    # Steps
+
+    def _open(self, name: str) -> Deployment:
+        first = self._settings.http_port
+        ports = [first + index for index in range(64)] if first else [0]
+        deployment = Deployment(name, self._house, floor_number=self._unit.numbers.get(name, 0), ports=ports)
+        self._deployments[name] = deployment
+        return deployment
+
+    def _keep_unit(self, record: Any) -> None:
+        self._unit = record
+        try:
+            self._state.write_unit(record)
+        except EdgeopsError as error:
+            log.error("the floors could not be kept: %s", error)
+
+    def _connected(self) -> None:
+        log.info("connected to the broker as %s", self._enrolment.connection)
+        self._uplink.connected()
+
+    def _compose(self, seq: int) -> Reported:
+        components = [deployment.report() for deployment in self._deployments.values() if not deployment.gone]
+        return compose_report(
+            self._enrolment,
+            boot_id=self._uplink.boot_id,
+            seq=seq,
+            at_s=self._clock.now(),
+            observed_generation=self._unit.generation,
+            components=(*components, *self._unsupported.values()),
+            capabilities=self._capabilities,
+            stale_s=self._desk.stale_s(),
+            refused=self._refused,
+        )
+
+    def _window_over(self) -> None:
+        self._close_window()
+        self._loop.after(self._settings.telemetry_window_s, self._window_over)
+
+    def _close_window(self) -> None:
+        models, end_s = self._windows.take(), self._clock.now()
+        if models:
+            device = device_window(self._started_s, self._state.root)
+            self._uplink.keep_telemetry(models, device, self._window_began_s, end_s)
+        self._window_began_s = end_s
+
+    def _tidy(self) -> None:
+        for name, deployment in list(self._deployments.items()):
+            if deployment.gone:
+                deployment.close()
+                del self._deployments[name]
+                durable.remove_tree(self._state.component_dir(name))
+        if not any(deployment.fetching for deployment in self._deployments.values()):
+            self._house.fetcher.forget()
+        self._loop.after(TIDY_EVERY_S, self._tidy)
+
+    def _find_capabilities(self) -> None:
+        """Ask a process of its own which runtimes are here: looking imports them."""
+        command = [sys.executable, "-m", "edgeops.agent.worker", "capabilities"]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=CAPABILITIES_WITHIN_S, check=True)
+            found = {str(name): str(version) for name, version in json.loads(done.stdout).items()}
+        except (subprocess.SubprocessError, ValueError, OSError) as error:
+            log.error("the runtimes could not be asked for: %s", error)
+            return
+
+        def tell() -> None:
+            self._capabilities = found
+            self._uplink.report()
+
+        self._loop.post(tell)
+
+    def _write_facts(self) -> None:
+        """Tell programs on this device where models are served."""
+        endpoints = {
+            name: deployment.serving.endpoint
+            for name, deployment in self._deployments.items()
+            if deployment.active is not None
+        }
+        facts = {"pid": os.getpid(), "connection": self._enrolment.connection, "endpoints": endpoints}
+        write_facts(self._state.root, facts)
+
+    def _stop(self) -> None:
+        self._close_window()
+        self._uplink.leave()
+        self._link.stop()
+        for deployment in self._deployments.values():
+            deployment.close()
+        deadline = self._loop.after(STOP_WITHIN_S, self._loop.stop)
+        self._stop_when_ended()
+        self._loop.run()
+        deadline.cancel()
+        for deployment in self._deployments.values():
+            deployment.serving.kill_all()
+        (self._state.root / FACTS_FILE).unlink(missing_ok=True)
+
+    def _stop_when_ended(self) -> None:
+        if all(deployment.serving.ended for deployment in self._deployments.values()):
+            self._loop.stop()
+        else:
+            self._loop.after(0.05, self._stop_when_ended)
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
+
+
+def write_facts(root: Path, facts: dict[str, object]) -> None:
+    """Write `agent.json`; a full disk costs only this file."""
+    try:
+        durable.write_file(root / FACTS_FILE, json.dumps(facts, sort_keys=True).encode())
+    except EdgeopsError as error:
+        log.error("%s", error)

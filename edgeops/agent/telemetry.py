@@ -1,0 +1,163 @@
+"""Telemetry windows: counts of workers merged exactly, kept on the disk until the broker has them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edgeops import durable
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
+from edgeops.contracts.wire import decode, encode
+
+log = logging.getLogger(__name__)
+
+_MIB = 1 << 20
+_THERMAL = Path("/sys/class/thermal")
+
+
+class Windows:
+    """What workers told since the last window, merged per model and bundle."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, str], ModelWindow] = {}
+
+    def add(self, window: ModelWindow) -> None:
+        """Take in what a worker served."""
+        key = (window.model, window.digest)
+        other = self._models.get(key)
+        self._models[key] = window if other is None else merge(other, window)
+
+    def take(self) -> tuple[ModelWindow, ...]:
+        """Return all, and begin anew."""
+        models = tuple(self._models.values())
+        self._models = {}
+        return models
+
+
+def merge(first: ModelWindow, second: ModelWindow) -> ModelWindow:
+    """Return what two windows of one bundle hold together; exact."""
+    return msgspec.structs.replace(
+        first,
+        latency_ms=first.latency_ms.merge(second.latency_ms),
+        requests=first.requests + second.requests,
+        errors={
+            code: first.errors.get(code, 0) + second.errors.get(code, 0) for code in {**first.errors, **second.errors}
+        },
+        inputs=_merge_bins(first.inputs, second.inputs),
+        outputs=_merge_bins(first.outputs, second.outputs),
+        confidence=_add(first.confidence, second.confidence),
+        class_mix=_add(first.class_mix, second.class_mix),
+    )
+
+
+class TelemetryQueue:
+    """Windows that the broker does not have yet: one file each, at most `limit`; the oldest give way, and are counted.
+
+    Args:
+        directory: Where they lie; made if it is not there.
+        limit: How many are kept.
+
+    Raises:
+        EdgeopsError: E-DISK-WRITE.
+    """
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        durable.make_private_dir(directory)
+        self._directory, self._limit = directory, limit
+        self._numbers = sorted(int(path.stem) for path in directory.glob("*.json") if path.stem.isdigit())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def put(self, window: Telemetry) -> None:
+        """Keep a window. Where there is no room, the oldest is dropped and counted in this one.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is not kept.
+        """
+        dropped = window.dropped_windows
+        while len(self._numbers) >= self._limit:
+            oldest = self.read(self._numbers[0])
+            dropped += 1 + (oldest.dropped_windows if oldest is not None else 0)
+            self.remove(self._numbers[0])
+        number = self._numbers[-1] + 1 if self._numbers else 1
+        durable.write_file(self._path(number), encode(msgspec.structs.replace(window, dropped_windows=dropped)))
+        self._numbers.append(number)
+
+    def waiting(self, most: int) -> list[int]:
+        """Return the numbers of the oldest windows."""
+        return self._numbers[:most]
+
+    def read(self, number: int) -> Telemetry | None:
+        """Return a window; None if its file is damaged."""
+        path = self._path(number)
+        try:
+            return decode(path.read_bytes(), Telemetry, what=str(path))
+        except (OSError, EdgeopsError) as error:
+            log.error("E-STATE-CORRUPT: %s: %s", path, error)
+            return None
+
+    def remove(self, number: int) -> None:
+        """Forget a window: the broker has it.
+
+        Raises:
+            EdgeopsError: E-DISK-WRITE.
+        """
+        durable.remove_tree(self._path(number))
+        self._numbers.remove(number)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:012d}.json"
+
+
+def device_window(started_s: float, state: Path, clock: Callable[[], float] = time.monotonic) -> DeviceWindow:
+    """Return the device's own figures now.
+
+    Args:
+        started_s: `clock` when the agent started.
+        state: A path on the disk that is told of.
+        clock: Seconds that never go back.
+    """
+    return DeviceWindow(
+        uptime_s=clock() - started_s,
+        load_1m=os.getloadavg()[0],
+        memory_available_mib=_memory_available_mib(),
+        disk_free_mib=shutil.disk_usage(state).free / _MIB,
+        temperature_c=_temperature_c(),
+    )
+
+
+def _memory_available_mib() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _temperature_c() -> float | None:
+    """Return the hottest thermal zone; None: this board has none."""
+    temperatures = []
+    for zone in _THERMAL.glob("thermal_zone*/temp"):
+        try:
+            temperatures.append(int(zone.read_text()) / 1000)
+        except (OSError, ValueError):
+            continue
+    return max(temperatures, default=None)
+
+
+def _merge_bins(first: dict[str, tuple[int, ...]], second: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name: _add(first.get(name, ()), second.get(name, ())) for name in {**first, **second}}
+
+
+def _add(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    if len(first) != len(second):
+        return first or second
+    return tuple(a + b for a, b in zip(first, second, strict=True))

@@ -1,0 +1,118 @@
+"""All that the agent believes passes here: verified metadata, desired state, and what a component's bundle must be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import NamedTuple
+
+from edgeops.contracts.deployment import Component, Desired, Slot
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.topics import SELF_UNIT
+from edgeops.trust import desired as desired_statements
+from edgeops.trust.time import Clock
+from edgeops.trust.tuf_client import Target, TufClient
+
+log = logging.getLogger(__name__)
+
+
+class Freshness(NamedTuple):
+    """Until when the metadata on this device allows changes (None: not at all), and when it was last fetched."""
+
+    until_s: float | None
+    last_s: float | None
+
+
+class TrustDesk:
+    """Verifies, one question at a time; may be asked from several threads.
+
+    Args:
+        tuf: The metadata.
+        clock: The time rule.
+        fleet: This device's fleet.
+        connection: This device's identity.
+        profile: This device's profile.
+    """
+
+    def __init__(self, tuf: TufClient, clock: Clock, *, fleet: str, connection: str, profile: str) -> None:
+        self._tuf, self._clock = tuf, clock
+        self._fleet, self._connection, self._profile = fleet, connection, profile
+        self._lock = threading.Lock()
+        self.freshness = Freshness(tuf.expires_s(), tuf.last_fresh_s)
+
+    def desired(self, envelope: bytes, floor_generation: int) -> Desired:
+        """Return a desired state that may be acted on. Keys that are not known yet are looked for on the server.
+
+        Raises:
+            EdgeopsError: As `trust.desired.verify`, or as `TufClient.refresh` where the server had to be asked.
+        """
+        with self._lock:
+            try:
+                return self._verified(envelope, floor_generation)
+            except EdgeopsError as error:
+                if error.code not in ("E-TRUST-SIGNATURE", "E-TRUST-METADATA", "E-TRUST-EXPIRED"):
+                    raise
+                log.info("%s; asking for newer metadata", error.what)
+            self._refresh()
+            return self._verified(envelope, floor_generation)
+
+    def look_up(self, want: Component, floor_number: int) -> Target:
+        """Return the file of the bundle that a component is to hold, after all checks that need no byte of it.
+
+        Args:
+            want: What the desired state asks for.
+            floor_number: Number of the release that was last confirmed.
+
+        Raises:
+            EdgeopsError: E-TRUST-TARGET; not released, or not what the desired state says. E-BUNDLE-PROFILE; for
+                another profile. E-TRUST-DOWNGRADE; older than what ran, and no downgrade was signed. Otherwise as
+                `TufClient.refresh`.
+        """
+        with self._lock:
+            self._refresh()
+            target = self._tuf.target(want.target)
+        custom = target.custom
+        if custom.profile != self._profile:
+            raise EdgeopsError(
+                "E-BUNDLE-PROFILE", f"{want.target} is for {custom.profile}, this device is a {self._profile}"
+            )
+        said = (want.name, want.release, want.digest)
+        if (custom.model, custom.version, custom.digest) != said:
+            raise EdgeopsError("E-TRUST-TARGET", f"desired is {' '.join(said)}, the signed target is {custom}")
+        if custom.number < floor_number and not want.allow_downgrade:
+            raise EdgeopsError(
+                "E-TRUST-DOWNGRADE",
+                f"{want.name} {want.release} is release number {custom.number}, number {floor_number} ran here",
+                "Sign a downgrade to go back.",
+            )
+        return target
+
+    def stale_s(self) -> float | None:
+        """Return for how long nothing may change any more for want of fresh metadata; None: it is fresh."""
+        now_s = self._clock.now()
+        until_s, last_s = self.freshness
+        if until_s is not None and now_s < until_s:
+            return None
+        return now_s - last_s if last_s is not None else 0.0
+
+    def _verified(self, envelope: bytes, floor_generation: int) -> Desired:
+        return desired_statements.verify(
+            envelope,
+            keys=self._tuf.desired_keys(),
+            fleet=self._fleet,
+            connection=self._connection,
+            unit=SELF_UNIT,
+            floor_generation=floor_generation,
+            now_s=self._clock.now(),
+        )
+
+    def _refresh(self) -> None:
+        try:
+            self._tuf.refresh()
+        finally:
+            self.freshness = Freshness(self._tuf.expires_s(), self._tuf.last_fresh_s)
+
+
+def slot_of(target: Target) -> Slot:
+    """Return what a target's bundle is called in a slot."""
+    return Slot(release=target.custom.version, digest=target.custom.digest, number=target.custom.number)

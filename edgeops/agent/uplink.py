@@ -1,0 +1,216 @@
+"""What the device says to the fleet: signed and in order. What is said while there is no link is made up for later."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+
+from paho.mqtt.client import MQTTMessageInfo
+from securesystemslib.signer import Signer
+
+from edgeops import __version__
+from edgeops.agent.deployment import Deployment
+from edgeops.agent.enrolment import Enrolment
+from edgeops.agent.loop import Loop, Timer
+from edgeops.agent.telemetry import TelemetryQueue
+from edgeops.contracts.deployment import ComponentReport, Failure, Presence, Progress, Reported
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
+from edgeops.contracts.topics import SELF_UNIT, presence_topic, unit_topic
+from edgeops.contracts.wire import encode
+from edgeops.transport.mqtt import LastWill, MqttLink
+from edgeops.trust import reported as statements
+
+log = logging.getLogger(__name__)
+
+REPORT_DELAY_S = 0.1
+MAX_IN_FLIGHT = 8
+ACK_LOOK_EVERY_S = 0.5
+
+
+class Uplink:
+    """Publishes reported state, progress, telemetry and presence.
+
+    Args:
+        loop: The supervisor's loop.
+        enrolment: Who this device is.
+        signer: The device's key.
+        queue: Telemetry that was not sent yet.
+        now: The time rule, seconds.
+    """
+
+    def __init__(
+        self, loop: Loop, enrolment: Enrolment, signer: Signer, queue: TelemetryQueue, now: Callable[[], float]
+    ) -> None:
+        self.boot_id = secrets.token_hex(8)
+        self._loop, self._enrolment, self._signer, self._queue, self._now = loop, enrolment, signer, queue, now
+        self._link: MqttLink | None = None
+        self._seq = 0
+        self._report: Timer | None = None
+        self._compose: Callable[[int], Reported] | None = None
+        self._in_flight: dict[int, MQTTMessageInfo] = {}
+        self._ack_look: Timer | None = None
+
+    @property
+    def will(self) -> LastWill:
+        """What the broker is to say when this device is gone."""
+        return LastWill(self._presence_topic, self._presence(online=False))
+
+    def attach(self, link: MqttLink, compose: Callable[[int], Reported]) -> None:
+        """Take the link to speak on, and what makes a report of a sequence number."""
+        self._link, self._compose = link, compose
+
+    def connected(self) -> None:
+        """The link is up: say that the device is there, how it stands, and what was kept."""
+        self._publish(self._presence_topic, self._presence(online=True), retain=True)
+        # What was in flight on the connection before is repeated by the MQTT client itself.
+        self.report()
+        self.send_telemetry()
+
+    def leave(self) -> None:
+        """Say that the device goes; the broker does not say it by itself after a proper goodbye."""
+        info = self._publish(self._presence_topic, self._presence(online=False), retain=True)
+        if info is not None:
+            try:
+                info.wait_for_publish(2.0)
+            except (RuntimeError, ValueError):  # paho's way to say that the link broke
+                log.info("the broker was gone before the goodbye")
+
+    def report(self) -> None:
+        """Publish the reported state soon; what changes at once is told at once."""
+        if self._report is None:
+            self._report = self._loop.after(REPORT_DELAY_S, self._report_now)
+
+    def progress(self, deployment: Deployment, percent: float | None) -> None:
+        """Publish a component's step. While the link is down it is left out: the reported state says it all later."""
+        record = deployment.record
+        failure = record.failure
+        progress = Progress(
+            fleet=self._enrolment.fleet,
+            connection=self._enrolment.connection,
+            unit=SELF_UNIT,
+            boot_id=self.boot_id,
+            seq=self.next_seq(),
+            at_s=self._now(),
+            component=record.name,
+            generation=record.generation,
+            step=record.step,
+            state=record.state,
+            release=record.want.release if record.want is not None else "",
+            percent=percent,
+            code=failure.code if failure is not None else None,
+            detail=failure.what if failure is not None else record.held_reason or "",
+        )
+        self._sign_and_publish("progress", progress)
+
+    def keep_telemetry(
+        self, models: tuple[ModelWindow, ...], device: DeviceWindow, start_s: float, end_s: float
+    ) -> None:
+        """Keep a window on the disk, and send it when that is possible."""
+        window = Telemetry(
+            fleet=self._enrolment.fleet,
+            connection=self._enrolment.connection,
+            unit=SELF_UNIT,
+            boot_id=self.boot_id,
+            seq=self.next_seq(),
+            start_s=start_s,
+            end_s=end_s,
+            models=models,
+            device=device,
+        )
+        try:
+            self._queue.put(window)
+        except EdgeopsError as error:
+            log.error("a telemetry window is lost: %s", error)
+        self.send_telemetry()
+
+    def send_telemetry(self) -> None:
+        """Send what is kept, a few windows at a time; each is forgotten once the broker has it."""
+        self._forget_acknowledged()
+        for number in self._queue.waiting(MAX_IN_FLIGHT):
+            if number in self._in_flight:
+                continue
+            window = self._queue.read(number)
+            if window is None:
+                self._queue.remove(number)
+                continue
+            info = self._sign_and_publish("telemetry", window)
+            if info is None:
+                break
+            self._in_flight[number] = info
+        if self._in_flight and self._ack_look is None:
+            self._ack_look = self._loop.after(ACK_LOOK_EVERY_S, self._look_again)
+
+    def next_seq(self) -> int:
+        """Return the next sequence number of this boot."""
+        self._seq += 1
+        return self._seq
+
+    def _look_again(self) -> None:
+        self._ack_look = None
+        self.send_telemetry()
+
+    def _forget_acknowledged(self) -> None:
+        for number, info in list(self._in_flight.items()):
+            try:
+                done = info.is_published()
+            except (RuntimeError, ValueError):  # paho's way to say that it did not take the message
+                del self._in_flight[number]
+                continue
+            if done:
+                del self._in_flight[number]
+                self._queue.remove(number)
+
+    def _report_now(self) -> None:
+        self._report = None
+        if self._compose is not None:
+            self._sign_and_publish("reported", self._compose(self.next_seq()), retain=True)
+
+    def _sign_and_publish(
+        self, leaf: str, statement: Reported | Progress | Telemetry, *, retain: bool = False
+    ) -> MQTTMessageInfo | None:
+        if self._link is None or not self._link.connected:
+            return None
+        topic = unit_topic(self._enrolment.fleet, self._enrolment.connection, SELF_UNIT, leaf)
+        return self._publish(topic, statements.sign(statement, self._signer), retain=retain)
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool) -> MQTTMessageInfo | None:
+        return None if self._link is None else self._link.publish(topic, payload, retain=retain)
+
+    @property
+    def _presence_topic(self) -> str:
+        return presence_topic(self._enrolment.fleet, self._enrolment.connection)
+
+    def _presence(self, *, online: bool) -> bytes:
+        return encode(Presence(online=online, boot_id=self.boot_id))
+
+
+def compose_report(
+    enrolment: Enrolment,
+    *,
+    boot_id: str,
+    seq: int,
+    at_s: float,
+    observed_generation: int,
+    components: tuple[ComponentReport, ...],
+    capabilities: dict[str, str],
+    stale_s: float | None,
+    refused: Failure | None,
+) -> Reported:
+    """Return what the device says of itself."""
+    return Reported(
+        fleet=enrolment.fleet,
+        connection=enrolment.connection,
+        unit=SELF_UNIT,
+        boot_id=boot_id,
+        seq=seq,
+        at_s=at_s,
+        agent_version=__version__,
+        profile=enrolment.profile,
+        observed_generation=observed_generation,
+        components=components,
+        capabilities=capabilities,
+        stale_s=stale_s,
+        refused=refused,
+    )

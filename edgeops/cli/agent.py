@@ -1,0 +1,124 @@
+"""Run and inspect the agent: what makes this machine a device of a fleet."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.errors import EdgeopsError
+
+_STATE = click.option(
+    "--state",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    envvar="EDGEOPS_AGENT_STATE",
+    show_envvar=True,
+    help="The agent's state directory.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Run and inspect the agent: what makes this machine a device of a fleet."""
+
+
+@command.command()
+@_STATE
+@click.option("--token", help="Enrolment token. Other users of this machine may see it: prefer --token-file.")
+@click.option("--token-file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Enrolment token.")
+@click.option("--profile", help="Device profile; needed to enrol.")
+@click.option("--name", help="Name that this device would like to have.")
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="First port of the local inference endpoints; 0: any.",
+)
+@click.option(
+    "--telemetry-window-s",
+    type=click.FloatRange(1, 86400),
+    default=900.0,
+    show_default=True,
+    help="How long a telemetry window is.",
+)
+@click.option(
+    "--confirm-after-s",
+    type=click.FloatRange(0.5, 86400),
+    default=5.0,
+    show_default=True,
+    help="How long a new bundle must be healthy before it is kept.",
+)
+@click.option("--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
+def run(
+    root: Path,
+    token: str | None,
+    token_file: Path | None,
+    profile: str | None,
+    name: str | None,
+    http_port: int,
+    telemetry_window_s: float,
+    confirm_after_s: float,
+    verbose: bool,
+) -> None:
+    """Enrol this device if it is new, then serve, update and report until SIGTERM."""
+    from edgeops.agent.enrolment import enrol, enrolled
+    from edgeops.agent.settings import Settings, TrialRules
+    from edgeops.agent.store import StateDirectory
+    from edgeops.agent.supervisor import Supervisor
+    from edgeops.contracts.enrolment import EnrolmentToken
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    state = StateDirectory(root)
+    try:
+        enrolment = enrolled(state)
+        if enrolment is None:
+            text = token_file.read_text() if token_file is not None else token
+            if text is None or profile is None:
+                raise EdgeopsError(
+                    "E-CONFIG", f"{root} is not enrolled", "Give --token-file and --profile; `edgeops device token`."
+                )
+            enrolment = enrol(state, EnrolmentToken.from_text(text), profile=profile, name=name)
+        elif profile is not None and profile != enrolment.profile:
+            raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
+        trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
+        Supervisor(state, enrolment, Settings(http_port, telemetry_window_s, trial=trial)).run()
+    finally:
+        state.close()
+
+
+@command.command()
+@_STATE
+@json_option
+def status(root: Path, as_json: bool) -> None:
+    """Show how this device stands, from its state directory alone; works while the agent runs, and without it."""
+    from edgeops.agent.status import read_status
+
+    found = read_status(root)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"device {found['connection'] or '(not enrolled)'}, agent {'runs' if found['running'] else 'is stopped'}"
+    )
+    columns = ("component", "state", "serves", "falls back to", "endpoint", "last failure")
+    print_table(columns, [_row(component) for component in found["components"]])
+
+
+def _row(component: dict[str, Any]) -> tuple[object, ...]:
+    failure = component["failure"]
+    return (
+        component["name"],
+        component["state"],
+        component["active"] or "-",
+        component["fallback"] or "-",
+        component["endpoint"] or "-",
+        f"{failure['code']}: {failure['release']}" if failure else "-",
+    )
