@@ -50,9 +50,11 @@ def publish(
     publisher = Publisher(home, key_folders=key_folders, now=now)
     folder = draft_dir(home, model, version)
     with publisher.changing():
-        draft = read_draft(folder)
         before = catalog.published(publisher, model=model)
         done = next((release for release in before if release.version == version), None)
+        if done is not None and not folder.exists():
+            raise EdgeopsError("E-RELEASE-EXISTS", f"{model} {version} is published", "Choose another version.")
+        draft = read_draft(folder)
         if done is None:
             number = max((release.number for release in before), default=0) + 1
             done = msgspec.structs.replace(draft, number=number, created_at_s=now())

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 from securesystemslib.signer import Key
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import EnvelopeType
 from tuf.ngclient.fetcher import FetcherInterface
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
     timestamp: int = 16_384
     snapshot: int = 2_000_000
     targets: int = 5_000_000
-    grace_s: float = 60.0
+    grace_s: float = 30.0
     bytes_per_s: float = 256.0
 
 
@@ -154,7 +154,7 @@ class TufClient:
                 self._clock.limit(trusted.root.expires.timestamp())
             self._update_timestamp(trusted)
             self._update_snapshot(trusted)
-            self._load_role(trusted, Targets.type, Root.type)
+            self._update_targets(trusted)
         self._trusted = trusted
         durable.write_file(self._dir / _LAST_FRESH, repr(self._clock.now()).encode())
 
@@ -165,6 +165,7 @@ class TufClient:
             EdgeopsError: E-TRUST-TARGET; no role that may has published this path. Otherwise as `refresh`.
         """
         trusted = self._current()
+        trusted.reference_time = self._reference_time()
         with _translated():
             found = self._walk(trusted, path)
         if found is None:
@@ -229,10 +230,11 @@ class TufClient:
             raise EdgeopsError("E-TRUST-ROOT", f"{self._dir} has no root", "Enrol the device.") from error
         with _translated():
             trusted = TrustedMetadataSet(data, EnvelopeType.METADATA)
-        trusted.reference_time = datetime.datetime.fromtimestamp(
-            min(self._clock.now(), _MAX_TIME_S), tz=datetime.timezone.utc
-        )
+        trusted.reference_time = self._reference_time()
         return trusted
+
+    def _reference_time(self) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(min(self._clock.now(), _MAX_TIME_S), tz=datetime.timezone.utc)
 
     def _current(self) -> TrustedMetadataSet:
         """Return what was verified, still valid now: of the last refresh, or from the cache.
@@ -286,40 +288,53 @@ class TufClient:
             trusted.update_snapshot(data)
             self._keep(Snapshot.type, data)
 
-    def _load_role(self, trusted: TrustedMetadataSet, role: str, delegator: str) -> Targets:
-        """Return a role's metadata, verified against this delegator: from the cache, or else from the server."""
-        if trusted.contains(role, delegator):
-            targets = trusted[role]
-            assert isinstance(targets, Targets)
-            return targets
+    def _update_targets(self, trusted: TrustedMetadataSet) -> None:
         try:
-            return trusted.update_delegated_targets(self._read(role), role, delegator)
+            trusted.update_targets(self._read(Targets.type))
         except (exceptions.RepositoryError, FileNotFoundError):
-            meta = trusted.snapshot.meta.get(f"{role}.json")
-            if meta is None:
-                raise exceptions.RepositoryError(f"role {role} is not in the snapshot") from None
-            data = self._download(_remote_name(trusted.root, role, meta.version), meta.length or self._limits.targets)
-            targets = trusted.update_delegated_targets(data, role, delegator)
+            data = self._fetch_role(trusted, Targets.type)
+            trusted.update_targets(data)
+            self._keep(Targets.type, data)
+
+    def _load_delegated(self, trusted: TrustedMetadataSet, role: str, delegator: Targets) -> Targets:
+        """Return a delegated role's metadata, from the cache or else from the server.
+
+        Verified against this delegator each time: another one may delegate a role of the same name to other keys.
+        """
+        meta = trusted.snapshot.meta.get(f"{role}.json")
+        if meta is None:
+            raise exceptions.RepositoryError(f"role {role} is not in the snapshot")
+        try:
+            return _verified(self._read(role), role, delegator, meta, trusted.reference_time)
+        except (exceptions.RepositoryError, FileNotFoundError):
+            data = self._fetch_role(trusted, role)
+            targets = _verified(data, role, delegator, meta, trusted.reference_time)
             self._keep(role, data)
             return targets
 
+    def _fetch_role(self, trusted: TrustedMetadataSet, role: str) -> bytes:
+        meta = trusted.snapshot.meta.get(f"{role}.json")
+        if meta is None:
+            raise exceptions.RepositoryError(f"role {role} is not in the snapshot")
+        return self._download(_remote_name(trusted.root, role, meta.version), meta.length or self._limits.targets)
+
     def _walk(self, trusted: TrustedMetadataSet, path: str) -> TargetFile | None:
         """Search the delegations depth first, in order of trust: TUF specification, section 5.6.7."""
-        to_visit = [(Targets.type, Root.type)]
+        to_visit: list[tuple[str, Targets | None]] = [(Targets.type, None)]
         visited: set[str] = set()
         while to_visit and len(visited) <= self._limits.delegations:
             role, delegator = to_visit.pop()
             if role in visited:
                 continue
-            targets = self._load_role(trusted, role, delegator)
+            targets = self._load_delegated(trusted, role, delegator) if delegator else trusted.targets
             if (found := targets.targets.get(path)) is not None:
                 return found
             visited.add(role)
             if targets.delegations is None:
                 continue
-            children = []
+            children: list[tuple[str, Targets | None]] = []
             for child, terminating in targets.delegations.get_roles_for_target(path):
-                children.append((child, role))
+                children.append((child, targets))
                 if terminating:
                     to_visit.clear()
                     break
@@ -373,6 +388,25 @@ def _remote_name(root: Root, role: str, version: int) -> str:
 def _earliest_expiry(trusted: TrustedMetadataSet) -> float:
     signed = (trusted.root, trusted.timestamp, trusted.snapshot, trusted.targets)
     return min(part.expires.timestamp() for part in signed)
+
+
+def _verified(data: bytes, role: str, delegator: Targets, meta: MetaFile, reference_time: datetime.datetime) -> Targets:
+    """Return delegated metadata that the snapshot names and the delegator's keys signed, still valid.
+
+    Raises:
+        RepositoryError: It is not.
+    """
+    meta.verify_length_and_hashes(data)
+    metadata: Metadata[Targets] = Metadata.from_bytes(data)
+    targets = metadata.signed
+    if not isinstance(targets, Targets):
+        raise exceptions.RepositoryError(f"{role} is not targets metadata")
+    delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    if targets.version != meta.version:
+        raise exceptions.BadVersionNumberError(f"{role} is version {targets.version}, expected {meta.version}")
+    if targets.is_expired(reference_time):
+        raise exceptions.ExpiredMetadataError(f"{role} is expired")
+    return targets
 
 
 @contextlib.contextmanager
