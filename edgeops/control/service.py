@@ -20,7 +20,6 @@ from edgeops import durable
 from edgeops.__about__ import __version__
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.topics import control_filters
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.control.api.app import ControlApi, api_app
 from edgeops.control.api.artifacts import artifacts_app
@@ -30,7 +29,7 @@ from edgeops.control.database import Database
 from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
 from edgeops.control.http import HttpServers, Listener, bind
-from edgeops.control.ingest.worker import Ingest
+from edgeops.control.ingest.worker import Ingest, ingest_filters, nobody_is_online
 from edgeops.control.publishing import DesiredPublisher
 from edgeops.control.rollout.engine import RolloutEngine
 from edgeops.transport.mqtt import MqttLink, TlsFiles
@@ -132,6 +131,7 @@ class ControlPlane:
         stack.callback(artifacts_socket.close)
         hosts = sorted({self._advertised, options.host, "localhost", "127.0.0.1"})
         server = self._trust.server_identity(hosts)
+        self._nobody_is_online()
         self._broker = self._start_broker(server, last.broker)
         stack.callback(self._broker.child.stop)
         ports = _Ports(
@@ -183,13 +183,22 @@ class ControlPlane:
             advertised_host=self._advertised,
             port=port if port and is_free(self._options.host, port) else 0,
             tls=BrokerTls(self._trust.ca_pem, server.certificate.read_bytes(), server.key.read_bytes()),
+            on_death=self._nobody_is_online,
         )
+
+    def _nobody_is_online(self) -> None:
+        """Note that the broker begins anew: who is connected will say so."""
+        try:
+            nobody_is_online(self._database)
+        except EdgeopsError as error:
+            log.error("who is online could not be reset: %s", error)
 
     def _start_workers(self) -> None:
         stack, trust = self._stack, self._trust
         self._publisher = DesiredPublisher(self._database, trust.fleet, trust.sign, lambda: self._link)
         self._engine = RolloutEngine(self._database, self._publisher.wake)
-        self._ingest = Ingest(self._database, trust.fleet, self._on_commit)
+        persistent = self._broker.kind == "mosquitto"
+        self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)
         self._upkeep = Upkeep(trust)
         identity = trust.control_identity()
         # The control plane is on the broker's machine: it connects where the broker listens, not where devices do.
@@ -199,7 +208,7 @@ class ControlPlane:
             CONTROL_IDENTITY,
             on_message=self._ingest.receive,
             on_connect=self._on_connect,
-            subscriptions=control_filters(trust.fleet),
+            subscriptions=ingest_filters(trust.fleet),
             tls=TlsFiles(trust.ca_file, identity.certificate, identity.key) if address.tls else None,
             receive_maximum=RECEIVE_MAXIMUM,
             keepalive_s=60,

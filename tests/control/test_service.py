@@ -269,3 +269,24 @@ def test_iotcore_on_a_public_address_is_refused_and_leaves_nothing_running(home:
     assert done.returncode == 2
     assert "E-BROKER-ADDRESS" in done.stderr
     assert not (home / "serve.json").exists()
+
+
+def test_after_a_broker_died_only_those_who_return_are_online(home: Path, tmp_path: Path) -> None:
+    """mosquitto remembers that a device was online; one that died in the meantime must not be shown as such."""
+    if "mosquitto" not in BROKERS:
+        pytest.skip("the program mosquitto is not installed")
+    serving = Serving(home, "mosquitto")
+    serving.start()
+    fleet = Fleet(serving, tmp_path / "devices")
+    try:
+        gone, *others = fleet.devices
+        assert serving.stop() == 0
+        fleet.devices[gone].stop()
+        serving.start()
+        wait_for(lambda: all(serving.api.device(name).online for name in others), "they did not return")
+        assert not serving.api.device(gone).online
+        fleet.devices[gone].start()
+        wait_for(lambda: serving.api.device(gone).online, "it did not return")
+    finally:
+        fleet.stop()
+        serving.stop()

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError
@@ -45,10 +45,20 @@ class SupervisedChild:
         host: Address on which it will accept connections.
         port: Port on which it will accept connections.
         run_as: User to run as; None: this process's own.
+        on_death: Called when it ended by itself, before it is started again.
     """
 
-    def __init__(self, name: str, command: Sequence[str], host: str, port: int, run_as: RunAs | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        host: str,
+        port: int,
+        run_as: RunAs | None = None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
         self._name, self._command, self._host, self._port, self._run_as = name, list(command), host, port, run_as
+        self._on_death = on_death
         self._process: subprocess.Popen[str] | None = None
         self._stopping = threading.Event()
         self._accepting = threading.Event()
@@ -102,6 +112,7 @@ class SupervisedChild:
                 break
             self._first_exit.set()
             self._accepting.clear()
+            self._on_death()
             attempt = 0 if time.monotonic() - began_s > STEADY_S else attempt + 1
             wait_s = backoff_s(attempt, first_s=RESTART_FIRST_S, max_s=RESTART_MAX_S)
             log.warning("%s ended (%s); starting it again in %.1f s", self._name, " | ".join(self._last_lines), wait_s)

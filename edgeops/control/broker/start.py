@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -61,6 +62,7 @@ def start_broker(
     advertised_host: str,
     port: int,
     tls: BrokerTls,
+    on_death: Callable[[], None] = lambda: None,
 ) -> RunningBroker:
     """Start a broker and wait until it accepts connections.
 
@@ -73,6 +75,7 @@ def start_broker(
         advertised_host: Name by which devices reach it.
         port: Port; 0: a free one.
         tls: Certificates of the TLS listener; iotcore has none.
+        on_death: Called when it ended by itself, before it is started again.
 
     Raises:
         EdgeopsError: E-DEPENDENCY, E-BROKER-ADDRESS, E-BROKER, E-DISK-FULL or E-DISK-WRITE.
@@ -101,7 +104,7 @@ def start_broker(
             command = [program, "-c", str(config)]
         else:
             command = iotcore.prepare(directory, bind_host, use_port)
-        child = SupervisedChild(chosen, command, local_host(bind_host), use_port, run_as)
+        child = SupervisedChild(chosen, command, local_host(bind_host), use_port, run_as, on_death)
         try:
             child.start()
         except EdgeopsError:

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
+from edgeops.contracts.deployment import Presence
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.topics import UnitTopic, parse_topic
+from edgeops.contracts.topics import UnitTopic, control_filters, parse_topic
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import apply_statement
 from edgeops.control.ingest.statements import Known, Statement, read_statement
@@ -24,6 +26,18 @@ log = logging.getLogger(__name__)
 BATCH_MESSAGES = 500
 BATCH_WITHIN_S = 0.05
 RETRY_MAX_S = 10.0
+_TAKEN = ("/reported", "/progress", "/telemetry", "/presence")
+
+
+def ingest_filters(fleet: str) -> list[str]:
+    """Return the topic filters of what ingest takes in."""
+    return [topic for topic in control_filters(fleet) if topic.endswith(_TAKEN)]
+
+
+def nobody_is_online(database: Database) -> None:
+    """Note that no device is connected: the broker has just been started. Those that return say so."""
+    with database.write() as session:
+        session.execute(update(Device).where(Device.online).values(online=False))
 
 
 class _Refusal(NamedTuple):
@@ -34,6 +48,7 @@ class _Refusal(NamedTuple):
 class _Accepted(NamedTuple):
     topic: UnitTopic
     statement: Statement
+    retained: bool
 
 
 class Ingest:
@@ -46,10 +61,15 @@ class Ingest:
         database: The registry.
         fleet: The fleet.
         on_change: Called after each commit that may concern a rollout or a desired state.
+        live_presence_only: The broker keeps retained messages and this worker's session over its own death: a retained
+            `online` may be of a device that died meanwhile, while what was said since comes as a live message.
     """
 
-    def __init__(self, database: Database, fleet: str, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, database: Database, fleet: str, on_change: Callable[[], None], *, live_presence_only: bool = False
+    ) -> None:
         self._database, self._fleet, self._on_change = database, fleet, on_change
+        self._live_presence_only = live_presence_only
         self._queue: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
         self._session = 0
         self._stopping = threading.Event()
@@ -112,6 +132,13 @@ class Ingest:
         while True:
             try:
                 self.take(messages, now_s=time.time())
+            except DBAPIError as error:
+                # Not disk, lock or server (those are EdgeopsErrors): one message is such that no table can hold it.
+                if len(messages) > 1:
+                    return all(self._commit([message]) for message in messages)
+                self.refused += 1
+                log.error("a message on %s cannot be kept: %s", messages[0].topic, error)
+                return True
             except EdgeopsError as error:
                 log.error("%d messages wait: %s", len(messages), error)
                 if self._stopping.wait(max(0.1, backoff_s(attempt, first_s=0.2, max_s=RETRY_MAX_S))):
@@ -125,11 +152,12 @@ class Ingest:
 
         Raises:
             EdgeopsError: The database cannot be used; nothing was changed.
+            DBAPIError: A message cannot be kept by this database; nothing was changed.
         """
         topics: list[UnitTopic | None] = [_topic(message.topic) for message in messages]
         known = self._known({topic.connection for topic in topics if topic is not None})
         checked = [
-            self._check(topic, message.payload, known)
+            self._check(topic, message, known)
             for topic, message in zip(topics, messages, strict=True)
             if topic is not None
         ]
@@ -142,7 +170,7 @@ class Ingest:
                     refused += 1
                     continue
                 error = item.error if isinstance(item, _Refusal) else None
-                if isinstance(item, _Accepted):
+                if isinstance(item, _Accepted) and not self._is_stale(item):
                     try:
                         apply_statement(session, device, item.statement, now_s=now_s)
                     except EdgeopsError as stale:
@@ -155,6 +183,15 @@ class Ingest:
         self.accepted += len(messages) - refused
         self._on_change()
 
+    def _is_stale(self, item: _Accepted) -> bool:
+        """Whether it is a broker's memory of a device that may be gone since: it says online, but not now."""
+        return (
+            self._live_presence_only
+            and item.retained
+            and isinstance(item.statement, Presence)
+            and item.statement.online
+        )
+
     def _known(self, connections: set[str]) -> dict[str, Known]:
         with self._database.read() as session:
             rows = session.execute(
@@ -164,13 +201,13 @@ class Ingest:
             )
             return {connection: Known(pem, revoked is not None) for connection, pem, revoked in rows}
 
-    def _check(self, topic: UnitTopic, payload: bytes, known: dict[str, Known]) -> _Accepted | _Refusal:
+    def _check(self, topic: UnitTopic, message: Message, known: dict[str, Known]) -> _Accepted | _Refusal:
         try:
-            statement = read_statement(topic, payload, self._fleet, known.get(topic.connection))
+            statement = read_statement(topic, message.payload, self._fleet, known.get(topic.connection))
         except EdgeopsError as error:
             log.info("refused a message of %s: %s", topic.connection, error)
             return _Refusal(topic.connection, error)
-        return _Accepted(topic, statement)
+        return _Accepted(topic, statement, message.retain)
 
 
 def _topic(text: str) -> UnitTopic | None:
