@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -223,7 +222,7 @@ def _requested_key(csr_pem: bytes) -> PublicKey:
         request = x509.load_pem_x509_csr(csr_pem)
         public = request.public_key()
         signed = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except certificates.UNREADABLE as error:
         raise EdgeopsError("E-ENROLL", f"not a certificate request: {error}") from error
     if not signed:
         raise EdgeopsError("E-ENROLL", "the certificate request is not signed by its own key")

@@ -14,6 +14,8 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.trust.keys import as_key
 
 MAX_PEM_BYTES = 64 << 10
+# All that cryptography raises for input that it cannot read; much of a certificate is parsed only when it is asked for.
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 
 class Validity(NamedTuple):
@@ -33,7 +35,7 @@ def read(pem: bytes, *, what: str) -> x509.Certificate:
         if len(pem) > MAX_PEM_BYTES:
             raise ValueError(f"{len(pem)} bytes")
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise EdgeopsError("E-WIRE-MALFORMED", f"{what} is not a certificate: {error}") from error
 
 
@@ -73,7 +75,7 @@ def public_key(pem: bytes) -> SSlibKey:
     certificate = read(pem, what="device certificate")
     try:
         public = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise EdgeopsError("E-TRUST-KEY", "a device certificate with a key of an unknown kind") from error
     return as_key(public, what="device certificate")
 
@@ -84,7 +86,10 @@ def common_name(pem: bytes) -> str:
     Raises:
         EdgeopsError: E-WIRE-MALFORMED; not a certificate, or not exactly one common name.
     """
-    names = read(pem, what="certificate").subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    try:
+        names = read(pem, what="certificate").subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    except UNREADABLE as error:
+        raise EdgeopsError("E-WIRE-MALFORMED", "a certificate with an unreadable name") from error
     if len(names) != 1 or not isinstance(names[0].value, str):
         raise EdgeopsError("E-WIRE-MALFORMED", "a certificate without exactly one common name")
     return names[0].value
@@ -109,5 +114,5 @@ def check_issued_by(pem: bytes, ca_pem: bytes) -> None:
     certificate, ca = read(pem, what="certificate"), read(ca_pem, what="CA certificate")
     try:
         certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (*UNREADABLE, InvalidSignature) as error:
         raise EdgeopsError("E-TRUST-SIGNATURE", "a certificate is not signed by the fleet's CA") from error

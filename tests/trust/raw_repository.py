@@ -1,4 +1,4 @@
-"""A TUF repository in memory that can do what no honest publisher does. Written with python-tuf's plain metadata API."""
+"""A TUF repository in memory that can do what no honest publisher does, by python-tuf's plain metadata API."""
 
 from __future__ import annotations
 
