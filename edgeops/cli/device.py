@@ -60,7 +60,7 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
             f"unit {unit.unit}: desired generation {unit.desired_generation}"
             f"{'' if unit.published else ' (not yet with the broker)'}, observed {unit.observed_generation}"
         )
-        if unit.stale_s is not None:
+        if unit.stale_s:
             click.echo(f"  its trusted metadata has been stale for {unit.stale_s:.0f} s")
     if device.rejected_messages:
         click.echo(f"{device.rejected_messages} of its messages were refused; the last: {device.rejected_last}")

@@ -31,6 +31,8 @@ class Database:
         self._engine: Engine = create_engine(target, pool_pre_ping=not isinstance(url, Path))
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
+            if isinstance(url, Path):
+                url.touch(mode=0o600)
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 
@@ -58,7 +60,10 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads: one consistent view, which blocks nobody."""
-        with _database_errors(), self._engine.connect().execution_options(edgeops_read=True) as connection:
+        options: dict[str, Any] = {"edgeops_read": True}
+        if not self._sqlite:
+            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with _database_errors(), self._engine.connect().execution_options(**options) as connection:
             with Session(bind=connection, expire_on_commit=False) as session:
                 yield session
             connection.rollback()

@@ -76,6 +76,7 @@ class ServeOptions(NamedTuple):
         advertise: Name or address by which devices reach this machine; None: `host`.
         port: Port of the REST API; 0: the one of the last time, or a free one.
         broker: Which broker.
+        database: SQLAlchemy URL of the registry; None: an SQLite file in the home.
     """
 
     home: Path
@@ -83,6 +84,7 @@ class ServeOptions(NamedTuple):
     advertise: str | None = None
     port: int = 0
     broker: BrokerKind = "auto"
+    database: str | None = None
 
 
 class ControlPlane:
@@ -120,7 +122,7 @@ class ControlPlane:
         stack.enter_context(_lock(home))
         (home / READY_NAME).unlink(missing_ok=True)
         self._trust = FleetTrust(home)
-        self._database = Database(home / DATABASE_NAME)
+        self._database = Database(options.database or home / DATABASE_NAME)
         stack.callback(self._database.close)
         self._database.migrate()
 

@@ -28,8 +28,9 @@ MODEL = "lines"
 PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
 
 
-def open_registry(directory: Path) -> Database:
-    database = Database(directory / "control.sqlite")
+def open_registry(where: Path | str) -> Database:
+    """Open a registry with its tables: a file (or the folder for it), or a URL."""
+    database = Database(where / "control.sqlite" if isinstance(where, Path) and where.is_dir() else where)
     database.migrate()
     return database
 

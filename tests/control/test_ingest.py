@@ -47,8 +47,8 @@ NOW = 1_800_000_000.0
 class House:
     """A registry with two enrolled devices, and the worker that takes in what they say."""
 
-    def __init__(self, directory: Path) -> None:
-        self.database = open_registry(directory)
+    def __init__(self, directory: Path, registry: Path | str) -> None:
+        self.database = open_registry(registry)
         self.authority = FleetAuthority.create(directory / "ca", FLEET)
         self.identities = {name: self.enrol(directory, name) for name in ("dev-a", "dev-b")}
         self.ingest = Ingest(self.database, FLEET, lambda: None)
@@ -92,8 +92,8 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
+def house(tmp_path: Path, registry_url: Path | str) -> Iterator[House]:
+    house = House(tmp_path, registry_url)
     yield house
     house.database.close()
 
@@ -358,8 +358,9 @@ def test_no_signed_nonsense_of_a_device_breaks_the_ingest(house: House, leaf: st
     assert house.ingest.accepted + house.ingest.refused == before + 1
 
 
-def test_the_batch_waits_while_the_database_cannot_be_written(house: House, tmp_path: Path) -> None:
+def test_the_batch_waits_while_the_database_cannot_be_written(tmp_path: Path) -> None:
     """Nothing is acknowledged before its commit; once the database is back, all of it is."""
+    house = House(tmp_path, tmp_path)
     acknowledged: list[str] = []
     blocker = sqlite3.connect(tmp_path / "control.sqlite", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")

@@ -23,8 +23,8 @@ NOW = 1_000_000.0
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Database]:
-    database = open_registry(tmp_path)
+def registry(registry_url: Path | str) -> Iterator[Database]:
+    database = open_registry(registry_url)
     yield database
     database.close()
 
