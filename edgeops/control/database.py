@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from edgeops.contracts.errors import EdgeopsError
 
-BUSY_WITHIN_S = 15
+BUSY_WITHIN_S = 15.0
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -92,7 +92,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute(f"PRAGMA busy_timeout={BUSY_WITHIN_S * 1000}")
+    connection.execute(f"PRAGMA busy_timeout={int(BUSY_WITHIN_S * 1000)}")
 
 
 def _begin_sqlite(connection: Any) -> None:
