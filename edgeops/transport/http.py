@@ -8,6 +8,7 @@ import re
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -77,7 +78,9 @@ def unverified_get(url: str, *, max_bytes: int) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    return HttpClient(context).get(url, max_bytes=max_bytes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
+        return HttpClient(context).get(url, max_bytes=max_bytes)
 
 
 class HttpClient:
