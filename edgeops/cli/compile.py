@@ -1,0 +1,122 @@
+"""Compile a hand-over into a proved bundle per device profile."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.errors import EdgeopsError
+
+if TYPE_CHECKING:
+    from edgeops.compiler import ProfileResult, Progress
+
+COLUMNS = (
+    "profile", "runtime", "precision", "size KiB", "p50 ms here", "agrees with float", "accuracy", "float", "why",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("handover", type=click.Path(path_type=Path))
+@click.option("--profile", "profiles", multiple=True, required=True, metavar="NAME", help="Device profile; repeatable.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="build", show_default=True)
+@click.option("--locked", type=click.Path(path_type=Path), help="Make the schemes that this compile.lock names.")
+@click.option("--check", is_flag=True, help="With --locked: fail if anything differs from the lock; for CI.")
+@json_option
+def command(
+    handover: Path, profiles: tuple[str, ...], out: Path, locked: Path | None, check: bool, as_json: bool
+) -> None:
+    """Compile the hand-over in folder HANDOVER for each profile, and prove the result against the original.
+
+    For every profile the candidates (runtime, precision, method) are built, run and held against the gates. Exit
+    status 3: for a profile no candidate passes; the best one is kept in OUT/PROFILE/rejected.
+    """
+    if check and locked is None:
+        raise EdgeopsError("E-CONFIG", "--check needs --locked", "Name the compile.lock to check against.")
+    from edgeops.compiler import compile as compile_handover
+
+    with _progress(len(set(profiles))) as show:
+        result = compile_handover(handover, profiles, out, locked=locked, check=check, on_progress=show)
+    if as_json:
+        print_json(
+            {
+                "model": result.model,
+                "handover": result.handover,
+                "lock": None if result.lock is None else str(result.lock),
+                "profiles": [_record(profile) for profile in result.profiles],
+            }
+        )
+    else:
+        print_table(COLUMNS, [_row(_record(profile)) for profile in result.profiles])
+    result.raise_for_gates()
+
+
+def _record(result: ProfileResult) -> dict[str, Any]:
+    chosen = result.chosen
+    agreements = [error.agreement for error in chosen.end_to_end if error.agreement is not None]
+    return {
+        "profile": result.profile,
+        "passed": result.passed,
+        "digest": result.packaged.digest,
+        "bundle": str(result.packaged.directory),
+        "file": str(result.packaged.file),
+        "scheme": chosen.scheme,
+        "runtime": chosen.runtime,
+        "precision": chosen.precision,
+        "size_bytes": chosen.size_bytes,
+        "p50_ms": None if chosen.latency is None else chosen.latency.p50_ms,
+        "agreement": min(agreements, default=None),
+        "metric": chosen.metric,
+        "reason": chosen.reason if result.passed else result.missed,
+        "candidates": result.evidence.candidates,
+    }
+
+
+def _row(record: dict[str, Any]) -> tuple[object, ...]:
+    metric = record["metric"]
+    return (
+        record["profile"],
+        record["runtime"],
+        record["precision"],
+        f"{record['size_bytes'] / 1024:.0f}",
+        _figure(record["p50_ms"], 3),
+        _figure(record["agreement"], 4),
+        _figure(metric and metric.artifact, 4),
+        _figure(metric and metric.source, 4),
+        f"{record['scheme']}: {record['reason']}",
+    )
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+@contextlib.contextmanager
+def _progress(profiles: int) -> Iterator[Callable[[Progress], None]]:
+    """Show on a terminal what is being done for each profile; elsewhere say nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[doing]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as display:
+        shared = display.add_task("all profiles", total=1, doing="")
+        tasks: dict[str, Any] = {"": shared}
+
+        def show(step: Any) -> None:
+            if step.profile not in tasks:
+                tasks[step.profile] = display.add_task(step.profile, total=None, doing="")
+                if len(tasks) == profiles + 1:
+                    display.update(shared, completed=1, doing="")
+            display.update(tasks[step.profile], doing=step.text)
+            if step.text == "done":
+                display.update(tasks[step.profile], total=1, completed=1)
+
+        yield show

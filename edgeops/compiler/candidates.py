@@ -1,0 +1,132 @@
+"""What may be tried for a runtime: schemes by precision, in the order of escalation. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from edgeops.compiler.engine import Step
+from edgeops.contracts.profile import Precision, Runtime
+
+ARTIFACTS = {"onnxruntime": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
+_TREES = "ai.onnx.ml::Tree"
+_CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
+# Shares of the graph, from its inputs on, that stay float: quantization hurts most where values enter.
+_FRONTS = (0.1, 0.25)
+
+
+class Traits(NamedTuple):
+    """What of a model decides which schemes make sense: it carries state, and its operators."""
+
+    stateful: bool
+    ops: frozenset[str]
+
+    @property
+    def only_float(self) -> bool:
+        """Whether int8 is known to fail or to gain nothing: state, control flow, decision trees."""
+        return self.stateful or bool(self.ops & _CONTROL) or any(op.startswith(_TREES) for op in self.ops)
+
+
+class Candidate(NamedTuple):
+    """One way to build an artifact.
+
+    Args:
+        scheme: Its name, unique within a profile.
+        runtime: Backend that runs it.
+        precision: Number format.
+        steps: From the prepared float graph on.
+    """
+
+    scheme: str
+    runtime: str
+    precision: Precision
+    steps: tuple[Step, ...]
+
+
+def float_candidate(runtime: Runtime) -> Candidate:
+    """Return the plain float artifact of a runtime: the baseline of all others."""
+    steps = {
+        "onnxruntime": (),
+        "openvino": (_openvino(False),),
+        "litert": (_TFLITE,),
+    }
+    return Candidate(f"{runtime.name}-fp32", runtime.name, Precision.FLOAT32, steps[runtime.name])
+
+
+def ladder(runtime: Runtime, precision: Precision, traits: Traits) -> tuple[Candidate, ...]:
+    """Return the schemes of one precision in the order in which they are tried; empty: none makes sense."""
+    if precision is Precision.FLOAT32:
+        return (float_candidate(runtime),)
+    if traits.only_float and precision is not Precision.FLOAT16:
+        return ()
+    makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert}
+    return tuple(
+        Candidate(f"{runtime.name}-{name}", runtime.name, precision, steps)
+        for name, steps in makers[runtime.name](runtime, precision)
+    )
+
+
+_TFLITE = Step(name="onnx-to-tflite", inputs=("samples",))
+_Named = tuple[str, tuple[Step, ...]]
+
+
+def _openvino(fp16_weights: bool) -> Step:
+    return Step(name="onnx-to-openvino", parameters={"fp16_weights": fp16_weights})
+
+
+def _onnxruntime(runtime: Runtime, precision: Precision) -> list[_Named]:
+    if precision is Precision.INT8:
+        symmetric = runtime.int8_scheme == "symmetric"
+
+        def static(method: str, **more: Any) -> tuple[Step, ...]:
+            parameters = {"method": method, "symmetric": symmetric, **more}
+            return (Step(name="onnx-int8-static", parameters=parameters, inputs=("samples",)),)
+
+        suffix = "-symmetric" if symmetric else ""
+        return [
+            (f"int8{suffix}", static("minmax")),
+            (f"int8{suffix}-percentile", static("percentile")),
+            *((f"int8{suffix}-front{share:.0%}-float", static("minmax", float_front=share)) for share in _FRONTS),
+        ]
+    single = {
+        Precision.DYNAMIC_INT8: ("int8-dynamic", "onnx-int8-dynamic"),
+        Precision.WEIGHT_INT8: ("int8-weights", "onnx-int8-weights"),
+        Precision.FLOAT16: ("fp16", "onnx-fp16"),
+    }
+    return [(name, (Step(name=step),)) for name, step in (single[precision],)] if precision in single else []
+
+
+def _openvino_ladder(runtime: Runtime, precision: Precision) -> list[_Named]:
+    if precision is Precision.INT8:
+
+        def nncf(**parameters: Any) -> tuple[Step, ...]:
+            return (_openvino(False), Step(name="openvino-int8", parameters=parameters, inputs=("samples",)))
+
+        return [
+            ("int8", nncf(preset="performance")),
+            ("int8-mixed", nncf(preset="mixed")),
+            ("int8-transformer", nncf(preset="mixed", model_type="transformer")),
+            *((f"int8-front{share:.0%}-float", nncf(preset="mixed", float_front=share)) for share in _FRONTS),
+        ]
+    if precision is Precision.WEIGHT_INT8:
+        return [("int8-weights", (_openvino(False), Step(name="openvino-int8-weights")))]
+    if precision is Precision.FLOAT16:
+        return [("fp16-weights", (_openvino(True),))]
+    return []
+
+
+def _litert(runtime: Runtime, precision: Precision) -> list[_Named]:
+    def quantize(kind: str, **more: Any) -> tuple[Step, ...]:
+        return (_TFLITE, Step(name="tflite-quantize", parameters={"kind": kind, **more}, inputs=("samples",)))
+
+    if precision is Precision.INT8:
+        return [
+            ("int8", quantize("static")),
+            *((f"int8-front{share:.0%}-float", quantize("static", float_front=share)) for share in _FRONTS),
+        ]
+    kinds = {
+        Precision.DYNAMIC_INT8: ("int8-dynamic", "dynamic"),
+        Precision.WEIGHT_INT8: ("int8-weights", "weights"),
+        Precision.INT16X8: ("int16x8", "int16x8"),
+        Precision.FLOAT16: ("fp16-weights", "fp16"),
+    }
+    return [(name, quantize(kind)) for name, kind in (kinds[precision],)] if precision in kinds else []

@@ -1,0 +1,153 @@
+"""Golden vectors: which samples, what tolerance, and what inputs and outputs look like. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.compiler.passes.samples import spread
+from edgeops.contracts.bundle import Binding, DriftReference, Histogram, OutputTolerance
+
+GOLDEN_COUNT = 16
+# Golden inputs are part of every bundle: large tensors get fewer vectors.
+MAX_GOLDEN_BYTES = 4 << 20
+MIN_GOLDEN_COUNT = 2
+DRIFT_BINS = 16
+DRIFT_ELEMENTS = 256
+_COSINE_SLACK = 0.01
+_FLOAT_MARGIN = 8.0
+_QUANTIZED_MARGIN = 2.0
+_FLOAT_FLOOR = 2e-5
+_CLASS_KINDS = ("probabilities", "logits")
+
+
+def golden_indices(
+    count: int, sample_bytes: int, outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, str]
+) -> list[int]:
+    """Choose samples: half spread evenly, half where the source is least sure of its class (they show damage first).
+
+    Args:
+        count: Samples there are.
+        sample_bytes: Size of one sample's inputs and outputs.
+        outputs: The source's outputs [n, ...].
+        kinds: Output → kind.
+    """
+    room = max(MIN_GOLDEN_COUNT, min(GOLDEN_COUNT, MAX_GOLDEN_BYTES // max(1, sample_bytes)))
+    if count <= room:
+        return list(range(count))
+    chosen = set(spread(count, room - room // 2).tolist())
+    for index in _least_sure(outputs, kinds, count):
+        if len(chosen) >= room:
+            break
+        chosen.add(index)
+    return sorted(chosen)
+
+
+def tolerance(
+    artifact: NDArray[Any],
+    similarity: float,
+    deviation: float,
+    binding: Binding,
+    *,
+    quantized: bool,
+) -> OutputTolerance:
+    """Return how far an output may be from its golden vector.
+
+    Args:
+        artifact: The artifact's golden outputs.
+        similarity: Their mean cosine to the source's.
+        deviation: How far other kernels and thread counts moved them on this host.
+        binding: Of this output.
+        quantized: Activations are integers: rounding steps add up through the layers.
+    """
+    largest = float(np.abs(artifact.astype(np.float64)).max(initial=0.0))
+    margin = _QUANTIZED_MARGIN if quantized else _FLOAT_MARGIN
+    floor = _FLOAT_FLOOR * (largest or 1.0)
+    said = f"{margin:g} × {deviation:.3g}, what other kernels and thread counts changed on the compile host"
+    allowed = max(margin * deviation, floor)
+    if allowed == floor:
+        said = f"rounding of float32: {_FLOAT_FLOOR:g} of the largest value"
+    if binding.scale is not None and 2 * binding.scale > allowed:
+        allowed, said = 2 * binding.scale, "2 steps of the quantized output"
+    elif artifact.dtype.kind in "iub":
+        # Classes and counts are exact unless the kernels themselves disagree.
+        allowed, said = margin * deviation, said if deviation else "exact"
+    least = math.floor((similarity - _COSINE_SLACK) * 1e4) / 1e4
+    return OutputTolerance(artifact_max_abs=_two_digits_up(allowed), source_min_cosine=max(-1.0, least), reason=said)
+
+
+def drift_reference(
+    inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, str]
+) -> DriftReference:
+    """Summarize what inputs, outputs and confidence look like, in bins that stay fixed for the bundle's life."""
+    count = len(next(iter(inputs.values())))
+    classed = [name for name, kind in kinds.items() if kind in _CLASS_KINDS]
+    confidence: Histogram | None = None
+    mix: tuple[int, ...] = ()
+    if classed:
+        values = outputs[classed[0]].reshape(-1, outputs[classed[0]].shape[-1]).astype(np.float64)
+        shares = _softmax(values) if kinds[classed[0]] == "logits" else values
+        edges = tuple(float(edge) for edge in np.linspace(0, 1, DRIFT_BINS + 1)[1:-1])
+        confidence = histogram(shares.max(axis=1), edges)
+        mix = tuple(int(number) for number in np.bincount(values.argmax(axis=1), minlength=values.shape[1]))
+    return DriftReference(
+        samples=count,
+        elements_per_sample=DRIFT_ELEMENTS,
+        inputs={name: _fixed_bins(values) for name, values in sorted(inputs.items())},
+        outputs={name: _fixed_bins(values) for name, values in sorted(outputs.items())},
+        confidence=confidence,
+        class_mix=mix,
+    )
+
+
+def sample_elements(values: NDArray[Any], most: int = DRIFT_ELEMENTS) -> NDArray[np.float64]:
+    """Return at most `most` elements of one tensor, at evenly spread places of its flat form: always the same ones."""
+    flat = values.reshape(-1)
+    return flat[spread(flat.size, most)].astype(np.float64)
+
+
+def histogram(values: NDArray[Any], edges: tuple[float, ...]) -> Histogram:
+    """Count values per bin; see `contracts.bundle.Histogram`."""
+    counts = np.bincount(np.searchsorted(np.asarray(edges), values, side="right"), minlength=len(edges) + 1)
+    return Histogram(edges=edges, counts=tuple(int(count) for count in counts))
+
+
+def _fixed_bins(values: NDArray[Any]) -> Histogram:
+    picked = np.concatenate([sample_elements(row) for row in values])
+    if values.dtype == np.bool_ or (values.dtype == np.uint8):
+        top = 1.0 if values.dtype == np.bool_ else 256.0
+        edges = np.linspace(0, top, DRIFT_BINS + 1)[1:-1]
+    else:
+        low, high = np.quantile(picked, [0.005, 0.995])
+        if not high > low:
+            # Data that never varies: a new value is seen on either side.
+            low, high = low - max(1.0, abs(low)) * 1e-3, low + max(1.0, abs(low)) * 1e-3
+        edges = np.linspace(low, high, DRIFT_BINS - 1)
+    return histogram(picked, tuple(float(f"{edge:.9g}") for edge in edges))
+
+
+def _least_sure(outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, str], count: int) -> list[int]:
+    margins = np.zeros(count)
+    for name, kind in kinds.items():
+        if kind in _CLASS_KINDS and outputs[name].shape[-1] > 1:
+            best = np.sort(outputs[name].reshape(count, -1, outputs[name].shape[-1]).astype(np.float64), axis=-1)
+            margins += (best[..., -1] - best[..., -2]).min(axis=1)
+    return [int(index) for index in np.argsort(margins, kind="stable")]
+
+
+def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _two_digits_up(value: float) -> float:
+    """Round up to two significant digits, so that the last bits of a measurement do not change a digest."""
+    if value == 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / step - 1e-9) * step:.6g}")

@@ -1,0 +1,177 @@
+"""Worker processes under limits: a crash, a hang or a hunger for memory ends one step, not the compile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeops.compiler.store import Failure
+from edgeops.compiler.worker import RESPONSE_NAME, Request, Response
+from edgeops.contracts.wire import decode, encode
+
+_POLL_S = 0.02
+_MEMORY_POLL_S = 0.2
+_LOG_TAIL_BYTES = 2000
+
+
+class Limits(NamedTuple):
+    """What a process may take: wall-clock seconds, and resident memory of it and its children."""
+
+    timeout_s: float
+    memory_mib: float
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit status (negative: the signal), or why it was ended; and its last words."""
+
+    status: int
+    ended_because: str | None
+    log_tail: str
+
+    @property
+    def reason(self) -> str | None:
+        """Why this is a failure, or None."""
+        if self.ended_because is not None:
+            return self.ended_because
+        if self.status < 0:
+            return f"crashed ({signal.Signals(-self.status).name})"
+        if self.status > 0:
+            last = self.log_tail.strip().splitlines()[-1:]
+            return f"ended with status {self.status}: {' '.join(last)[:300]}"
+        return None
+
+
+class CancelledError(Exception):
+    """The compile was interrupted."""
+
+
+# Numeric libraries take all cores by default, and their results may depend on how many there are.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TQDM_DISABLE": "1",
+}
+
+
+def run_limited(
+    command: Sequence[str],
+    *,
+    limits: Limits,
+    log: Path,
+    environment: Mapping[str, str] = {},
+    cancel: threading.Event | None = None,
+    cwd: Path | None = None,
+    own_group: bool = True,
+) -> Ended:
+    """Run a program and end it when it breaks a limit.
+
+    Args:
+        command: Program and arguments.
+        limits: What it may take.
+        log: File for its output.
+        environment: Added to this process's.
+        cancel: Ends it when set.
+        cwd: Its working directory.
+        own_group: Give it a process group and end that, children and all. False inside a worker: the worker's own
+            group holds everything that it starts.
+
+    Raises:
+        CancelledError: `cancel` was set; the group is ended.
+        OSError: The program cannot be started.
+    """
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=own_group,
+            env={**os.environ, **_ENVIRONMENT, **environment},
+            cwd=cwd,
+        )
+    because: str | None = None
+    try:
+        because = _watch(process, limits, cancel)
+    finally:
+        if own_group:
+            # Children of a converter may outlive it.
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+    with log.open("rb") as source:
+        source.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+        tail = source.read().decode(errors="replace")
+    return Ended(process.returncode, because, tail)
+
+
+def run_worker(request: Request, *, limits: Limits, cancel: threading.Event | None = None) -> Response:
+    """Run steps in a worker process.
+
+    Returns:
+        Its response; where it broke a limit or crashed, a response with `error`.
+
+    Raises:
+        CancelledError: `cancel` was set.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeops-worker-") as folder:
+        path = Path(folder) / "request.json"
+        path.write_bytes(encode(request))
+        ended = run_limited(
+            [sys.executable, "-m", "edgeops.compiler.worker", str(path)],
+            limits=limits,
+            log=Path(folder) / "log",
+            cancel=cancel,
+            cwd=Path(folder),
+        )
+        if ended.reason is not None:
+            names = ", ".join(step.name for step in request.steps)
+            return Response(step=names, error=Failure(code="E-COMPILE-CANDIDATE", what=ended.reason))
+        return decode((Path(folder) / RESPONSE_NAME).read_bytes(), Response, what="response of a worker")
+
+
+def default_memory_mib(parallel: int) -> float:
+    """Return how much memory each of `parallel` workers may take: an even share of four fifths of the machine's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    return max(1024.0, 0.8 * total / max(1, parallel))
+
+
+def _watch(process: subprocess.Popen[bytes], limits: Limits, cancel: threading.Event | None) -> str | None:
+    start = time.monotonic()
+    next_memory = start + _MEMORY_POLL_S
+    # The zombie is left until its group is ended: its id cannot be given to another process before.
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        now = time.monotonic()
+        if cancel is not None and cancel.is_set():
+            raise CancelledError
+        if now - start > limits.timeout_s:
+            return f"took more than {limits.timeout_s:.0f} s"
+        if now >= next_memory:
+            next_memory = now + _MEMORY_POLL_S
+            used = _resident_mib(process.pid)
+            if used > limits.memory_mib:
+                return f"took more than {limits.memory_mib:.0f} MiB of memory"
+        time.sleep(_POLL_S)
+    return None
+
+
+def _resident_mib(pid: int) -> float:
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+        return float(sum(member.memory_info().rss for member in family)) / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0

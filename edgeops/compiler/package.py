@@ -1,0 +1,160 @@
+"""From the chosen artifact to a sealed bundle: golden vectors, drift reference, manifest, one file, a last check."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops import durable
+from edgeops.compiler.builder import build
+from edgeops.compiler.engine import Failed, Step
+from edgeops.compiler.golden import drift_reference, golden_indices, tolerance
+from edgeops.compiler.passes.samples import read_samples
+from edgeops.compiler.search import Ground, Tried
+from edgeops.compiler.store import Product, Stored
+from edgeops.contracts.bundle import BundleManifest, Golden, OutputInfo
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.handover import Handover
+from edgeops.contracts.profile import Precision
+from edgeops.releases.bundles import Bundle, open_bundle, pack, seal
+from edgeops.runtimes.compare import cosine
+
+_INTEGER_ACTIVATIONS = (Precision.INT8, Precision.INT16X8, Precision.DYNAMIC_INT8)
+
+
+class Packaged(NamedTuple):
+    """A sealed bundle's directory, its one file, and its digest."""
+
+    directory: Path
+    file: Path
+    digest: str
+
+
+def package(ground: Ground, handover: Handover, chosen: Tried, folder: Path, said: Callable[[str], None]) -> Packaged:
+    """Write the bundle into `folder/bundle` and `folder/<model>-<profile>.edgeops`.
+
+    It is made under another name and checked there; what lay there before is replaced only by a whole, proved bundle.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; the sealed bundle does not give its golden vectors.
+            E-DISK-FULL or E-DISK-WRITE.
+    """
+    said("golden vectors")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".bundle.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir()
+        bundle = seal(temporary, _fill(ground, handover, chosen, temporary))
+        said("check of the sealed bundle")
+        _verify(ground, bundle)
+        durable.fsync_tree(temporary)
+        directory = folder / "bundle"
+        durable.remove_tree(directory)
+        durable.rename(temporary, directory)
+    except OSError as error:
+        raise durable.disk_error(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    file = folder / f"{handover.model.name}-{ground.profile.name}.edgeops"
+    pack(open_bundle(directory, expect_digest=bundle.digest), file)
+    return Packaged(directory, file, bundle.digest)
+
+
+def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> BundleManifest:
+    assert chosen.artifact is not None
+    assert chosen.judged is not None
+    for name in chosen.artifact.product.files:
+        shutil.copyfile(chosen.artifact.path / name, target / name)
+    samples = read_samples(ground.samples.path, "judged")
+    source = read_samples(ground.reference.path, "reference")
+    outputs = read_samples(chosen.judged.path, "outputs")
+    kinds = {output.name: output.kind for output in ground.plan.outputs}
+    bound = chosen.manifest
+    return msgspec.structs.replace(
+        bound,
+        model=handover.model.name,
+        profile=ground.profile.name,
+        arch=ground.profile.cpu.arch,
+        runtime_min=chosen.runtime.runtime_min,
+        precision=chosen.candidate.precision,
+        scheme=chosen.candidate.scheme,
+        outputs=tuple(_describe(info, handover) for info in bound.outputs),
+        preprocessing={spec.name: spec.preprocess for spec in handover.inputs if spec.preprocess},
+        golden=_golden(ground, chosen, target, samples, source, outputs, kinds),
+        budgets=ground.budgets,
+        drift=drift_reference(samples, outputs, kinds),
+        nan_policy=handover.nan_policy,
+    )
+
+
+def _golden(
+    ground: Ground,
+    chosen: Tried,
+    target: Path,
+    samples: dict[str, NDArray[Any]],
+    source: dict[str, NDArray[Any]],
+    outputs: dict[str, NDArray[Any]],
+    kinds: dict[str, str],
+) -> Golden:
+    assert chosen.artifact is not None
+    assert chosen.judged is not None
+    count = len(next(iter(samples.values())))
+    sample_bytes = sum(array[0].nbytes for group in (samples, source, outputs) for array in group.values())
+    indices = golden_indices(count, sample_bytes, source, kinds)
+    step = Step(
+        name="steadiness",
+        parameters={"manifest": chosen.judged.notes["manifest"], "indices": indices},
+        inputs=("samples", "judged"),
+    )
+    steady = build(ground.machine, [step], chosen.artifact, {"samples": ground.samples, "judged": chosen.judged})
+    if isinstance(steady, Failed):
+        raise EdgeopsError("E-COMPILE-CANDIDATE", f"{chosen.candidate.scheme}: {steady.failure.what}")
+    (target / "golden").mkdir()
+    files: dict[str, dict[str, str]] = {}
+    for role, group in (("input", samples), ("source", source), ("artifact", outputs)):
+        files[role] = {}
+        for place, name in enumerate(sorted(group)):
+            path = f"golden/{role}-{place}.npy"
+            np.save(target / path, np.asarray(group[name])[indices], allow_pickle=False)
+            files[role][name] = path
+    bindings = {binding.device: binding for binding in chosen.manifest.output_bindings}
+    tolerances = {
+        name: tolerance(
+            np.asarray(values)[indices],
+            cosine(np.asarray(source[name])[indices], np.asarray(values)[indices]),
+            steady.notes["deviation"][name],
+            bindings[name],
+            quantized=chosen.candidate.precision in _INTEGER_ACTIVATIONS,
+        )
+        for name, values in outputs.items()
+    }
+    return Golden(
+        count=len(indices),
+        inputs=files["input"],
+        source_outputs=files["source"],
+        artifact_outputs=files["artifact"],
+        tolerances=tolerances,
+    )
+
+
+def _describe(info: OutputInfo, handover: Handover) -> OutputInfo:
+    declared = next(output for output in handover.outputs if output.name == info.tensor.name)
+    state_to = next((spec.name for spec in handover.inputs if spec.state_from == declared.name), None)
+    return msgspec.structs.replace(info, labels=declared.labels, kind=declared.kind, state_to=state_to)
+
+
+def _verify(ground: Ground, bundle: Bundle) -> None:
+    source = Stored(bundle.directory, Product(facts=("bundle",), files=bundle.manifest.files))
+    step = Step(name="verify", parameters={"digest": bundle.digest, "threads": ground.plan.threads})
+    found = build(ground.machine, [step], source, {})
+    if isinstance(found, Failed):
+        raise EdgeopsError(
+            "E-COMPILE-CANDIDATE", f"the sealed bundle fails its own check: {found.failure.code}: {found.failure.what}"
+        )

@@ -1,0 +1,300 @@
+"""What an artifact answers and what it costs: the source's answers, the artifact's, and the figures between them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.compiler import graphs
+from edgeops.compiler.metrics import accuracy_metric, error_metric
+from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.running import run_artifact
+from edgeops.compiler.passes.samples import has_samples, read_samples, write_samples
+from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import Metric
+from edgeops.contracts.handover import Input
+from edgeops.contracts.profile import Precision
+from edgeops.contracts.tensors import TensorSpec
+from edgeops.contracts.wire import Wire
+from edgeops.intake.cache import cache_dir
+from edgeops.intake.steps import apply
+from edgeops.runtimes import compare, measure
+from edgeops.runtimes.bundle_session import BundleSession, open_session
+from edgeops.runtimes.protocol import LoadOptions
+from edgeops.runtimes.registry import backend
+
+_WARMUP_RUNS = 3
+_LEAST_RUNS = 11
+_MOST_RUNS = 300
+
+
+class JudgeOutput(Wire, frozen=True, kw_only=True):
+    """An output to judge: the device's name, the model's own, and how it is compared."""
+
+    name: str
+    model_output: str
+    kind: str
+
+
+class JudgePlan(Wire, frozen=True, kw_only=True):
+    """How an artifact is run and judged.
+
+    Args:
+        runtime: Backend.
+        artifact: File in the product's folder.
+        providers: Execution providers in order of preference.
+        options: Runtime settings.
+        threads: Inference threads.
+        inputs: What devices send.
+        outputs: What devices get.
+        metric: accuracy, mae or none.
+        metric_output: The output that labels judge.
+        confidence: Of the metric's interval.
+        latency_s: How long latency is measured, about; 0: it is not.
+    """
+
+    runtime: str
+    artifact: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[JudgeOutput, ...]
+    providers: tuple[str, ...] = ()
+    options: dict[str, str] = {}
+    threads: int = 1
+    metric: str = "none"
+    metric_output: str = ""
+    confidence: float = 0.95
+    latency_s: float = 0.0
+
+
+class Reference:
+    """Run the model as it was handed over, with the declared preprocessing done outside of it."""
+
+    tools = ("onnx", "onnxruntime", "numpy")
+    requires: frozenset[str] = frozenset({"onnx"})
+    ensures = frozenset({"reference"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters: `inputs`, the hand-over's; `outputs`, `JudgeOutput`s. Input: `samples`. Writes `reference`."""
+        inputs = msgspec.convert(work.parameters["inputs"], tuple[Input, ...])
+        outputs = msgspec.convert(work.parameters["outputs"], tuple[JudgeOutput, ...])
+        samples = read_samples(work.inputs["samples"], "judged")
+        feeds = {
+            spec.model_input or spec.name: np.stack([apply(spec.preprocess, row) for row in samples[spec.name]])
+            for spec in inputs
+        }
+        got = run_artifact("onnxruntime", work.source / graphs.MODEL_NAME, feeds)
+        reference = {}
+        for output in outputs:
+            values = got[output.model_output]
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise EdgeopsError(
+                    "E-MODEL-UNSUPPORTED",
+                    f"the model's output {output.name!r} is not finite on the sample data",
+                    "Check the preprocessing in handover.toml and the sample data.",
+                )
+            reference[output.name] = values
+        write_samples(work.target, "reference", reference)
+        shapes = {name: {"dtype": values.dtype.name, "shape": values.shape[1:]} for name, values in reference.items()}
+        return Outcome(frozenset({"reference"}), {"outputs": shapes})
+
+
+class Judge:
+    """Bind an artifact to the device's tensors, run it on every sample, and measure errors, latency and memory."""
+
+    tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert")
+    requires: frozenset[str] = frozenset({"baked"})
+    ensures = frozenset({"judged"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters: a `JudgePlan`. Inputs: `samples`, `reference`; `float` and `float-judged` for the baseline."""
+        plan = msgspec.convert(work.parameters, JudgePlan)
+        samples = read_samples(work.inputs["samples"], "judged")
+        reference = read_samples(work.inputs["reference"], "reference")
+        manifest = bind(plan, work.source, work.notes, reference)
+        notes: dict[str, Any] = {}
+        # One thread: the same answers whatever the number of cores.
+        with open_session(work.source, manifest) as session:
+            outputs = _run_all(session, samples)
+            notes["provider"] = session.provider
+            notes["peak_memory_mib"] = measure.peak_memory_mib()
+        if plan.latency_s:
+            notes |= _latency(work, plan, manifest, samples)
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise refuse(f"output {name!r} is not finite on the sample data")
+        kinds = {output.name: output.kind for output in plan.outputs}
+        quality = slice(work.input_notes["samples"]["quality"])
+        notes["end_to_end"] = _errors(kinds, reference, outputs, quality)
+        if "float-judged" in work.inputs:
+            plain = read_samples(work.inputs["float-judged"], "outputs")
+            notes["quantization"] = _errors(kinds, plain, outputs, quality)
+        metric = _metric(plan, work.inputs["samples"], reference, outputs, quality)
+        notes["metric"] = None if metric is None else msgspec.to_builtins(metric)
+        notes["manifest"] = msgspec.to_builtins(manifest)
+        write_samples(work.target, "outputs", outputs)
+        return Outcome(frozenset({"judged"}), notes)
+
+
+def bind(
+    plan: JudgePlan, folder: Path, notes: Mapping[str, Any], reference: Mapping[str, NDArray[Any]]
+) -> BundleManifest:
+    """Tie device tensors to the artifact's own, and return a manifest that `open_session` can use.
+
+    Model, profile, golden vectors and files are left for packaging.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; an input or output of the artifact cannot be tied.
+    """
+    options = LoadOptions(plan.threads, plan.providers, plan.options)
+    try:
+        session = backend(plan.runtime).load(folder / plan.artifact, options)
+    except EdgeopsError as error:
+        if error.code == "E-RUNTIME-MISSING":
+            raise
+        raise refuse(f"{plan.runtime}: {error.what}") from error
+    own_inputs, own_outputs = session.inputs, session.outputs
+    session.close()
+    quantized, transposes = notes.get("quantization", {}), notes.get("transposes", {})
+    devices = [
+        TensorSpec(name=item.name, dtype=reference[item.name].dtype.name, shape=reference[item.name].shape[1:])
+        for item in plan.outputs
+    ]
+    inputs = _pair(own_inputs, [(spec, spec.name) for spec in plan.inputs])
+    outputs = _pair(own_outputs, [(spec, item.model_output) for spec, item in zip(devices, plan.outputs, strict=True)])
+    return BundleManifest(
+        model="",
+        profile="",
+        arch="",
+        runtime=plan.runtime,
+        runtime_min="",
+        precision=Precision.FLOAT32,
+        scheme="",
+        artifact=plan.artifact,
+        inputs=plan.inputs,
+        outputs=tuple(
+            OutputInfo(tensor=spec, kind=item.kind) for spec, item in zip(devices, plan.outputs, strict=True)
+        ),
+        input_bindings=tuple(_binding(device, own, quantized, None) for device, own in inputs),
+        output_bindings=tuple(
+            _binding(device, own, quantized, transposes.get(item.model_output))
+            for (device, own), item in zip(outputs, plan.outputs, strict=True)
+        ),
+        golden=Golden(count=0, inputs={}, source_outputs={}, artifact_outputs={}, tolerances={}),
+        files={},
+        providers=plan.providers,
+        options=plan.options,
+    )
+
+
+def _pair(own: tuple[TensorSpec, ...], wanted: list[tuple[TensorSpec, str]]) -> list[tuple[TensorSpec, TensorSpec]]:
+    by_name = {spec.name: spec for spec in own}
+    if len(own) != len(wanted):
+        raise refuse(f"the artifact has {len(own)} tensors ({sorted(by_name)}) where {len(wanted)} are declared")
+    if all(name in by_name for _, name in wanted):
+        return [(device, by_name[name]) for device, name in wanted]
+    # A converter renamed them but kept their order.
+    return [(device, spec) for (device, _), spec in zip(wanted, own, strict=True)]
+
+
+def _binding(device: TensorSpec, own: TensorSpec, quantized: Mapping[str, Any], transpose: list[int] | None) -> Binding:
+    shape = (
+        device.shape if transpose is None else tuple(device.shape[transpose.index(i)] for i in range(len(transpose)))
+    )
+    fits = all(size in (-1, want) for size, want in zip(own.shape, shape, strict=False))
+    static = TensorSpec(
+        name=own.name, dtype=own.dtype, shape=shape if fits and len(own.shape) == len(shape) else own.shape
+    )
+    if -1 in static.shape or static.elements != device.elements:
+        raise refuse(f"{device.name!r} is {list(device.shape)}, the artifact's {own.name!r} is {list(own.shape)}")
+    ends = quantized.get(own.name)
+    if ends is None and device.dtype != own.dtype and {np.dtype(device.dtype).kind, np.dtype(own.dtype).kind} & {"f"}:
+        raise refuse(f"{device.name!r} is {device.dtype}, the artifact's {own.name!r} is {own.dtype}")
+    return Binding(
+        device=device.name,
+        artifact=static,
+        transpose=None if transpose is None else tuple(transpose),
+        scale=ends and ends["scale"],
+        zero_point=ends and ends["zero_point"],
+    )
+
+
+def _run_all(session: BundleSession, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    count = len(next(iter(samples.values())))
+    try:
+        rows = [session.run(_feed(samples, index)) for index in range(count)]
+    except EdgeopsError as error:
+        raise refuse(f"{error.code}: {error.what}") from error
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _feed(samples: Mapping[str, NDArray[Any]], index: int) -> dict[str, NDArray[Any]]:
+    return {name: np.asarray(array[index]) for name, array in samples.items()}
+
+
+def _latency(
+    work: Work, plan: JudgePlan, manifest: BundleManifest, samples: Mapping[str, NDArray[Any]]
+) -> dict[str, Any]:
+    feed = _feed(samples, 0)
+    # More threads than processors wait for each other.
+    threads = min(plan.threads, len(os.sched_getaffinity(0)))
+    with contextlib.ExitStack() as stack:
+        # Two measurements at once would slow each other.
+        lock = stack.enter_context((cache_dir() / ".measure.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        session = stack.enter_context(open_session(work.source, manifest, threads=threads))
+        if "float" not in work.inputs:
+            runs = _runs(plan.latency_s, lambda: session.run(feed))
+            own = measure.latency(lambda: session.run(feed), warmup=0, runs=runs)
+            return {"latency": msgspec.to_builtins(own), "float_latency": msgspec.to_builtins(own)}
+        baseline = msgspec.convert(work.input_notes["float-judged"]["manifest"], BundleManifest)
+        other = stack.enter_context(open_session(work.inputs["float"], baseline, threads=threads))
+        runs = _runs(plan.latency_s, lambda: (session.run(feed), other.run(feed)))
+        own, theirs = measure.interleaved(lambda: session.run(feed), lambda: other.run(feed), warmup=0, runs=runs)
+        return {"latency": msgspec.to_builtins(own), "float_latency": msgspec.to_builtins(theirs)}
+
+
+def _runs(budget_s: float, run: Callable[[], object]) -> int:
+    """Warm up, and return how many runs fit the time."""
+    for _ in range(_WARMUP_RUNS):
+        run()
+    start = time.perf_counter()
+    run()
+    each_s = max(time.perf_counter() - start, 1e-6)
+    return max(_LEAST_RUNS, min(_MOST_RUNS, int(budget_s / each_s)))
+
+
+def _errors(
+    kinds: Mapping[str, str],
+    reference: Mapping[str, NDArray[Any]],
+    got: Mapping[str, NDArray[Any]],
+    quality: slice,
+) -> list[Any]:
+    return [
+        msgspec.to_builtins(compare.output_error(name, kind, np.asarray(reference[name][quality]), got[name][quality]))
+        for name, kind in kinds.items()
+    ]
+
+
+def _metric(
+    plan: JudgePlan,
+    folder: Path,
+    reference: Mapping[str, NDArray[Any]],
+    got: Mapping[str, NDArray[Any]],
+    quality: slice,
+) -> Metric | None:
+    if plan.metric == "none" or not has_samples(folder, "labels"):
+        return None
+    labels = read_samples(folder, "labels")["labels"]
+    source, artifact = np.asarray(reference[plan.metric_output][quality]), got[plan.metric_output][quality]
+    compute = accuracy_metric if plan.metric == "accuracy" else error_metric
+    return compute(source, artifact, np.asarray(labels), confidence=plan.confidence)

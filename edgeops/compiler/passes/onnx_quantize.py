@@ -1,0 +1,258 @@
+"""Smaller number formats for onnxruntime: static QDQ int8, dynamic int8, int8 weights, fp16."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.compiler import graphs
+from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.samples import read_samples, spread
+
+MAX_CALIBRATION_SAMPLES = 128
+# Histogram methods keep every tensor of every sample in memory.
+_MAX_HISTOGRAM_SAMPLES = 32
+_TOOLS = ("onnx", "onnxruntime", "numpy")
+_QUANTIZABLE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+
+class StaticInt8:
+    """Quantize weights per channel and activations per tensor, in QDQ form, with ranges from calibration data."""
+
+    tools = _TOOLS
+    requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
+    ensures = frozenset({"onnx", "baked", "int8"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters.
+
+        `method`: minmax, entropy or percentile; `symmetric`: int8 activations with zero point 0 (TensorRT);
+        `float_front`, `float_back`: shares of the graph's operators, in order, that stay float;
+        `op_types`: quantize these operators only. Input: `samples`.
+        """
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        parameters = work.parameters
+        model = graphs.load(work.source)
+        _name_nodes(model)
+        if not _QUANTIZABLE.intersection(node.op_type for node in model.graph.node):
+            raise refuse("the graph has no convolution or matrix product to quantize")
+        source = work.target / "float.onnx"
+        graphs.save(model, work.target, source.name)
+        most = MAX_CALIBRATION_SAMPLES if parameters["method"] == "minmax" else _MAX_HISTOGRAM_SAMPLES
+        symmetric = parameters["symmetric"]
+        options = {
+            # Without this the weight adjustment of per-channel biases fails on arrays of scales.
+            "QDQDisableWeightAdjustForInt32Bias": True,
+            "ActivationSymmetric": symmetric,
+        }
+        if parameters["method"] == "percentile":
+            options["CalibPercentile"] = 99.99
+        _quiet()
+        try:
+            quantize_static(
+                str(source),
+                str(work.target / graphs.MODEL_NAME),
+                _reader(read_samples(work.inputs["samples"], "calibration"), most),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod[_METHODS[parameters["method"]]],
+                nodes_to_exclude=_excluded(
+                    model, parameters.get("float_front", 0.0), parameters.get("float_back", 0.0)
+                ),
+                op_types_to_quantize=parameters.get("op_types"),
+                extra_options=options,
+            )
+        # The quantizer asserts and indexes its way through graphs that it does not know.
+        except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
+            raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
+        source.unlink()
+        return _finish(work, "int8")
+
+
+class DynamicInt8:
+    """Quantize weights now and activations while running; for graphs of matrix products."""
+
+    tools = _TOOLS
+    requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
+    ensures = frozenset({"onnx", "baked", "int8-dynamic"})
+
+    def run(self, work: Work) -> Outcome:
+        """No parameters."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        model = graphs.load(work.source)
+        # Integer convolutions are slower than float ones on every CPU that was measured.
+        products = {"MatMul", "Gemm", "Attention", "LSTM"}
+        if not products.intersection(node.op_type for node in model.graph.node):
+            raise refuse("the graph has no matrix product: dynamic int8 would not make it faster")
+        _quiet()
+        try:
+            quantize_dynamic(
+                str(work.source / graphs.MODEL_NAME),
+                str(work.target / graphs.MODEL_NAME),
+                op_types_to_quantize=sorted(products),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+            )
+        except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
+            raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
+        return _finish(work, "int8-dynamic")
+
+
+class WeightInt8:
+    """Store large constant weights as int8 per channel; the runtime turns them into floats when it loads the model."""
+
+    tools = _TOOLS
+    requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
+    ensures = frozenset({"onnx", "baked", "int8-weights"})
+
+    def run(self, work: Work) -> Outcome:
+        """No parameters. Weights of convolutions and matrix products with at least 1024 elements."""
+        import onnx
+
+        model = graphs.load(work.source)
+        constants = {item.name: item for item in model.graph.initializer}
+        axes: dict[str, int] = {}
+        for node in model.graph.node:
+            if node.op_type in _QUANTIZABLE and len(node.input) > 1 and node.input[1] in constants:
+                weight = constants[node.input[1]]
+                if weight.data_type == onnx.TensorProto.FLOAT and math.prod(weight.dims) >= 1024:
+                    axes[weight.name] = _weight_axis(node, len(weight.dims))
+        if not axes:
+            raise refuse("no weight is large enough to gain by int8")
+        nodes = []
+        for name, axis in sorted(axes.items()):
+            values = onnx.numpy_helper.to_array(constants[name])
+            quantized, scales = quantize_weight(values, axis)
+            model.graph.initializer.remove(constants[name])
+            parts = (f"{graphs.OWN_PREFIX}{name}/q", f"{graphs.OWN_PREFIX}{name}/scale")
+            model.graph.initializer.append(onnx.numpy_helper.from_array(quantized, parts[0]))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(scales, parts[1]))
+            nodes.append(
+                onnx.helper.make_node("DequantizeLinear", list(parts), [name], name=f"{parts[0]}/dequantize", axis=axis)
+            )
+        kept = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes + kept)
+        graphs.save(model, work.target)
+        return _finish(work, "int8-weights")
+
+
+class Float16:
+    """Store and compute in fp16 where the operators allow it; inputs and outputs keep their types."""
+
+    tools = _TOOLS
+    requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
+    ensures = frozenset({"onnx", "baked", "fp16"})
+
+    def run(self, work: Work) -> Outcome:
+        """No parameters. Preprocessing stays float32: its inputs go up to 255."""
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        model = graphs.load(work.source)
+        _name_nodes(model)
+        try:
+            half = convert_float_to_float16(
+                model,
+                keep_io_types=True,
+                node_block_list=[node.name for node in model.graph.node if node.name.startswith(graphs.OWN_PREFIX)],
+            )
+        except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError) as error:
+            raise refuse(f"onnxruntime.transformers.float16: {_short(error)}") from error
+        graphs.save(half, work.target)
+        return _finish(work, "fp16")
+
+
+def quantize_weight(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize per channel, symmetric, ties to even.
+
+    Args:
+        values: Weights.
+        axis: Channel axis.
+
+    Returns:
+        int8 in [-127, 127] of the same shape, and the positive step per channel.
+    """
+    others = tuple(index for index in range(values.ndim) if index != axis)
+    largest = np.abs(values).max(axis=others)
+    scales = (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    quantized = np.clip(np.rint(values / scales.reshape(shape)), -127, 127).astype(np.int8)
+    return quantized, scales
+
+
+def _weight_axis(node: Any, rank: int) -> int:
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
+    return rank - 1
+
+
+def _reader(samples: dict[str, NDArray[Any]], most: int) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    chosen = spread(len(next(iter(samples.values()))), most)
+
+    def feeds() -> Iterator[dict[str, NDArray[Any]]]:
+        for index in chosen:
+            yield {name: np.asarray(array[index]) for name, array in samples.items()}
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the base comes without types
+        def __init__(self) -> None:
+            self._feeds = feeds()
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self._feeds, None)
+
+    return Reader()
+
+
+def _excluded(model: Any, front: float, back: float) -> list[str]:
+    """Return the nodes that stay float: the preprocessing, and contiguous segments at both ends."""
+    own = [node.name for node in model.graph.node if node.name.startswith(graphs.OWN_PREFIX)]
+    rest = [node.name for node in model.graph.node if not node.name.startswith(graphs.OWN_PREFIX)]
+    first, last = math.ceil(front * len(rest)), math.ceil(back * len(rest))
+    return own + rest[:first] + (rest[-last:] if last else [])
+
+
+def _name_nodes(model: Any) -> None:
+    taken = {node.name for node in model.graph.node}
+    for index, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"node_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+
+
+def _finish(work: Work, fact: str) -> Outcome:
+    # Written again without chance bytes; IR stays what the runtime reads.
+    model = graphs.load(work.target)
+    model.ir_version = graphs.load(work.source).ir_version
+    (work.target / graphs.MODEL_NAME).unlink()
+    shutil.rmtree(work.target / "tmp", ignore_errors=True)
+    graphs.save(model, work.target)
+    return Outcome(work.facts | {fact}, dict(work.notes))
+
+
+def _quiet() -> None:
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

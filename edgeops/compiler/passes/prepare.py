@@ -1,0 +1,253 @@
+"""From the file that was handed over to one clean float graph: ingest, repair, bake, optimize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.compiler import graphs
+from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.running import run_artifact
+from edgeops.compiler.passes.samples import read_samples
+from edgeops.contracts.handover import Cast, ChannelOrder, Input, Layout, Normalize, Reshape, Resize, Scale, Step
+from edgeops.intake.steps import LAYOUT_AXES, TensorForm, propagate
+
+_ONNX = ("onnx",)
+_COMPARED_SAMPLES = 2
+_SAME_GRAPH_RELATIVE = 1e-3
+
+
+class Ingest:
+    """Read the file with its external data and keep only the declared outputs."""
+
+    tools = _ONNX
+    requires: frozenset[str] = frozenset({"file"})
+    ensures = frozenset({"onnx"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters: `file`, name in the source folder; `outputs`, the model's outputs to keep, in order."""
+        model = graphs.load(work.source, work.parameters["file"])
+        graphs.prune(model.graph, work.parameters["outputs"])
+        graphs.save(model, work.target)
+        return Outcome(frozenset({"onnx"}), {})
+
+
+class Repair:
+    """Fix every input's shape axis by axis, bring the operators to one opset, and infer all shapes."""
+
+    tools = _ONNX
+    requires: frozenset[str] = frozenset({"onnx"})
+    ensures = frozenset({"onnx", "static-inputs"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters: `shapes`, input → shape; `opset`, to convert to; `opset_max` and `ir_max` of the runtime.
+
+        Facts: `modern-opset` where the opset is 17 or newer: older ones break per-channel int8 and fp16.
+        """
+        import onnx
+
+        model = graphs.load(work.source)
+        _fix_inputs(model, work.parameters["shapes"])
+        # Inferred sizes of the exporter contradict the fixed ones.
+        del model.graph.value_info[:]
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
+        model = _to_opset(model, work.parameters["opset"], work.parameters["opset_max"])
+        try:
+            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except onnx.shape_inference.InferenceError as error:
+            raise refuse(f"shapes cannot be inferred: {' '.join(str(error).split())[:300]}") from error
+        model.ir_version = _ir_version(model, work.parameters["ir_max"])
+        graphs.save(model, work.target)
+        facts = {"onnx", "static-inputs"}
+        if graphs.opset(model) >= 17:
+            facts.add("modern-opset")
+        return Outcome(frozenset(facts), {"opset": graphs.opset(model), "ir": model.ir_version})
+
+
+class Bake:
+    """Put the declared preprocessing in front of the graph, so that it takes what the device sends."""
+
+    tools = _ONNX
+    requires: frozenset[str] = frozenset({"onnx", "static-inputs"})
+    ensures = frozenset({"onnx", "static-inputs", "baked"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters: `inputs`, the hand-over's inputs. The graph's inputs get the device's names."""
+        import onnx
+
+        model = graphs.load(work.source)
+        inputs = msgspec.convert(work.parameters["inputs"], tuple[Input, ...])
+        device_names = {spec.name for spec in inputs}
+        fed = {spec.model_input or spec.name: spec for spec in inputs}
+        # A device's name may be that of any inner tensor.
+        outputs = {item.name for item in model.graph.output}
+        graphs.rename_tensors(
+            model.graph,
+            lambda name: (
+                graphs.OWN_PREFIX + name if name in fed or (name in device_names and name not in outputs) else name
+            ),
+        )
+        nodes: list[Any] = []
+        for name, spec in fed.items():
+            baker = _Baker(model.graph, graphs.OWN_PREFIX + name, spec.name)
+            baker.bake(spec)
+            nodes += baker.nodes
+        order = [graphs.OWN_PREFIX + name for name in fed]
+        kept = [item for item in model.graph.input if item.name not in order]
+        old = list(model.graph.node)
+        for items in (model.graph.input, model.graph.node):
+            del items[:]
+        model.graph.input.extend(
+            [
+                onnx.helper.make_tensor_value_info(
+                    spec.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape
+                )
+                for spec in inputs
+            ]
+            + kept
+        )
+        model.graph.node.extend(nodes + old)
+        if clash := device_names & outputs:
+            raise refuse(f"input and output share the name {sorted(clash)}", "Give the input another name.")
+        graphs.save(onnx.shape_inference.infer_shapes(model), work.target)
+        return Outcome(work.facts | {"baked"}, dict(work.notes))
+
+
+class Optimize:
+    """Simplify the graph with onnxslim; a graph that then answers differently is refused."""
+
+    tools = ("onnx", "onnxslim", "onnxruntime")
+    requires: frozenset[str] = frozenset({"onnx", "baked"})
+    ensures = frozenset({"onnx", "baked"})
+
+    def run(self, work: Work) -> Outcome:
+        """Inputs: `samples`, on which both graphs are run."""
+        import onnx
+        import onnxslim
+
+        model = graphs.load(work.source)
+        ir_version = model.ir_version
+        slim = onnxslim.slim(model)
+        if slim is None:
+            raise refuse("onnxslim gave no model")
+        slim.ir_version = ir_version
+        slim = onnx.shape_inference.infer_shapes(slim)
+        onnx.checker.check_model(slim)
+        graphs.save(slim, work.target)
+        samples = read_samples(work.inputs["samples"], "calibration")
+        _same_answers(work.source, work.target, {name: array[:_COMPARED_SAMPLES] for name, array in samples.items()})
+        return Outcome(work.facts | {"optimized"}, dict(work.notes))
+
+
+class _Baker:
+    """Writes the nodes of one input's preprocessing."""
+
+    def __init__(self, graph: Any, inner: str, device: str) -> None:
+        self.nodes: list[Any] = []
+        self._graph = graph
+        self._inner = inner
+        self._current = device
+
+    def bake(self, spec: Input) -> None:
+        """Write all steps; the last tensor is the model's own input."""
+        form = TensorForm(spec.dtype, spec.shape)
+        for step in spec.preprocess:
+            self._step(step, form)
+            form = propagate((step,), form, where=spec.name)
+        self._node("Identity", [])
+        self.nodes[-1].output[0] = self._inner
+
+    def _step(self, step: Step, form: TensorForm) -> None:
+        if isinstance(step, Cast):
+            self._node("Cast", [], to=1)
+        elif isinstance(step, Scale):
+            self._node("Mul", [np.float32(step.by)])
+            if step.offset:
+                self._node("Add", [np.float32(step.offset)])
+        elif isinstance(step, Normalize):
+            mean, std = np.asarray(step.mean, np.float64), np.asarray(step.std, np.float64)
+            self._node("Mul", [(1 / std).astype(np.float32)])
+            self._node("Add", [(-mean / std).astype(np.float32)])
+        elif isinstance(step, ChannelOrder):
+            self._node("Gather", [np.asarray(step.order, np.int64)], axis=-1)
+        elif isinstance(step, Layout):
+            self._node("Transpose", [], perm=LAYOUT_AXES[step.change])
+        elif isinstance(step, Resize):
+            # Channels first: every runtime resizes that form.
+            self._node("Transpose", [], perm=(0, 3, 1, 2))
+            sizes = np.asarray((form.shape[0], form.shape[3], step.height, step.width), np.int64)
+            mode = {"nearest_mode": "round_prefer_floor"} if step.interpolation == "nearest" else {}
+            self._node("Resize", [None, None, sizes], mode=step.interpolation, **mode)
+            self._node("Transpose", [], perm=(0, 2, 3, 1))
+        elif isinstance(step, Reshape):
+            self._node("Reshape", [np.asarray(step.shape, np.int64)])
+
+    def _node(self, op: str, constants: list[NDArray[Any] | np.generic | None], **attributes: Any) -> None:
+        import onnx
+
+        base = f"{self._inner}/{len(self.nodes)}"
+        names = []
+        for index, constant in enumerate(constants):
+            names.append("" if constant is None else f"{base}/c{index}")
+            if constant is not None:
+                self._graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(constant), names[-1]))
+        self.nodes.append(onnx.helper.make_node(op, [self._current, *names], [base], name=base, **attributes))
+        self._current = base
+
+
+def _fix_inputs(model: Any, shapes: Mapping[str, list[int]]) -> None:
+    constants = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    for item in inputs:
+        tensor = item.type.tensor_type
+        tensor.ClearField("shape")
+        for size in shapes[item.name]:
+            tensor.shape.dim.add().dim_value = size
+
+
+def _to_opset(model: Any, wanted: int, most: int | None) -> Any:
+    from onnx import version_converter
+
+    current = graphs.opset(model)
+    target = wanted if current < wanted else current
+    if most is not None:
+        target = min(target, most)
+    if current in (0, target):
+        return model
+    try:
+        return version_converter.convert_version(model, target)
+    except RuntimeError as error:
+        if most is not None and current > most:
+            said = " ".join(str(error).split())[:200]
+            raise refuse(
+                f"the runtime reads opset {most}, the model has {current} and cannot be converted: {said}"
+            ) from error
+        # An old opset still runs as float.
+        return model
+
+
+def _ir_version(model: Any, most: int | None) -> int:
+    import onnx
+
+    least = int(onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
+    if most is not None and least > most:
+        raise refuse(f"the runtime reads ONNX IR {most}, opset {graphs.opset(model)} needs {least}")
+    # 8 belongs to opset 17 and every runtime in the field reads it.
+    return max(least, min(8, most or 8))
+
+
+def _same_answers(before: Path, after: Path, samples: Mapping[str, NDArray[Any]]) -> None:
+    first, second = (run_artifact("onnxruntime", folder / graphs.MODEL_NAME, samples) for folder in (before, after))
+    for name, reference in first.items():
+        scale = float(np.abs(reference.astype(np.float64)).max(initial=0)) or 1.0
+        error = float(np.abs(second[name].astype(np.float64) - reference).max(initial=0))
+        if not error <= _SAME_GRAPH_RELATIVE * scale:
+            raise refuse(f"onnxslim changed output {name!r} by {error:g}")

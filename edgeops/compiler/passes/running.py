@@ -1,0 +1,41 @@
+"""Runs artifacts through the same backends that devices use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeops.compiler.passes import refuse
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.runtimes.protocol import LoadOptions
+from edgeops.runtimes.registry import backend
+
+
+def run_artifact(
+    runtime: str,
+    artifact: Path,
+    samples: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    """Run an artifact on samples [n, *shape] of its own inputs; returns output → [n, *shape], in its own order.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; the runtime refuses the artifact, or fails.
+    """
+    try:
+        session = backend(runtime).load(artifact, LoadOptions())
+        try:
+            rows = [
+                session.run({name: np.asarray(array[index]) for name, array in samples.items()})
+                for index in range(len(next(iter(samples.values()))))
+            ]
+        finally:
+            session.close()
+    except EdgeopsError as error:
+        if error.code == "E-RUNTIME-MISSING":
+            raise
+        raise refuse(f"{runtime}: {error.code}: {error.what}") from error
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

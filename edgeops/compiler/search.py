@@ -1,0 +1,237 @@
+"""The search for one profile: candidates in the order of escalation, judged under gates, until one is good enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edgeops.compiler.builder import Machine, build
+from edgeops.compiler.candidates import ARTIFACTS, Candidate, Traits, float_candidate, ladder
+from edgeops.compiler.engine import Failed, Step
+from edgeops.compiler.gates import Measured, judge, passed
+from edgeops.compiler.passes.judge import JudgePlan
+from edgeops.compiler.store import Stored
+from edgeops.contracts.bundle import BundleManifest
+from edgeops.contracts.evidence import CandidateEvidence, GateResult, Latency, Metric, OutputError
+from edgeops.contracts.handover import Gates
+from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
+
+# An int8 artifact that is this much faster than float leaves nothing for other precisions to win.
+_CLEARLY_FASTER = 0.8
+
+
+class Ground(NamedTuple):
+    """What all candidates of one profile start from.
+
+    Args:
+        profile: The profile.
+        machine: Where work is done.
+        prepared: Runtime name → the clean float graph within what that runtime reads, or why there is none.
+        samples: Sample data.
+        reference: The source's answers.
+        plan: How to judge; runtime, artifact, providers and options are filled in per candidate.
+        traits: Of the model.
+        gates: From the hand-over.
+        budgets: The tightest of profile and hand-over.
+        own_arch: This host has the profile's architecture: latency gates bind.
+    """
+
+    profile: Profile
+    machine: Machine
+    prepared: dict[str, Stored | Failed]
+    samples: Stored
+    reference: Stored
+    plan: JudgePlan
+    traits: Traits
+    gates: Gates
+    budgets: Budgets
+    own_arch: bool
+
+
+class Tried(NamedTuple):
+    """A candidate after all that was done with it.
+
+    Args:
+        candidate: What it is.
+        runtime: The profile's runtime.
+        rank: Its place in the profile's order: precision first, then runtime, then scheme.
+        artifact: The built product; None: it could not be built.
+        judged: The product of `judge`.
+        results: The gates.
+        reason: Why it could not be built or judged.
+    """
+
+    candidate: Candidate
+    runtime: Runtime
+    rank: tuple[int, int, int]
+    artifact: Stored | None = None
+    judged: Stored | None = None
+    results: tuple[GateResult, ...] = ()
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was judged and all binding gates passed."""
+        return self.judged is not None and passed(self.results)
+
+    @property
+    def manifest(self) -> BundleManifest:
+        """How its tensors are bound; only where it was judged."""
+        assert self.judged is not None
+        return msgspec.convert(self.judged.notes["manifest"], BundleManifest)
+
+    def latency(self, key: str = "latency") -> Latency | None:
+        """Return a measured latency."""
+        found = None if self.judged is None else self.judged.notes.get(key)
+        return None if found is None else msgspec.convert(found, Latency)
+
+    def evidence(self) -> CandidateEvidence:
+        """Return the record of this candidate, not yet compared with others."""
+        notes: dict[str, Any] = {} if self.judged is None else self.judged.notes
+        end_to_end = msgspec.convert(notes.get("end_to_end", ()), tuple[OutputError, ...])
+        is_float = self.candidate.precision is Precision.FLOAT32
+        return CandidateEvidence(
+            scheme=self.candidate.scheme,
+            runtime=self.candidate.runtime,
+            precision=self.candidate.precision.value,
+            size_bytes=0 if self.artifact is None else self.artifact.size_bytes,
+            conversion=end_to_end if is_float else (),
+            quantization=msgspec.convert(notes.get("quantization", ()), tuple[OutputError, ...]),
+            end_to_end=end_to_end,
+            metric=msgspec.convert(notes.get("metric"), Metric | None),
+            latency=self.latency(),
+            float_latency=self.latency("float_latency"),
+            peak_memory_mib=notes.get("peak_memory_mib"),
+            gates=self.results,
+            passed=self.passed,
+            reason=self.reason,
+        )
+
+
+def search(ground: Ground, said: Callable[[str], None]) -> list[Tried]:
+    """Try candidates until those that are left cannot win.
+
+    Args:
+        ground: The profile and its model.
+        said: Told what is being done, for a progress display.
+
+    Returns:
+        Every candidate that was tried, in order.
+    """
+    tried: list[Tried] = []
+    for place, runtime in enumerate(ground.profile.runtimes):
+        if runtime.name not in ARTIFACTS:
+            continue
+        if not ground.own_arch and _cannot_win(tried, runtime):
+            continue
+        tried += _search_runtime(ground, runtime, place, said)
+    return tried
+
+
+def only(ground: Ground, scheme: str, said: Callable[[str], None]) -> list[Tried]:
+    """Try one scheme, and the float artifact that it is compared with.
+
+    Returns:
+        Empty if the profile has no such scheme.
+    """
+    for place, runtime in enumerate(ground.profile.runtimes):
+        for precision in runtime.precisions:
+            for index, candidate in enumerate(ladder(runtime, precision, ground.traits)):
+                if candidate.scheme == scheme:
+                    base = _try(ground, runtime, float_candidate(runtime), (0, place, 0), None, said)
+                    if candidate.precision is Precision.FLOAT32:
+                        return [base]
+                    rank = (runtime.precisions.index(precision), place, index)
+                    return [base, _try(ground, runtime, candidate, rank, base, said)]
+    return []
+
+
+def _cannot_win(tried: list[Tried], runtime: Runtime) -> bool:
+    """Say whether a runtime that comes later has nothing that ranks before what passed already."""
+    best = min((one.rank[0] for one in tried if one.passed), default=None)
+    return best is not None and best == 0
+
+
+def _search_runtime(ground: Ground, runtime: Runtime, place: int, said: Callable[[str], None]) -> list[Tried]:
+    float_rank = runtime.precisions.index(Precision.FLOAT32) if Precision.FLOAT32 in runtime.precisions else 99
+    base = _try(ground, runtime, float_candidate(runtime), (float_rank, place, 0), None, said)
+    tried = [base]
+    if base.judged is None:
+        return tried
+    for order, precision in enumerate(runtime.precisions):
+        if precision is Precision.FLOAT32:
+            continue
+        for index, candidate in enumerate(ladder(runtime, precision, ground.traits)):
+            one = _try(ground, runtime, candidate, (order, place, index), base, said)
+            tried.append(one)
+            # Another scheme of the same precision runs the same kernels: it would be as slow.
+            if one.passed or _only_slow(one):
+                break
+        if _settles(ground, tried[-1]):
+            break
+    if Precision.FLOAT32 not in runtime.precisions:
+        tried[0] = base._replace(results=(), reason="baseline only: the profile does not list fp32")
+    return tried
+
+
+def _settles(ground: Ground, one: Tried) -> bool:
+    if not one.passed:
+        return False
+    own, base = one.latency(), one.latency("float_latency")
+    if not ground.own_arch or own is None or base is None:
+        return True
+    return own.p50_ms <= _CLEARLY_FASTER * base.p50_ms
+
+
+def _only_slow(one: Tried) -> bool:
+    failed = [result.gate for result in one.results if result.binding and not result.passed]
+    return bool(failed) and all(gate.startswith("latency") for gate in failed)
+
+
+def _try(
+    ground: Ground,
+    runtime: Runtime,
+    candidate: Candidate,
+    rank: tuple[int, int, int],
+    base: Tried | None,
+    said: Callable[[str], None],
+) -> Tried:
+    tried = Tried(candidate, runtime, rank)
+    start = ground.prepared[runtime.name]
+    if isinstance(start, Failed):
+        return tried._replace(reason=f"{start.step}: {start.failure.what}")
+    said(candidate.scheme)
+    artifact = build(ground.machine, candidate.steps, start, {"samples": ground.samples})
+    if isinstance(artifact, Failed):
+        return tried._replace(reason=f"{artifact.step}: {artifact.failure.what}")
+    plan = msgspec.structs.replace(
+        ground.plan,
+        runtime=runtime.name,
+        artifact=ARTIFACTS[runtime.name],
+        providers=runtime.providers,
+        options=runtime.options,
+    )
+    roles = {"samples": ground.samples, "reference": ground.reference}
+    if base is not None and base.artifact is not None and base.judged is not None:
+        roles |= {"float": base.artifact, "float-judged": base.judged}
+    step = Step(name="judge", parameters=msgspec.to_builtins(plan), inputs=tuple(sorted(roles)))
+    judged = build(ground.machine, [step], artifact, roles)
+    if isinstance(judged, Failed):
+        return tried._replace(artifact=artifact, reason=f"{judged.step}: {judged.failure.what}")
+    tried = tried._replace(artifact=artifact, judged=judged)
+    return tried._replace(results=judge(_measured(tried), ground.gates, ground.budgets, own_arch=ground.own_arch))
+
+
+def _measured(tried: Tried) -> Measured:
+    record = tried.evidence()
+    return Measured(
+        precision=tried.candidate.precision,
+        outputs=record.end_to_end,
+        metric=record.metric,
+        latency=record.latency,
+        float_latency=record.float_latency,
+        size_bytes=record.size_bytes,
+        peak_memory_mib=record.peak_memory_mib,
+    )

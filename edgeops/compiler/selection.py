@@ -1,0 +1,116 @@
+"""Which candidate wins, which are on the Pareto front, and why each other lost. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from edgeops.compiler.gates import LATENCY_NOISE, describe, distance
+from edgeops.compiler.search import Tried
+from edgeops.contracts.evidence import CandidateEvidence
+
+
+class Choice(NamedTuple):
+    """The result: the winner (or the best of those that fail), whether it passed, and a record of every candidate."""
+
+    best: Tried | None
+    passed: bool
+    records: tuple[CandidateEvidence, ...]
+
+
+def select(tried: Sequence[Tried], *, own_arch: bool) -> Choice:
+    """Choose.
+
+    Where latency was measured on the profile's architecture the fastest wins; what lies within the noise band of the
+    fastest counts as equal. Equals, and everything on another architecture, go by the profile's order: precision in
+    its order of escalation, then runtime in order of preference, then scheme.
+
+    Args:
+        tried: What the search tried.
+        own_arch: Latency counts.
+    """
+    good = [one for one in tried if one.passed]
+    best: Tried | None
+    if good:
+        best = _fastest(good) if own_arch else min(good, key=lambda one: one.rank)
+    else:
+        best = min((one for one in tried if one.results), key=_shortfall, default=None)
+    front = _pareto(tried)
+    records = []
+    for one in tried:
+        reason = _reason(one, best, bool(good), own_arch)
+        records.append(
+            msgspec.structs.replace(
+                one.evidence(), chosen=bool(good) and one is best, pareto=one in front, reason=reason
+            )
+        )
+    return Choice(best, bool(good), tuple(records))
+
+
+def missed(one: Tried) -> str:
+    """Return the binding gates that a candidate misses, the farthest first, in words with distances."""
+    failed = sorted(
+        (result for result in one.results if result.binding and not result.passed), key=distance, reverse=True
+    )
+    words = []
+    for result in failed:
+        far = distance(result)
+        words.append(describe(result) + ("" if math.isinf(far) else f"; misses by {far:.1%}"))
+    return ". ".join(words)
+
+
+def _fastest(good: Sequence[Tried]) -> Tried:
+    def p50(one: Tried) -> float:
+        found = one.latency()
+        return math.inf if found is None else found.p50_ms
+
+    limit = min(p50(one) for one in good) * (1 + LATENCY_NOISE)
+    return min((one for one in good if p50(one) <= limit or math.isinf(limit)), key=lambda one: one.rank)
+
+
+def _shortfall(one: Tried) -> tuple[int, float]:
+    failed = [result for result in one.results if result.binding and not result.passed]
+    return len(failed), sum(min(distance(result), 1e6) for result in failed)
+
+
+def _reason(one: Tried, best: Tried | None, any_passed: bool, own_arch: bool) -> str:
+    if one.judged is None or not one.results:
+        return one.reason
+    if not one.passed:
+        return ("best of those that fail: " if one is best else "") + missed(one)
+    assert best is not None
+    if one is best:
+        return "fastest that passes all gates" if own_arch else "first in the profile's order that passes all gates"
+    own, theirs = one.latency(), best.latency()
+    if own_arch and own is not None and theirs is not None and own.p50_ms > theirs.p50_ms * (1 + LATENCY_NOISE):
+        return f"passes; {own.p50_ms / theirs.p50_ms:.2f}× the latency of {best.candidate.scheme}"
+    why = "as fast, but later in the profile's order than" if own_arch else "later in the profile's order than"
+    return f"passes; {why} {best.candidate.scheme}"
+
+
+def _pareto(tried: Sequence[Tried]) -> list[Tried]:
+    """Return those that no other beats in latency, size and error at once."""
+    points = {id(one): _point(one) for one in tried if one.judged is not None}
+    front = []
+    for one in tried:
+        own = points.get(id(one))
+        if own is None:
+            continue
+        beaten = any(
+            other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
+            for key, other in points.items()
+            if key != id(one)
+        )
+        if not beaten:
+            front.append(one)
+    return front
+
+
+def _point(one: Tried) -> tuple[float, float, float]:
+    record = one.evidence()
+    latency = math.inf if record.latency is None else record.latency.p50_ms
+    error = max((1 - item.cosine for item in record.end_to_end), default=math.inf)
+    return latency, float(record.size_bytes), error
