@@ -85,8 +85,8 @@ class WorkerProcess:
             while data := self._channel.recv(1 << 16):
                 for message in framing.feed(data):
                     self._post(message)
-        except OSError as error:
-            problem = str(error)
+        except OSError:
+            pass  # it died with words of ours unread; how, its status tells
         except EdgeopsError as error:
             problem = error.what
         try:

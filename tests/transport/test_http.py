@@ -52,7 +52,7 @@ def client(authority: FleetAuthority) -> HttpClient:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
+def target(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 

@@ -140,7 +140,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "E-INFER-REQUEST", "the protocol cannot be changed")
+            pass  # refused when its headers were complete
         except httptools.HttpParserCallbackError:
             # Not the client's fault but ours: it is told, and the error goes on to the loop's handler.
             self._refuse(500, "E-INTERNAL", "the request could not be handled")
@@ -190,7 +190,11 @@ class _Connection(asyncio.Protocol):
             self._refuse_body()
 
     def on_headers_complete(self) -> None:
-        if self._expects and not self._closing:
+        if self._closing:
+            return
+        if self._parser.should_upgrade():
+            self._refuse(400, "E-INFER-REQUEST", "the protocol cannot be changed")
+        elif self._expects:
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:

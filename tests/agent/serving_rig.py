@@ -1,0 +1,107 @@
+"""A model served by real worker processes, driven from a test: the supervisor's loop on a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from edgeops.agent.channel import Load
+from edgeops.agent.loop import Loop
+from edgeops.agent.serving import ModelServing
+from edgeops.contracts.deployment import SelfTestFigures
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import ModelWindow
+from edgeops.releases.bundles import Bundle
+
+WITHIN_S = 60.0
+
+
+class ServingRig:
+    """`ModelServing` with what it says kept in a queue."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.said: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self.windows: list[ModelWindow] = []
+        self.serving = ModelServing(self.loop, self, [0])
+        self._thread = threading.Thread(target=self.loop.run, daemon=True)
+        self._thread.start()
+
+    def do(self, action: Callable[[ModelServing], None]) -> None:
+        """Run an action on the loop's thread, and wait for it."""
+        done = threading.Event()
+        self.loop.post(lambda: (action(self.serving), done.set())[0])
+        assert done.wait(WITHIN_S)
+
+    def expect(self, what: str) -> Any:
+        """Wait for something to be said; skip what else is said until then."""
+        while True:
+            said, value = self.said.get(timeout=WITHIN_S)
+            if said == what:
+                return value
+
+    def serve(self, bundle: Bundle, release: str = "1.0.0") -> None:
+        """Serve a bundle, and wait until it does."""
+        self.do(lambda serving: serving.serve(load_of(bundle, release)))
+        self.expect("serves")
+
+    def swap(self, bundle: Bundle, release: str) -> SelfTestFigures:
+        """Self-test a candidate and let it take over."""
+        self.do(lambda serving: serving.try_out(load_of(bundle, release)))
+        figures: SelfTestFigures = self.expect("tested")
+        self.do(lambda serving: serving.promote())
+        self.expect("serves")
+        return figures
+
+    @property
+    def url(self) -> str:
+        return self.serving.endpoint
+
+    @property
+    def pid(self) -> int:
+        current = self.serving._current
+        assert current is not None
+        return current.process.pid
+
+    def close(self) -> None:
+        ended = threading.Event()
+
+        def look() -> None:
+            if self.serving.ended:
+                ended.set()
+                self.loop.stop()
+            else:
+                self.loop.after(0.02, look)
+
+        self.do(lambda serving: serving.close())
+        self.loop.post(look)
+        assert ended.wait(WITHIN_S)
+        self._thread.join()
+
+    def tested(self, figures: SelfTestFigures) -> None:
+        self.said.put(("tested", figures))
+
+    def test_failed(self, error: EdgeopsError) -> None:
+        self.said.put(("test_failed", error))
+
+    def serves(self) -> None:
+        self.said.put(("serves", None))
+
+    def damaged(self, error: EdgeopsError) -> None:
+        self.said.put(("damaged", error))
+
+    def crashed(self, how: str) -> None:
+        self.said.put(("crashed", how))
+
+    def alive(self) -> None:
+        self.said.put(("alive", None))
+
+    def counted(self, window: ModelWindow) -> None:
+        self.windows.append(window)
+        self.said.put(("counted", window))
+
+
+def load_of(bundle: Bundle, release: str) -> Load:
+    return Load(directory=str(bundle.directory), release=release, digest=bundle.digest)

@@ -1,0 +1,216 @@
+"""Workers: swapped under load without a dropped request, started again when killed, and gone with their supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adder_bundles import MODEL, small_bundle
+from serving_rig import ServingRig, load_of
+
+from edgeops.client.inference import InferenceClient
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.profile import Budgets
+from edgeops.releases.bundles import Bundle
+
+X = np.array([[1, 2, 3, 4]], np.float32)
+
+
+class Load:
+    """Clients that ask without a pause; every answer is checked."""
+
+    def __init__(self, url: str, clients: int = 3) -> None:
+        self.answers: list[float] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._url = url
+        self._threads = [threading.Thread(target=self._ask, args=(number % 2 == 0,)) for number in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, keep: bool) -> None:
+        client = InferenceClient(self._url)
+        while not self._stop.is_set():
+            try:
+                added = client.infer(MODEL, {"x": X})["y"] - X
+                self.answers.append(float(added[0, 0]))
+                if not keep:
+                    client.close()
+            except EdgeopsError as error:
+                self.failures.append(str(error))
+
+
+def test_hot_swap_under_load_drops_no_request(rig: ServingRig, bundle: Bundle, other_bundle: Bundle):
+    rig.serve(bundle)
+    with Load(rig.url) as load:
+        for number in range(3):
+            figures = rig.swap(other_bundle if number % 2 == 0 else bundle, f"1.{number + 1}.0")
+            assert figures.vectors == 3
+            time.sleep(0.2)
+    assert load.failures == []
+    assert {1.0, 2.0} == set(load.answers)
+    assert load.answers[-1] == 2.0
+
+
+ASK = b"GET /v2/health/live HTTP/1.1\r\n\r\n"
+
+
+def ask(connection: socket.socket) -> bytes:
+    connection.sendall(ASK)
+    return connection.recv(65536)
+
+
+def test_a_kept_connection_is_answered_once_more_and_then_closed(rig: ServingRig, bundle: Bundle, other_bundle: Bundle):
+    rig.serve(bundle)
+    with socket.create_connection(("127.0.0.1", rig.serving.port), timeout=20) as kept:
+        assert b"Connection: close" not in ask(kept)
+        rig.swap(other_bundle, "1.1.0")
+        answer = ask(kept)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"Connection: close" in answer
+        assert kept.recv(10) == b""
+
+
+def test_drop_check_can_fail(rig: ServingRig, bundle: Bundle):
+    """Negative control: a worker that is killed instead of drained does drop what its clients asked."""
+    rig.serve(bundle)
+    with socket.create_connection(("127.0.0.1", rig.serving.port), timeout=20) as kept:
+        assert ask(kept)
+        os.kill(rig.pid, signal.SIGSTOP)
+        kept.sendall(ASK)
+        os.kill(rig.pid, signal.SIGKILL)
+        try:
+            answer = kept.recv(10)
+        except ConnectionResetError:
+            answer = b""
+        assert answer == b""
+
+
+def test_a_killed_worker_is_started_again(rig: ServingRig, bundle: Bundle):
+    rig.serve(bundle)
+    first = rig.pid
+    os.kill(first, signal.SIGKILL)
+    assert "SIGKILL" in rig.expect("crashed")
+    rig.expect("serves")
+    assert rig.pid != first
+    with InferenceClient(rig.url) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
+
+
+def test_requests_during_a_crash_wait_for_the_next_worker(rig: ServingRig, bundle: Bundle):
+    """The socket outlives the worker: a client that connects meanwhile is answered, not refused."""
+    rig.serve(bundle)
+    os.kill(rig.pid, signal.SIGKILL)
+    with InferenceClient(rig.url) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
+
+
+def test_a_hanging_worker_is_found_and_replaced(rig: ServingRig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edgeops.agent.serving.PROBE_WITHIN_S", 0.2)
+    rig.serve(bundle)
+    rig.do(lambda serving: serving.probe(infer=True))
+    rig.expect("alive")
+    first = rig.pid
+    os.kill(first, signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    while rig.said.empty() and time.monotonic() < deadline:
+        rig.do(lambda serving: serving.probe(infer=False))
+        time.sleep(0.05)
+    assert "SIGKILL" in rig.expect("crashed")
+    rig.expect("serves")
+    assert rig.pid != first
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"lie": 0.5}, "E-SELFTEST-GOLDEN"),
+        ({"budgets": Budgets(latency_p95_ms=1e-6)}, "E-SELFTEST-BUDGET"),
+        ({"budgets": Budgets(peak_memory_mib=1.0)}, "E-SELFTEST-BUDGET"),
+        ({"runtime": "nosuch"}, "E-PLUGIN"),
+    ],
+)
+def test_a_candidate_that_fails_leaves_the_incumbent_serving(
+    change: dict[str, object], code: str, rig: ServingRig, bundle: Bundle, tmp_path: Path
+):
+    rig.serve(bundle)
+    pid = rig.pid
+    bad = small_bundle(tmp_path / "bad", add=7.0, **change)  # type: ignore[arg-type]
+    with Load(rig.url, clients=1) as load:
+        rig.do(lambda serving: serving.try_out(load_of(bad, "9.9.9")))
+        assert rig.expect("test_failed").code == code
+    assert load.failures == []
+    assert set(load.answers) == {1.0}
+    assert rig.pid == pid
+
+
+def test_a_candidate_that_dies_in_its_self_test_is_only_a_failed_candidate(
+    rig: ServingRig, bundle: Bundle, tmp_path: Path
+):
+    rig.serve(bundle)
+    rig.do(lambda serving: serving.try_out(load_of(bundle, "2.0.0")))
+    candidate = rig.serving._candidate
+    assert candidate is not None
+    os.kill(candidate.process.pid, signal.SIGKILL)
+    assert rig.expect("test_failed").code == "E-AGENT-WORKER"
+    with InferenceClient(rig.url) as client:
+        assert client.ready()
+
+
+def test_a_damaged_active_bundle_is_said_and_not_served(rig: ServingRig, tmp_path: Path):
+    bundle = small_bundle(tmp_path / "b")
+    data = bytearray((tmp_path / "b" / "model.onnx").read_bytes())
+    data[50] ^= 1
+    (tmp_path / "b" / "model.onnx").write_bytes(data)
+    rig.do(lambda serving: serving.serve(load_of(bundle, "1.0.0")))
+    assert rig.expect("damaged").code == "E-BUNDLE-DAMAGED"
+    assert not rig.serving.is_serving
+
+
+def test_a_crash_loop_backs_off_instead_of_spinning(rig: ServingRig, tmp_path: Path):
+    """A bundle whose runtime is not here cannot be served; it is tried again, ever more rarely, and never given up."""
+    rig.do(lambda serving: serving.serve(load_of(small_bundle(tmp_path / "b", runtime="nosuch"), "1.0.0")))
+    assert "E-PLUGIN" in rig.expect("crashed")
+    assert "E-PLUGIN" in rig.expect("crashed")
+
+
+SUPERVISOR = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from adder_bundles import small_bundle
+from serving_rig import ServingRig
+rig = ServingRig()
+rig.serve(small_bundle(Path({folder!r})))
+print(rig.pid, flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_worker_dies_with_its_supervisor(tmp_path: Path):
+    code = SUPERVISOR.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "b"))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        worker = int(supervisor.stdout.readline())
+        supervisor.kill()
+        supervisor.wait(20)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
