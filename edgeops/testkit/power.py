@@ -167,6 +167,8 @@ class Journal:
             return None
         inode = _ROOT
         for part in parent.relative_to(self.root).parts:
+            if (inode, part) not in self.now.names and not parent.exists():
+                return None  # `mkdir(parents=True)` tries the child first: the real call fails, nothing is noted
             inode = self.now.names[inode, part]
         return inode, absolute.name
 

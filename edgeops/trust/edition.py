@@ -56,7 +56,7 @@ class Edition:
         }
         for model in self.models():
             name = roles.model_role(model)
-            for role, metadata in {name: self._role(name, self.targets), **self.bins(model)}.items():
+            for role, metadata in {name: self._role(name, state.targets.signed), **self.bins(model)}.items():
                 if roles.is_due(metadata.signed.expires, roles.MODEL_LIFETIME_S, self._now_s):
                     found[role] = metadata.signed.expires.timestamp()
         return found
@@ -67,7 +67,7 @@ class Edition:
         Raises:
             EdgeopsError: E-TRUST-METADATA; the repository is damaged.
         """
-        role = self._role(roles.model_role(model), self.targets).signed
+        role = self._role(roles.model_role(model), self._state.targets.signed).signed
         return {name: self._role(name, role) for name in bin_names(role)}
 
     def delegate(self, model: str, keys: Sequence[Key], threshold: int) -> None:
@@ -83,6 +83,45 @@ class Edition:
         for name in bin_names(signed):
             self._put(name, self._new_targets())
 
+    def keyids(self, role: str) -> list[str]:
+        """Return the keys of a role: a top-level one, or one that the top targets role delegates.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; there is no such role.
+        """
+        if role in roles.LIFETIME_S:
+            return list(self.root.roles[role].keyids)
+        if role in roles.delegated_roles(self.targets):
+            return list(roles.delegated_roles(self.targets)[role].keyids)
+        raise EdgeopsError("E-TRUST-KEY", f"there is no role {role}", "See edgeops trust status.")
+
+    def replace_key(self, role: str, old_keyid: str, new: Key) -> None:
+        """Take one key of a role away and give it another; what the role signs is signed anew.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; the role has no such key. E-TRUST-METADATA; the repository is damaged.
+        """
+        present = self.keyids(role)
+        if old_keyid not in present or new.keyid in present:
+            raise EdgeopsError("E-TRUST-KEY", f"role {role}: cannot replace {old_keyid[:16]} by {new.keyid[:16]}")
+        if role in roles.LIFETIME_S:
+            self.root.revoke_key(old_keyid, role)
+            self.root.add_key(new, role)
+            self.touch(ROOT)
+            self.touch(role)
+            return
+        self.targets.revoke_key(old_keyid, role)
+        self.targets.add_key(new, role)
+        self.touch(TARGETS)
+        if model := roles.model_of(role):
+            bins = self.bins(model)
+            signed = self._role(role, self._state.targets.signed).signed
+            signed.revoke_key(old_keyid)
+            signed.add_key(new)
+            self._put(role, signed)
+            for name, metadata in bins.items():
+                self._put(name, metadata.signed)
+
     def add(self, model: str, files: Iterable[TargetFile]) -> None:
         """Add targets to a model's bins, and double the bins when they become too full.
 
@@ -90,7 +129,7 @@ class Edition:
             EdgeopsError: E-RELEASE-EXISTS; a path has other content already. E-TRUST-METADATA.
         """
         bins = self.bins(model)
-        role = self._role(roles.model_role(model), self.targets)
+        role = self._role(roles.model_role(model), self._state.targets.signed)
         for file in files:
             name = _bin_of(role.signed, file.path)
             present = bins[name].signed.targets.get(file.path)
@@ -109,12 +148,11 @@ class Edition:
         """
         if not self._touched:
             return []
-        files = [self._seal_delegated(name) for name in sorted(self._roles) if name in self._touched]
-        new_root = ROOT in self._touched
+        changed = self._touched - {ROOT, SNAPSHOT, TIMESTAMP}
+        files = [self._seal_delegated(name) for name in sorted(changed - {TARGETS})]
         if TARGETS in self._touched:
             files.append(self._seal_top(TARGETS, self.targets, self._state.targets.signed.version))
         snapshot = copy.deepcopy(self._state.snapshot.signed)
-        changed = {name for name in self._touched if name not in (ROOT, SNAPSHOT, TIMESTAMP)}
         if changed or SNAPSHOT in self._touched:
             snapshot.meta.update({f"{name}.json": MetaFile(self._next_version(name)) for name in changed})
             files.append(self._seal_top(SNAPSHOT, snapshot, self._state.snapshot.signed.version))
@@ -124,7 +162,7 @@ class Edition:
             if SNAPSHOT in self._touched or changed:
                 timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, files[-1].data, ["sha256"])
             files.append(self._seal_top(TIMESTAMP, timestamp, self._state.timestamp.signed.version))
-        return self._with_root(files) if new_root else files
+        return self._with_root(files) if ROOT in self._touched else files
 
     def _with_root(self, files: list[MetadataFile]) -> list[MetadataFile]:
         """Put the new root where no cut leaves a repository that does not verify, as far as keys allow."""
@@ -184,6 +222,8 @@ class Edition:
         grown = {name: self._new_targets() for name in bin_names(role)}
         for file in files:
             grown[_bin_of(role, file.path)].targets[file.path] = file
+        # Bins that are no more keep their last version in the snapshot: a role that vanishes from it is an attack.
+        self._touched -= bins.keys()
         for name, signed in grown.items():
             self._put(name, signed)
 

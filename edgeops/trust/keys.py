@@ -58,9 +58,9 @@ def save(signer: CryptoSigner, path: Path, secret: bytes | None = None) -> None:
     private = load_pem_private_key(signer.private_bytes, None)
     encryption: KeySerializationEncryption = BestAvailableEncryption(secret) if secret else NoEncryption()
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    # Public after private: what is found by its public half can be used.
-    durable.write_file(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), mode=0o600)
+    # Private after public: a key that is there can be found.
     durable.write_file(path.with_suffix(_PUBLIC_SUFFIX), public)
+    durable.write_file(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), mode=0o600)
 
 
 def load(path: Path, secret: bytes | None = None) -> CryptoSigner:

@@ -281,6 +281,40 @@ class Publisher:
             self._delegate(edition, model, public, threshold)
             self._repository.commit(edition.sealed())
 
+    def rotate(self, role: str, *, old: str | None = None, new: Key | None = None) -> tuple[str, str]:
+        """Replace a key of a role; the old one is worth nothing to any device that has refreshed.
+
+        Args:
+            role: As `status` names it.
+            old: Key id, or its beginning; None: the role has only one.
+            new: The new key, which must be in one of the key folders; None: a new one is made in `home/keys`.
+
+        Returns:
+            Key ids: the old one's and the new one's.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; no such role or key, or too few keys are here: a new root needs the threshold
+                of the old and of the new one. E-TRUST-METADATA; the repository is damaged. E-DISK-FULL, E-DISK-WRITE.
+        """
+        with self._repository.locked():
+            edition = self._edition()
+            listed = edition.keyids(role)
+            chosen = [keyid for keyid in listed if keyid.startswith(old or "")]
+            if len(chosen) != 1:
+                raise EdgeopsError(
+                    "E-TRUST-KEY",
+                    f"role {role}: {len(chosen)} of its keys begin with {old or ''!r}",
+                    f"Name one of: {', '.join(keyid[:16] for keyid in listed)}.",
+                )
+            if new is None:
+                signer = keys.generate()
+                secret = None if role in (*_ONLINE, roles.DESIRED) else self._secret
+                keys.save(signer, self._home / KEYS / f"{role}-{signer.public_key.keyid[:8]}.pem", secret)
+                new = signer.public_key
+            edition.replace_key(role, chosen[0], new)
+            self._repository.commit(edition.sealed())
+            return chosen[0], new.keyid
+
     def renew(self, *, offline: bool = False) -> list[str]:
         """Sign anew what has less than half of its life left; return the roles.
 

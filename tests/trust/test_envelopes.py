@@ -103,6 +103,7 @@ def test_no_changed_byte_changes_the_payload(place: int, flip: int):
     damaged = bytearray(SEALED)
     damaged[place] ^= flip
     try:
-        assert unseal(bytes(damaged), KIND, known(SIGNER)) == b'{"generation": 7}'
+        payload = unseal(bytes(damaged), KIND, known(SIGNER))
     except EdgeopsError as error:
-        assert error.code in ("E-TRUST-SIGNATURE", "E-WIRE-MALFORMED")
+        payload = {"E-TRUST-SIGNATURE": None, "E-WIRE-MALFORMED": None}[error.code]
+    assert payload in (None, b'{"generation": 7}')

@@ -159,23 +159,17 @@ def test_mutated_requests_and_certificates_never_break_the_reader(authority: Fle
     """Every byte of a real CSR and certificate changed, one at a time: refused with a code, or still well-formed."""
     private = ec.generate_private_key(ec.SECP256R1())
     request = x509.load_pem_x509_csr(csr(private)).public_bytes(Encoding.DER)
-    certificate = x509.load_pem_x509_certificate(authority.issue_device(csr(private), "pi-1")).public_bytes(
-        Encoding.DER
-    )
-    trusted = 0
-    for place in range(0, len(request)):
+    issued = x509.load_pem_x509_certificate(authority.issue_device(csr(private), "pi-1"))
+    certificate = issued.public_bytes(Encoding.DER)
+    for place in range(len(request)):
         damaged = request[:place] + bytes([request[place] ^ 0x55]) + request[place + 1 :]
         pem = ssl.DER_cert_to_PEM_cert(damaged).replace("CERTIFICATE-----", "CERTIFICATE REQUEST-----")
         with refused("E-ENROLL"):
             authority.issue_device(pem.encode(), "pi-1")
     for place in range(0, len(certificate), 3):
         damaged = certificate[:place] + bytes([certificate[place] ^ 0x55]) + certificate[place + 1 :]
-        try:
+        with pytest.raises(EdgeopsError, match=r"E-WIRE-MALFORMED|E-TRUST-SIGNATURE"):
             certificates.check_issued_by(ssl.DER_cert_to_PEM_cert(damaged).encode(), authority.ca_pem)
-            trusted += 1
-        except EdgeopsError as error:
-            assert error.code in ("E-WIRE-MALFORMED", "E-TRUST-SIGNATURE")
-    assert trusted == 0
 
 
 def test_a_server_certificate_needs_real_hosts(authority: FleetAuthority):

@@ -53,9 +53,15 @@ def pem(private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"secret words", b"\0" * 200, pem(ec.generate_private_key(ec.SECP384R1())), pem(rsa.generate_private_key(65537, 2048))],
+    [
+        b"",
+        b"secret words",
+        b"\0" * 200,
+        pem(ec.generate_private_key(ec.SECP384R1())),
+        pem(rsa.generate_private_key(65537, 2048)),
+    ],
     ids=["empty", "text", "zeros", "P-384", "RSA"],
-)  # fmt: skip
+)
 def test_only_ed25519_and_p256_keys_are_read(tmp_path: Path, content: bytes):
     (tmp_path / "k.pem").write_bytes(content)
     with refused("E-TRUST-KEY"):
@@ -123,9 +129,9 @@ def test_no_private_key_appears_in_errors_logs_or_metadata(tmp_path: Path, caplo
         whole = path.read_bytes()
         for damage in (whole[:-40], whole.replace(b"PRIVATE", b"PRIVAT"), whole + whole):
             path.write_bytes(damage)
-            for use in (lambda: keys.load(path), lambda: keys.load_public(path), lambda: keys.load(path, b"x")):
+            for read, arguments in ((keys.load, ()), (keys.load_public, ()), (keys.load, (b"x",))):
                 try:
-                    use()
+                    read(path, *arguments)
                 except EdgeopsError as error:
                     told += [str(error), repr(error), repr(error.__cause__), repr(error.__context__)]
         path.write_bytes(whole)
