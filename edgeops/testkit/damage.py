@@ -1,8 +1,12 @@
-"""Bundles that are whole, signed and wrong: what a broken build machine would hand to a release."""
+"""Bundles that are whole, signed and wrong: what a broken build machine would hand to a release.
+
+`python -m edgeops.testkit.damage SOURCE TARGET` makes one.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +65,7 @@ def _answers_slightly_wrong(bundle: Bundle) -> bool:
     except EdgeopsError as error:
         return error.code == "E-SELFTEST-GOLDEN"
     return False
+
+
+if __name__ == "__main__":
+    damage_artifact(Path(sys.argv[1]), Path(sys.argv[2]))

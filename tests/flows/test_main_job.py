@@ -47,7 +47,7 @@ def test_1_real_text_lines_are_split_by_source_line(scenario: Scenario):
 
 
 def test_2_compile_gives_a_whole_bundle_per_profile(scenario: Scenario):
-    handover, _ = scenario.prepare("1.0.0", windows_per_line=1)
+    handover, _ = scenario.prepare("1.0.0", windows_per_line=1, seed=7)
     rows = scenario.compile("1.0.0", handover)
     assert {row["profile"] for row in rows} == set(PROFILES)
     runtimes = {row["profile"]: row["runtime"] for row in rows}
@@ -106,7 +106,7 @@ def test_4_rollout_of_the_first_release_serves_right_answers(scenario: Scenario)
 
 
 def test_5_update_under_load_drops_no_request(scenario: Scenario):
-    handover, _ = scenario.prepare("1.1.0", windows_per_line=3)
+    handover, _ = scenario.prepare("1.1.0", windows_per_line=3, seed=11)
     scenario.compile("1.1.0", handover)
     digests = [
         {open_bundle(scenario.bundles(version) / profile / "bundle").digest for profile in PROFILES}

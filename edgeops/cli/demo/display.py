@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+_PLAIN_WIDTH = 140
+
 
 class Display:
     """Steps with a spinner and elapsed time, tables, and plain text."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        # A file or pipe has no width of its own: wide enough for the tables.
+        self.console = console or Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
     @contextlib.contextmanager
     def step(self, number: int, title: str) -> Iterator[Callable[[str], None]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from edgeops.cli.demo.commands import CommandLine
 from edgeops.cli.demo.text_lines import TextLines, text_lines, write_handover
@@ -21,7 +25,10 @@ PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
 GROUPS = "67%,100%"
 _READY_WITHIN_S = 60
 _ROLLOUT_WITHIN_S = 180
-_CHECKED_IMAGES = 20
+_DAMAGE_WITHIN_S = 120
+_CHECKED_IMAGES = 50
+
+_SETTLED = ("confirmed", "failed", "rejected")
 
 Say = Callable[[str], None]
 
@@ -49,9 +56,9 @@ class Scenario:
         self.data: TextLines = text_lines(windows_per_line=1)
         self.endpoints: dict[str, str] = {}
 
-    def prepare(self, name: str, windows_per_line: int) -> tuple[Path, TextLines]:
-        """Write a hand-over: the published model, and text lines cropped from scans."""
-        data = text_lines(windows_per_line=windows_per_line)
+    def prepare(self, name: str, windows_per_line: int, seed: int) -> tuple[Path, TextLines]:
+        """Write a hand-over: the published model, and text lines cropped from scans, varied by `seed`."""
+        data = text_lines(windows_per_line=windows_per_line, seed=seed)
         return write_handover(self.folder / "handovers" / name, data), data
 
     def compile(self, version: str, handover: Path) -> list[dict[str, Any]]:
@@ -79,11 +86,11 @@ class Scenario:
 
     def damage(self, good: str, bad: str) -> None:
         """Make version `bad` out of `good`: artifacts that answer slightly wrongly, in bundles that are whole."""
-        from edgeops.testkit.damage import damage_artifact
-
         for profile in PROFILES:
-            damaged = damage_artifact(self.bundles(good) / profile / "bundle", self.bundles(bad) / profile / "bundle")
-            open_bundle(damaged.directory, expect_digest=damaged.digest)
+            source, target = (self.bundles(version) / profile / "bundle" for version in (good, bad))
+            damage = [sys.executable, "-m", "edgeops.testkit.damage", str(source), str(target)]
+            subprocess.run(damage, check=True, capture_output=True, timeout=_DAMAGE_WITHIN_S)
+            open_bundle(target)
 
     def serve(self) -> dict[str, Any]:
         """Start the control plane."""
@@ -102,6 +109,7 @@ class Scenario:
             self.commands.start(
                 device_name(profile), "agent", "run", "--state", str(self.state(profile)),
                 "--token-file", str(token_file), "--profile", profile, "--name", device_name(profile),
+                "--telemetry-window-s", "3",
             )  # fmt: skip
         names = [device_name(profile) for profile in PROFILES]
         self._wait(
@@ -123,6 +131,15 @@ class Scenario:
         listed: list[dict[str, Any]] = self.commands.run("device", "list", "--home", str(self.home))
         return listed
 
+    def settle(self) -> None:
+        """Wait until no device is on its way any more: those of a stopped rollout's group finish what they began."""
+
+        def settled() -> bool:
+            shown = self.commands.run("device", "list", "--home", str(self.home), remember=False)
+            return all(model_component(device)["state"] in _SETTLED for device in shown)
+
+        self._wait(settled, _ROLLOUT_WITHIN_S, "the devices do not settle")
+
     def rollout(self, version: str, groups: str, say: Say) -> dict[str, Any]:
         """Roll a release out and watch until it ends; return how it stands then."""
         created = self.commands.run(
@@ -137,6 +154,7 @@ class Scenario:
             return shown["state"] not in ("draft", "running")
 
         self._wait(ended, _ROLLOUT_WITHIN_S, f"the rollout of {version} does not end")
+        self.settle()
         return status
 
     def find_endpoints(self) -> dict[str, str]:
@@ -148,7 +166,9 @@ class Scenario:
 
     def ask(self) -> list[Answers]:
         """Send real images to each device and count the right answers."""
-        images, labels = self.data.evaluation.images[-_CHECKED_IMAGES:], self.data.evaluation.labels[-_CHECKED_IMAGES:]
+        side = self.data.evaluation
+        places = np.linspace(0, len(side.images) - 1, _CHECKED_IMAGES).astype(int)
+        images, labels = side.images[places], side.labels[places]
         answers = []
         for device, endpoint in self.endpoints.items():
             client = InferenceClient(endpoint)

@@ -17,6 +17,7 @@ from edgeops.cli.demo.packages import Member, Package, fetch
 
 HEIGHT, WIDTH = 48, 192
 PADDING_GRAY = 127
+EVALUATION_WINDOWS = 3
 LABELS = ("0", "180")
 
 _RAPIDOCR = Package("rapidocr-onnxruntime==1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf")
@@ -110,14 +111,14 @@ def text_lines(*, windows_per_line: int = 3, seed: int = 7) -> TextLines:
     """Crop, turn, shift and re-light the scans' text lines.
 
     Args:
-        windows_per_line: Crops along each calibration line; the evaluation side always has three.
+        windows_per_line: Crops along each calibration line; the evaluation side always has `EVALUATION_WINDOWS`.
         seed: Of the variation.
     """
     lines = source_lines()
     rng = np.random.default_rng(seed)
     return TextLines(
         _crops(lines[0::2], windows_per_line, rng),
-        _crops(lines[1::2], 3, np.random.default_rng(seed + 1)),
+        _crops(lines[1::2], EVALUATION_WINDOWS, rng),
     )
 
 
