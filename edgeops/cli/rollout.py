@@ -24,7 +24,7 @@ WATCH_EVERY_S = 0.5
 
 @click.group()
 def command() -> None:
-    """Rollouts: create, start, watch, pause, resume, abort."""
+    """Rollouts: create, start, watch, pause, resume, abort, revert."""
 
 
 @command.command("create")
@@ -136,6 +136,17 @@ def abort(home: Path, rollout_id: int, as_json: bool) -> None:
     from edgeops.client.api import Api
 
     _show(Api.from_home(home).abort_rollout(rollout_id), as_json)
+
+
+@command.command("revert")
+@home_option
+@json_option
+@click.argument("rollout_id", type=int)
+def revert(home: Path, rollout_id: int, as_json: bool) -> None:
+    """End a rollout and give its devices back what they had before."""
+    from edgeops.client.api import Api
+
+    _show(Api.from_home(home).revert_rollout(rollout_id), as_json)
 
 
 def _list(api: Api, as_json: bool) -> None:

@@ -30,7 +30,7 @@ class _Serving(Wire, frozen=True, kw_only=True):
 
 class _Items(msgspec.Struct):
     items: msgspec.Raw
-    next: str | None = None
+    next: str | int | None = None
 
 
 class Api:
@@ -217,12 +217,36 @@ class Api:
         """
         return self._act(rollout_id, "abort")
 
+    def revert_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """End a rollout and give its devices back what they had before.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+        """
+        return self._act(rollout_id, "revert")
+
+    def fleet(self) -> resources.FleetInfo:
+        """Return the fleet at a glance."""
+        return self._call("GET", "/api/v1/fleet", resources.FleetInfo)
+
+    def freeze(self, reason: str = "") -> resources.FleetInfo:
+        """Let no rollout start or go on until thawed."""
+        return self._call("POST", "/api/v1/fleet/freeze", resources.FleetInfo, {"reason": reason})
+
+    def thaw(self) -> resources.FleetInfo:
+        """Let rollouts go on."""
+        return self._call("POST", "/api/v1/fleet/thaw", resources.FleetInfo)
+
+    def audit(self, limit: int = 100) -> list[resources.AuditInfo]:
+        """Return the newest lines of the audit log, at most 500."""
+        return self._items("/api/v1/fleet/audit", list[resources.AuditInfo], {"limit": str(limit)})[0]
+
     def _act(self, rollout_id: int, action: str) -> resources.RolloutInfo:
         return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", resources.RolloutInfo)
 
     def _items(self, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> tuple[T, str | None]:
         page = self._call("GET", path, _Items, query=query)
-        return decode(bytes(page.items), kind, what=path), page.next
+        return decode(bytes(page.items), kind, what=path), None if page.next is None else str(page.next)
 
     def _call(
         self, method: str, path: str, kind: type[T], body: object = None, query: Mapping[str, str] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeops.contracts.wire import Wire
 
 
@@ -178,6 +180,35 @@ class MemberInfo(Wire, frozen=True, kw_only=True):
     code: str | None
     detail: str
     changed_at_s: float | None
+
+
+class FreezeInfo(Wire, frozen=True, kw_only=True):
+    """Since when the fleet is frozen, by whom and why."""
+
+    since_s: float
+    actor: str
+    reason: str
+
+
+class FleetInfo(Wire, frozen=True, kw_only=True):
+    """The fleet at a glance; `frozen` None: rollouts go on."""
+
+    fleet: str
+    devices: int
+    online: int
+    profiles: dict[str, int]
+    frozen: FreezeInfo | None
+
+
+class AuditInfo(Wire, frozen=True, kw_only=True):
+    """One line of the audit log."""
+
+    id: int
+    at_s: float
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
 
 
 class BrokerInfo(Wire, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-DESIRED-UNSUPPORTED": ErrorCode(Fault.PEER, "The desired state asks for something this agent cannot do."),
     # Control plane
     "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),
+    "E-FLEET-FROZEN": ErrorCode(Fault.USAGE, "The fleet is frozen: no rollout starts or goes on."),
     "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),
     "E-ROLLOUT-UNKNOWN": ErrorCode(Fault.USAGE, "No such rollout."),
     "E-ROLLOUT-STATE": ErrorCode(Fault.USAGE, "The rollout's state does not allow this."),

@@ -14,8 +14,17 @@ class RolloutState(WireEnum):
     STOPPED = "stopped"
     ABORTED = "aborted"
     SUPERSEDED = "superseded"
+    REVERTED = "reverted"
     SUCCEEDED = "succeeded"
     UNKNOWN = "unknown"
 
 
-ENDED_STATES = frozenset({RolloutState.STOPPED, RolloutState.ABORTED, RolloutState.SUPERSEDED, RolloutState.SUCCEEDED})
+ENDED_STATES = frozenset(
+    {
+        RolloutState.STOPPED,
+        RolloutState.ABORTED,
+        RolloutState.SUPERSEDED,
+        RolloutState.REVERTED,
+        RolloutState.SUCCEEDED,
+    }
+)

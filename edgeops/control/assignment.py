@@ -53,6 +53,17 @@ def reissue(session: Session, unit: Unit, components: tuple[Component, ...], *, 
     return generation
 
 
+def previous_component(session: Session, unit: Unit, name: str, *, below: int) -> Component | None:
+    """Return what a unit was to hold under a name before a generation; None: nothing."""
+    found = session.scalars(
+        select(Generation.components)
+        .where(Generation.connection == unit.connection, Generation.unit == unit.unit, Generation.generation < below)
+        .order_by(Generation.generation.desc())
+        .limit(1)
+    ).one_or_none()
+    return next((part for part in _COMPONENTS.decode(found or b"[]") if part.name == name), None)
+
+
 def new_unit(connection: str, unit: str) -> Unit:
     """Return the row of a unit that has neither reported nor been told anything."""
     return Unit(

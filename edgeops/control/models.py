@@ -187,6 +187,7 @@ class Rollout(Base):
     version: Mapped[str] = mapped_column(String(64))
     release_number: Mapped[int] = mapped_column(BigInteger)
     policy: Mapped[bytes] = mapped_column(LargeBinary)
+    selection: Mapped[bytes] = mapped_column(LargeBinary)
     state: Mapped[str] = mapped_column(Word(32), index=True)
     reason: Mapped[str] = mapped_column(Text)
     figures: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
@@ -246,6 +247,17 @@ class RolloutMember(Base):
         ForeignKeyConstraint(["rollout_id", "position"], ["rollout_groups.rollout_id", "rollout_groups.position"]),
         Index("ix_rollout_members_unit", "connection", "unit", "component", "generation"),
     )
+
+
+class Freeze(Base):
+    """The fleet's kill switch: while there is a row, no rollout starts or goes on."""
+
+    __tablename__ = "freezes"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    since_s: Mapped[float]
+    actor: Mapped[str] = mapped_column(String(64))
+    reason: Mapped[str] = mapped_column(String(512))
 
 
 class AuditEntry(Base):

@@ -245,7 +245,7 @@ class ControlPlane:
             artifacts_url=ready.artifacts,
             token=_token(self._home / TOKEN_NAME),
             releases=trust.releases,
-            wake=self._engine.wake,
+            wake=self._on_commit,
             health=self._health,
         )
 

@@ -15,6 +15,7 @@ from registry_fleet import add_devices, obey_all, open_registry, release
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.selection import Selection
 
 NOW = 1_000_000.0
 
@@ -25,7 +26,7 @@ def main() -> None:
         database = open_registry(Path(folder))
         add_devices(database, 3)
         policy = Policy(groups=("34%", "100%"), gates=Gates(timeout_s=100))
-        manage.create(database, release("1.0.0"), policy, manage.Selection(), actor="admin", now_s=NOW, start=True)
+        manage.create(database, release("1.0.0"), policy, Selection(), actor="admin", now_s=NOW, start=True)
         advance(database, 1, NOW)
         obey_all(database, NOW)
         with database._engine.connect() as connection:

@@ -36,9 +36,15 @@ def open_registry(where: Path | str) -> Database:
 
 
 def add_devices(
-    database: Database, count: int, *, profiles: tuple[str, ...] = PROFILES, online: bool = True
+    database: Database,
+    count: int,
+    *,
+    profiles: tuple[str, ...] = PROFILES,
+    online: bool = True,
+    prefix: str = "dev",
+    enrolled_at_s: float = 0.0,
 ) -> list[str]:
-    names = [f"dev-{number:03d}" for number in range(count)]
+    names = [f"{prefix}-{number:03d}" for number in range(count)]
     with database.write() as session:
         for name, profile in zip(names, itertools.cycle(profiles), strict=False):
             session.add(
@@ -47,7 +53,7 @@ def add_devices(
                     profile=profile,
                     labels={"site": "a" if int(name[-1]) % 2 else "b"},
                     certificate_pem="",
-                    enrolled_at_s=0.0,
+                    enrolled_at_s=enrolled_at_s,
                     revoked_at_s=None,
                     agent_version="",
                     online=online,

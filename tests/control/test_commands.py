@@ -59,6 +59,23 @@ def test_pause_resume_and_abort(served: Serving, fleet: Fleet) -> None:
         run(served, "rollout", "status", rollout, "--watch")
 
 
+def test_freeze_thaw_revert_and_the_audit_log(served: Serving, fleet: Fleet) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        rollout = run(served, "rollout", "create", MODEL, version, "--start", "--json")["id"]
+        run(served, "rollout", "status", str(rollout), "--watch")
+    assert run(served, "fleet", "freeze", "--reason", "smoke", "--json")["frozen"]["reason"] == "smoke"
+    with pytest.raises(EdgeopsError, match="E-FLEET-FROZEN"):
+        run(served, "rollout", "create", MODEL, "1.0.0", "--start")
+    assert "frozen by admin: smoke" in run(served, "fleet", "status")
+    assert run(served, "fleet", "thaw", "--json")["frozen"] is None
+    assert run(served, "rollout", "revert", str(rollout), "--json")["state"] == "reverted"
+    for device in fleet.devices.values():
+        device.wait_generation(3)
+    did = [entry["action"] for entry in run(served, "fleet", "audit", "--json")]
+    assert did[:3] == ["rollout.reverted", "fleet.thaw", "fleet.freeze"]
+    assert did.count("device.enrol") == 3
+
+
 def test_only_the_devices_that_are_selected_take_part(served: Serving, fleet: Fleet) -> None:
     made = run(served, "rollout", "create", MODEL, "1.0.0", "--profile", "intel-nuc", "--json")
     assert [list(group["profiles"]) for group in made["groups"]] == [["intel-nuc"]]

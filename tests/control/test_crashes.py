@@ -18,6 +18,7 @@ from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutMembe
 from edgeops.control.rollout import execute, manage
 from edgeops.control.rollout.decide import decide
 from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.selection import Selection
 
 DEVICES = 3
 GROUPS = ("34%", "100%")
@@ -32,7 +33,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = open_registry(directory)
     add_devices(database, DEVICES)
     policy = Policy(groups=GROUPS, gates=Gates(timeout_s=100))
-    manage.create(database, release("1.0.0"), policy, manage.Selection(), actor="test", now_s=NOW, start=True)
+    manage.create(database, release("1.0.0"), policy, Selection(), actor="test", now_s=NOW, start=True)
     database.close()
     return directory
 

@@ -18,6 +18,7 @@ from edgeops.control.models import Base, Device, Rollout, Unit
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.selection import Selection
 
 RECORDED = Path(__file__).parent / "registries"
 NOW = 1_000_000.0
@@ -122,7 +123,7 @@ def _fill(database: Database) -> None:
     policy = Policy(groups=("100%",), gates=Gates())
     for number in range(200):
         a_release = release(f"1.0.{number}")
-        manage.create(database, a_release, policy, manage.Selection(), actor="test", now_s=NOW, start=True)
+        manage.create(database, a_release, policy, Selection(), actor="test", now_s=NOW, start=True)
 
 
 def test_a_lock_that_is_held_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

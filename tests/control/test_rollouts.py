@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from registry_fleet import MODEL, SpeakingDevice, add_devices, obey_all, open_registry, release, report_of
 from sqlalchemy import select
@@ -14,10 +15,12 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
 from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutMember, Unit
-from edgeops.control.rollout import manage
+from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import advance
+from edgeops.control.rollout.followers import take_in_followers
 from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.selection import Selection
 
 NOW = 1_000_000.0
 
@@ -35,14 +38,14 @@ def begin(
     groups: tuple[str, ...] = ("100%",),
     *,
     gates: Gates | None = None,
-    selection: manage.Selection | None = None,
+    selection: Selection | None = None,
     now_s: float = NOW,
 ) -> int:
     return manage.create(
         database,
         release(version),
         Policy(groups=groups, gates=gates or Gates(timeout_s=100)),
-        selection or manage.Selection(),
+        selection or Selection(),
         actor="test",
         now_s=now_s,
         start=True,
@@ -149,8 +152,6 @@ def test_a_confirmed_report_that_names_another_bundle_is_a_failure(registry: Dat
     settle(registry, rollout)
     device = SpeakingDevice(registry, name)
     generation, (component,) = device.desired()
-    import msgspec
-
     lie = msgspec.structs.replace(component, digest="sha256:other")
     device.report((report_of(lie, generation, DeploymentState.CONFIRMED),), observed=generation, now_s=NOW)
     settle(registry, rollout)
@@ -233,11 +234,11 @@ def test_presence_alone_makes_a_device_reached(registry: Database) -> None:
 
 def test_a_newer_rollout_supersedes_one_that_waits_for_the_same_devices_only(registry: Database) -> None:
     add_devices(registry, 4)
-    first = begin(registry, selection=manage.Selection(labels={"site": "a"}))
-    other = begin(registry, selection=manage.Selection(labels={"site": "b"}))
+    first = begin(registry, selection=Selection(labels={"site": "a"}))
+    other = begin(registry, selection=Selection(labels={"site": "b"}))
     for rollout in (first, other):
         settle(registry, rollout)
-    second = begin(registry, "1.1.0", selection=manage.Selection(labels={"site": "a"}))
+    second = begin(registry, "1.1.0", selection=Selection(labels={"site": "a"}))
     settle(registry, second)
     assert state_of(registry, first)[0] == RolloutState.SUPERSEDED
     assert state_of(registry, other)[0] == RolloutState.RUNNING
@@ -268,10 +269,10 @@ def test_pause_holds_the_next_group_and_abort_ends(registry: Database) -> None:
 def test_impossible_rollouts_are_refused_and_leave_nothing(registry: Database) -> None:
     add_devices(registry, 3)
     wrong = [
-        (Policy(groups=("50%",)), manage.Selection(), "E-ROLLOUT-INVALID"),
-        (Policy(groups=("100%",), gates=Gates(failure_max=7)), manage.Selection(), "E-ROLLOUT-INVALID"),
-        (Policy(groups=("100%",)), manage.Selection(devices=["nobody"]), "E-DEVICE-UNKNOWN"),
-        (Policy(groups=("100%",)), manage.Selection(labels={"site": "none"}), "E-ROLLOUT-INVALID"),
+        (Policy(groups=("50%",)), Selection(), "E-ROLLOUT-INVALID"),
+        (Policy(groups=("100%",), gates=Gates(failure_max=7)), Selection(), "E-ROLLOUT-INVALID"),
+        (Policy(groups=("100%",)), Selection(devices=("nobody",)), "E-DEVICE-UNKNOWN"),
+        (Policy(groups=("100%",)), Selection(labels={"site": "none"}), "E-ROLLOUT-INVALID"),
     ]
     for policy, selection, code in wrong:
         with pytest.raises(EdgeopsError, match=code):
@@ -279,7 +280,7 @@ def test_impossible_rollouts_are_refused_and_leave_nothing(registry: Database) -
     only_nuc = release("1.0.0", profiles=("intel-nuc",))
     with pytest.raises(EdgeopsError, match="no bundle for dev-000's profile raspberry-pi-4"):
         manage.create(
-            registry, only_nuc, Policy(groups=("100%",)), manage.Selection(["dev-000"]), actor="test", now_s=NOW
+            registry, only_nuc, Policy(groups=("100%",)), Selection(devices=("dev-000",)), actor="test", now_s=NOW
         )
     with registry.read() as session:
         assert session.scalars(select(Rollout)).all() == []
@@ -289,7 +290,7 @@ def test_impossible_rollouts_are_refused_and_leave_nothing(registry: Database) -
 def test_devices_without_a_bundle_are_left_out(registry: Database) -> None:
     add_devices(registry, 6)
     manage.create(
-        registry, release("1.0.0", profiles=("intel-nuc",)), Policy(groups=("100%",)), manage.Selection(),
+        registry, release("1.0.0", profiles=("intel-nuc",)), Policy(groups=("100%",)), Selection(),
         actor="test", now_s=NOW, start=True,
     )  # fmt: skip
     settle(registry, 1)
@@ -326,10 +327,8 @@ def test_each_beginning_of_the_order_holds_every_profile_by_its_share(registry: 
 
 def test_a_component_of_another_model_is_kept(registry: Database) -> None:
     (name,) = add_devices(registry, 1)
-    import msgspec
-
     other = msgspec.structs.replace(release("3.0.0"), model="voices")
-    manage.create(registry, other, Policy(groups=("100%",)), manage.Selection(), actor="test", now_s=NOW, start=True)
+    manage.create(registry, other, Policy(groups=("100%",)), Selection(), actor="test", now_s=NOW, start=True)
     settle(registry, 1)
     settle(registry, begin(registry))
     generation, wanted = SpeakingDevice(registry, name).desired()
@@ -340,3 +339,101 @@ def test_a_component_of_another_model_is_kept(registry: Database) -> None:
     for rollout in (1, 2):
         settle(registry, rollout)
         assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+
+
+def test_revert_gives_back_what_each_device_had_before(registry: Database) -> None:
+    """Who had 1.0.0 goes back to it, with a downgrade that is signed; who had nothing keeps what it has."""
+    names = add_devices(registry, 3)
+    first = begin(registry, selection=Selection(devices=tuple(names[:2])))
+    settle(registry, first)
+    obey_all(registry, NOW)
+    settle(registry, first)
+    second = begin(registry, "1.1.0")
+    settle(registry, second)
+    obey_all(registry, NOW)
+    settle(registry, second)
+    manage.revert(registry, second, actor="test", now_s=NOW)
+    state, reason = state_of(registry, second)
+    assert state == RolloutState.REVERTED
+    assert "2 of 3 devices" in reason
+    assert desired_versions(registry) == {names[0]: "1.0.0", names[1]: "1.0.0", names[2]: "1.1.0"}
+    generation, (component,) = SpeakingDevice(registry, names[0]).desired()
+    assert (generation, component.allow_downgrade) == (3, True)
+    with pytest.raises(EdgeopsError, match="E-ROLLOUT-STATE"):
+        manage.revert(registry, second, actor="test", now_s=NOW)
+
+
+def test_revert_leaves_alone_who_got_another_release_since(registry: Database) -> None:
+    add_devices(registry, 1)
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        rollout = begin(registry, version)
+        settle(registry, rollout)
+        obey_all(registry, NOW)
+        settle(registry, rollout)
+    manage.revert(registry, 2, actor="test", now_s=NOW)
+    assert set(desired_versions(registry).values()) == {"1.2.0"}
+
+
+def test_a_frozen_fleet_starts_and_continues_nothing_and_thawing_gives_time_anew(registry: Database) -> None:
+    add_devices(registry, 3)
+    rollout = begin(registry, groups=("34%", "100%"))
+    settle(registry, rollout)
+    freeze.freeze(registry, reason="smoke", actor="ops", now_s=NOW)
+    obey_all(registry, NOW)
+    assert settle(registry, rollout, NOW + 1000) is None
+    with pytest.raises(EdgeopsError, match="E-FLEET-FROZEN: ops froze the fleet: smoke"):
+        begin(registry, "1.1.0")
+    assert list(desired_versions(registry).values()).count("1.0.0") == 1
+    freeze.thaw(registry, actor="ops", now_s=NOW + 1000)
+    assert settle(registry, rollout, NOW + 1001) is Action.WAIT
+    assert list(desired_versions(registry).values()).count("1.0.0") == 3
+    obey_all(registry, NOW + 1002)
+    settle(registry, rollout, NOW + 1002)
+    assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+
+
+def test_devices_that_join_later_get_what_their_like_got(registry: Database) -> None:
+    add_devices(registry, 3)
+    assert not take_in_followers(registry, NOW)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    obey_all(registry, NOW)
+    settle(registry, rollout)
+    late = add_devices(registry, 3, prefix="new", enrolled_at_s=NOW + 10)
+    assert take_in_followers(registry, NOW + 11)
+    assert set(desired_versions(registry).values()) == {"1.0.0"}
+    assert not take_in_followers(registry, NOW + 12)
+    obey_all(registry, NOW + 12)
+    with registry.read() as session:
+        members = [session.get_one(RolloutMember, (rollout, name, "self")).state for name in late]
+    assert members == [DeploymentState.CONFIRMED] * 3
+
+
+def test_newcomers_of_a_running_rollout_wait_for_its_last_group(registry: Database) -> None:
+    add_devices(registry, 3)
+    rollout = begin(registry, groups=("34%", "100%"))
+    settle(registry, rollout)
+    (late,) = add_devices(registry, 1, prefix="new", enrolled_at_s=NOW + 1)
+    assert not take_in_followers(registry, NOW + 1)
+    assert desired_versions(registry)[late] is None
+    obey_all(registry, NOW)
+    settle(registry, rollout)
+    assert desired_versions(registry)[late] == "1.0.0"
+
+
+def test_newcomers_get_nothing_that_was_stopped_or_was_for_named_devices(registry: Database) -> None:
+    names = add_devices(registry, 3)
+    rollout = begin(registry, selection=Selection(devices=tuple(names)))
+    settle(registry, rollout)
+    obey_all(registry, NOW)
+    settle(registry, rollout)
+    bad = begin(registry, "1.1.0")
+    settle(registry, bad)
+    device = SpeakingDevice(registry, names[0])
+    device.seq = 10
+    device.obey(NOW, state=DeploymentState.FAILED)
+    settle(registry, bad)
+    assert state_of(registry, bad)[0] == RolloutState.STOPPED
+    (late,) = add_devices(registry, 1, prefix="new", enrolled_at_s=NOW + 1)
+    assert not take_in_followers(registry, NOW + 1)
+    assert desired_versions(registry)[late] is None

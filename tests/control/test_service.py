@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import urllib3
+from fake_device import FakeDevice, join
 from served_fleet import BROKERS, MODEL, Fleet, Serving, wait_for
 
 from edgeops.client.api import Api
@@ -64,6 +65,18 @@ def test_the_main_job_with_three_devices(served: Serving, fleet: Fleet) -> None:
     assert next(figure for figure in third.figures if figure.gate == "failure_max").holds is False
     refused = [device.units[0].components[0].failure for device in api.devices() if device.connection != late[0]]
     assert [(failure.code, failure.release) for failure in refused if failure] == [("E-SELFTEST-GOLDEN", "1.2.0")] * 2
+
+
+def test_a_device_that_joins_later_gets_what_its_like_have(served: Serving, fleet: Fleet, tmp_path: Path) -> None:
+    api = served.api
+    assert ended(api, api.create_rollout(MODEL, "1.0.0", start=True).id).state == "succeeded"
+    token = api.create_token(profile="intel-nuc")
+    joined = join(tmp_path / "late", token.token, profile="intel-nuc", name="intel-nuc-2")
+    key = Publisher(served.home).desired_signer().public_key
+    late = FakeDevice(tmp_path / "late", joined, key).start()
+    late.wait_generation(1)
+    wait_for(lambda: versions(api).get("intel-nuc-2") == ("1.0.0", "1.0.0"), "it did not get the release")
+    late.stop()
 
 
 def test_devices_that_go_are_offline_and_get_what_they_missed(served: Serving, fleet: Fleet) -> None:

@@ -25,8 +25,9 @@ from edgeops.contracts.wire import decode, encode
 from edgeops.control import enrolment
 from edgeops.control.api import limits, problems, resources, views
 from edgeops.control.database import Database
-from edgeops.control.rollout import manage
+from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.selection import Selection
 
 ACTOR = "admin"
 PAGE_DEFAULT, PAGE_MAX = 100, 500
@@ -48,7 +49,7 @@ class ControlApi(NamedTuple):
         artifacts_url: Where devices find the artifacts.
         token: The admin's bearer token.
         releases: Returns the published releases.
-        wake: Says that a rollout changed.
+        wake: Says that a rollout or a desired state changed, or a device joined.
         health: Returns the control plane's health.
     """
 
@@ -74,6 +75,7 @@ def api_app(control: ControlApi) -> FastAPI:
     app.include_router(_enrolment_tokens(control), dependencies=[Depends(_bearer(control.token))])
     app.include_router(_registry(control), dependencies=[Depends(_bearer(control.token))])
     app.include_router(_rollouts(control), dependencies=[Depends(_bearer(control.token))])
+    app.include_router(_fleet(control), dependencies=[Depends(_bearer(control.token))])
     app.include_router(_bootstrap(control))
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
@@ -150,6 +152,7 @@ def _enrolment_tokens(control: ControlApi) -> APIRouter:
 
 _RolloutId = Annotated[int, PathParameter(ge=1, lt=1 << 53)]
 _After = Annotated[str, Query(max_length=63, description="Cursor: `next` of the page before")]
+_Before = Annotated[int, Query(ge=1, le=1 << 53, description="Cursor: `next` of the page before")]
 _Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 
 
@@ -186,7 +189,7 @@ def _rollouts(control: ControlApi) -> APIRouter:
     def create(wish: resources.RolloutRequest) -> resources.RolloutResource:
         release = _release(control.releases(), wish.model, wish.version)
         policy = Policy(groups=tuple(wish.groups), gates=Gates(**wish.gates.model_dump()))
-        selection = manage.Selection(wish.devices, wish.profiles, wish.labels)
+        selection = Selection(devices=tuple(wish.devices), profiles=tuple(wish.profiles), labels=wish.labels)
         rollout_id = manage.create(
             control.database, release, policy, selection, actor=ACTOR, now_s=time.time(), start=wish.start
         )
@@ -218,6 +221,37 @@ def _rollouts(control: ControlApi) -> APIRouter:
     act("pause", manage.pause, "Give the release to no further group until resumed")
     act("resume", manage.resume, "Let a paused rollout go on")
     act("abort", manage.abort, "End a rollout; who has the release keeps it")
+    act("revert", manage.revert, "End a rollout and give its devices back what they had before")
+    return router
+
+
+def _fleet(control: ControlApi) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/fleet", tags=["fleet"])
+
+    def shown() -> resources.Fleet:
+        with control.database.read() as session:
+            return views.fleet(session, control.fleet)
+
+    @router.get("", summary="Show the fleet: its devices, and whether it is frozen")
+    def fleet() -> resources.Fleet:
+        return shown()
+
+    @router.post("/freeze", summary="Let no rollout start or go on until thawed")
+    def freeze_fleet(wish: resources.FreezeRequest) -> resources.Fleet:
+        freeze.freeze(control.database, reason=wish.reason, actor=ACTOR, now_s=time.time())
+        return shown()
+
+    @router.post("/thaw", summary="Let rollouts go on; groups under way get their whole time anew")
+    def thaw_fleet() -> resources.Fleet:
+        freeze.thaw(control.database, actor=ACTOR, now_s=time.time())
+        control.wake()
+        return shown()
+
+    @router.get("/audit", summary="List who did what, newest first")
+    def audit(before: _Before = 1 << 53, limit: _Limit = PAGE_DEFAULT) -> resources.AuditLog:
+        with control.database.read() as session:
+            return views.audit_page(session, before=before, limit=limit)
+
     return router
 
 
@@ -263,6 +297,7 @@ def _bootstrap(control: ControlApi) -> APIRouter:
 
 def _enrol(control: ControlApi, wish: EnrolRequest) -> bytes:
     joined = enrolment.enrol(control.database, control.issuer, wish, now_s=time.time())
+    control.wake()
     return encode(
         EnrolResponse(
             fleet=control.fleet,

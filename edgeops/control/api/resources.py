@@ -254,6 +254,48 @@ class Members(BaseModel):
     next: str | None
 
 
+class FreezeRequest(Request):
+    """Why the fleet is frozen."""
+
+    reason: Annotated[str, Field(max_length=512)] = ""
+
+
+class FreezeResource(BaseModel):
+    """Since when the fleet is frozen, by whom and why."""
+
+    since_s: float
+    actor: str
+    reason: str
+
+
+class Fleet(BaseModel):
+    """The fleet at a glance. `frozen` null: rollouts go on."""
+
+    fleet: str
+    devices: int
+    online: int
+    profiles: dict[str, int]
+    frozen: FreezeResource | None
+
+
+class AuditResource(BaseModel):
+    """One line of the audit log."""
+
+    id: int
+    at_s: float
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+
+
+class AuditLog(BaseModel):
+    """A page of the audit log, newest first; `next` is the cursor of the following page, null at the end."""
+
+    items: list[AuditResource]
+    next: int | None
+
+
 class BrokerHealth(BaseModel):
     """The broker: its kind, and whether the control plane is connected."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import Component, ComponentReport, Failure, Reported
@@ -15,6 +15,7 @@ from edgeops.contracts.sketches import QuantileSketch
 from edgeops.control.api import resources
 from edgeops.control.assignment import components_of
 from edgeops.control.models import (
+    AuditEntry,
     Device,
     EnrolmentTokenRow,
     ProgressEvent,
@@ -26,6 +27,7 @@ from edgeops.control.models import (
     Unit,
 )
 from edgeops.control.rollout.execute import read_view
+from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.policy import Gates, read_policy
 
 PROGRESS_SHOWN = 50
@@ -166,6 +168,35 @@ def member_page(session: Session, rollout_id: int, *, after: str, limit: int) ->
         for row, label in found[:limit]
     ]
     return resources.Members(items=items, next=items[-1].connection if len(found) > limit else None)
+
+
+def fleet(session: Session, name: str) -> resources.Fleet:
+    """Return the fleet at a glance."""
+    rows = session.execute(
+        select(Device.profile, Device.online, func.count())
+        .where(Device.revoked_at_s.is_(None))
+        .group_by(Device.profile, Device.online)
+    ).all()
+    profiles: dict[str, int] = {}
+    for profile, _, count in rows:
+        profiles[profile] = profiles.get(profile, 0) + count
+    now = frozen(session)
+    return resources.Fleet(
+        fleet=name,
+        devices=sum(profiles.values()),
+        online=sum(count for _, online, count in rows if online),
+        profiles=dict(sorted(profiles.items())),
+        frozen=None if now is None else resources.FreezeResource(**now._asdict()),
+    )
+
+
+def audit_page(session: Session, *, before: int, limit: int) -> resources.AuditLog:
+    """Return the lines of the audit log before an id, newest first."""
+    found = session.scalars(
+        select(AuditEntry).where(AuditEntry.id < before).order_by(AuditEntry.id.desc()).limit(limit + 1)
+    ).all()
+    items = [_copy(resources.AuditResource, row) for row in found[:limit]]
+    return resources.AuditLog(items=items, next=items[-1].id if len(found) > limit else None)
 
 
 def _gates(rollout: Rollout) -> Gates | None:

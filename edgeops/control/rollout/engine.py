@@ -1,4 +1,4 @@
-"""The thread that keeps rollouts going: after every report that may matter, and when a group's time is over."""
+"""The thread that keeps rollouts going: after a report that may matter, when time is over, when a device joined."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.database import Database
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import advance, running
+from edgeops.control.rollout.followers import take_in_followers
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class RolloutEngine:
         Raises:
             EdgeopsError: The database cannot be used.
         """
+        if take_in_followers(self._database, time.time()):
+            self._on_assigned()
         wait_s = LOOK_EVERY_S
         for rollout_id in running(self._database):
             while not self._stopping.is_set():

@@ -15,6 +15,7 @@ from edgeops.control.assignment import assign
 from edgeops.control.database import Database
 from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
+from edgeops.control.rollout.freeze import frozen
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,14 @@ class Step(NamedTuple):
 
 
 def advance(database: Database, rollout_id: int, now_s: float) -> Step | None:
-    """Take one step of a rollout, in one transaction; None if it is not running.
+    """Take one step of a rollout, in one transaction; None if it is not running, or the fleet is frozen.
 
     Raises:
         EdgeopsError: The database cannot be written; nothing has changed.
     """
     with database.write() as session:
         rollout = session.get(Rollout, rollout_id, with_for_update=True)
-        if rollout is None or rollout.state != RolloutState.RUNNING:
+        if rollout is None or rollout.state != RolloutState.RUNNING or frozen(session) is not None:
             return None
         decision = decide(read_view(session, rollout), now_s)
         return Step(decision, _carry_out(session, rollout, decision, now_s))
@@ -128,9 +129,20 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
 
 
 def _start_group(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
-    """Give the release to every device of a group, except to stopped profiles and revoked devices."""
+    """Begin a group: its time runs from now."""
     group = session.get_one(RolloutGroup, (rollout.id, position))
     group.started_at_s = group.window_from_s = now_s
+    given = give(session, rollout, position, now_s)
+    _note(session, rollout, "rollout.start-group", now_s, group=group.label, devices=given)
+    log.info("rollout %d: group %s started with %d devices", rollout.id, group.label, given)
+    return given > 0
+
+
+def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int:
+    """Give the release to the devices of a group that do not have it yet; return how many.
+
+    Stopped profiles and revoked devices get none.
+    """
     profiles = {
         row.profile: row
         for row in session.scalars(select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id))
@@ -163,9 +175,7 @@ def _start_group(session: Session, rollout: Rollout, position: int, now_s: float
         member.generation = assign(session, unit, component, cause=f"rollout {rollout.id}", now_s=now_s)
         member.reached, member.changed_at_s = online, now_s
         given += 1
-    _note(session, rollout, "rollout.start-group", now_s, group=group.label, devices=given)
-    log.info("rollout %d: group %s started with %d devices", rollout.id, group.label, given)
-    return given > 0
+    return given
 
 
 def _time_out(session: Session, rollout_id: int, position: int, now_s: float) -> None:

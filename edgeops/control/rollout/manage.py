@@ -1,31 +1,24 @@
-"""What people do with rollouts: create, start, pause, resume, abort. Each is one transaction with its audit line."""
+"""What people do with rollouts: create, start, pause, resume, abort, revert. Each is one transaction, and audited."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
+import msgspec
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
-from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
-from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control import audit
+from edgeops.control.assignment import assign, components_of, previous_component
 from edgeops.control.database import Database
-from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile
-from edgeops.control.rollout.order import Candidate, fair_order
+from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
+from edgeops.control.rollout.freeze import check_not_frozen
+from edgeops.control.rollout.order import fair_order
 from edgeops.control.rollout.policy import Policy, check_policy, policy_text
-
-
-class Selection(NamedTuple):
-    """Which devices: all that the release has a bundle for, narrowed by names, profiles and labels."""
-
-    devices: Sequence[str] = ()
-    profiles: Sequence[str] = ()
-    labels: Mapping[str, str] = {}
+from edgeops.control.rollout.selection import Selection, candidates, new_member, selection_text
 
 
 def create(
@@ -56,14 +49,15 @@ def create(
             for. E-DEVICE-UNKNOWN; a named device is not enrolled. Nothing is written.
     """
     with database.write() as session:
-        candidates = _candidates(session, release, selection)
-        sizes = check_policy(policy, len(candidates))
-        ordered = fair_order(candidates, f"{release.model}/{release.version}")
+        chosen = candidates(session, release, selection)
+        sizes = check_policy(policy, len(chosen))
+        ordered = fair_order(chosen, f"{release.model}/{release.version}")
         rollout = Rollout(
             model=release.model,
             version=release.version,
             release_number=release.number,
             policy=policy_text(policy),
+            selection=selection_text(selection),
             state=RolloutState.DRAFT,
             reason="",
             figures=[],
@@ -74,7 +68,6 @@ def create(
         )
         session.add(rollout)
         session.flush()
-        profiles = {candidate.profile for candidate in candidates}
         session.add_all(
             RolloutProfile(
                 rollout_id=rollout.id,
@@ -85,7 +78,6 @@ def create(
                 reason="",
             )
             for target in release.targets
-            if target.profile in profiles
         )
         first = 0
         for position, (label, size) in enumerate(zip(policy.groups, sizes, strict=True)):
@@ -100,9 +92,7 @@ def create(
                 )
             )
             session.flush()
-            session.add_all(
-                _member(rollout, position, candidate, release.model) for candidate in ordered[first : first + size]
-            )
+            session.add_all(new_member(rollout, position, candidate) for candidate in ordered[first : first + size])
             first += size
         audit.record(
             session,
@@ -122,7 +112,7 @@ def start(database: Database, rollout_id: int, *, actor: str, now_s: float) -> N
     """Set a draft running. Older rollouts of the model that still wait for one of its devices are superseded.
 
     Raises:
-        EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it is no draft.
+        EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it is no draft. E-FLEET-FROZEN.
     """
     with database.write() as session:
         _start(session, rollout_id, actor, now_s)
@@ -169,7 +159,44 @@ def abort(database: Database, rollout_id: int, *, actor: str, now_s: float) -> N
         rollout.reason, rollout.ended_at_s = f"aborted by {actor}", now_s
 
 
+def revert(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
+    """End a rollout and give its devices back what they were to run before; they still have it, nothing is fetched.
+
+    A device that had no release before, or has got another one since, is left as it is.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it was never started, or is reverted already.
+    """
+    with database.write() as session:
+        allowed = tuple(set(RolloutState) - {RolloutState.DRAFT, RolloutState.REVERTED, RolloutState.UNKNOWN})
+        rollout = _change(session, rollout_id, allowed, RolloutState.REVERTED, actor, now_s)
+        members = session.execute(
+            select(RolloutMember, Unit)
+            .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
+            .where(RolloutMember.rollout_id == rollout_id, RolloutMember.generation.is_not(None))
+            .order_by(RolloutMember.connection, RolloutMember.unit)
+            .with_for_update(of=Unit)
+        ).all()
+        reverted = sum(_give_back(session, rollout, member, unit, now_s) for member, unit in members)
+        rollout.ended_at_s = now_s
+        rollout.reason = f"reverted by {actor}: {reverted} of {len(members)} devices go back"
+
+
+def _give_back(session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float) -> bool:
+    """Give one unit what it was to run before the rollout; say whether there was something."""
+    now = next((part for part in components_of(unit) if part.name == member.component), None)
+    if now is None or now.release != rollout.version or member.generation is None:
+        return False
+    before = previous_component(session, unit, member.component, below=member.generation)
+    if before is None:
+        return False
+    back = msgspec.structs.replace(before, allow_downgrade=True)
+    assign(session, unit, back, cause=f"revert of rollout {rollout.id}", now_s=now_s)
+    return True
+
+
 def _start(session: Session, rollout_id: int, actor: str, now_s: float) -> None:
+    check_not_frozen(session)
     rollout = _change(session, rollout_id, (RolloutState.DRAFT,), RolloutState.RUNNING, actor, now_s)
     rollout.started_at_s = now_s
     mine, theirs = aliased(RolloutMember), aliased(RolloutMember)
@@ -208,50 +235,3 @@ def _change(
     rollout.state = state
     audit.record(session, at_s=now_s, actor=actor, action=f"rollout.{state}", subject=f"rollout/{rollout_id}")
     return rollout
-
-
-def _candidates(session: Session, release: Release, selection: Selection) -> list[Candidate]:
-    """Return the devices that a selection means.
-
-    Raises:
-        EdgeopsError: E-DEVICE-UNKNOWN or E-ROLLOUT-INVALID.
-    """
-    bundled = {target.profile for target in release.targets}
-    devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None))).all()
-    by_name = {device.connection: device for device in devices}
-    for name in selection.devices:
-        if name not in by_name:
-            raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {name!r}", "See `edgeops device list`.")
-        if by_name[name].profile not in bundled:
-            raise EdgeopsError(
-                "E-ROLLOUT-INVALID",
-                f"{release.model} {release.version} has no bundle for {name}'s profile {by_name[name].profile}",
-                f"It has bundles for: {', '.join(sorted(bundled))}.",
-            )
-    wanted = set(selection.devices)
-    return [
-        Candidate(device.connection, SELF_UNIT, device.profile)
-        for device in devices
-        if device.profile in bundled
-        and (not wanted or device.connection in wanted)
-        and (not selection.profiles or device.profile in selection.profiles)
-        and all(device.labels.get(key) == value for key, value in selection.labels.items())
-    ]
-
-
-def _member(rollout: Rollout, position: int, candidate: Candidate, component: str) -> RolloutMember:
-    return RolloutMember(
-        rollout_id=rollout.id,
-        connection=candidate.connection,
-        unit=candidate.unit,
-        position=position,
-        profile=candidate.profile,
-        component=component,
-        generation=None,
-        reached=False,
-        state=DeploymentState.IDLE,
-        step=0,
-        code=None,
-        detail="",
-        changed_at_s=None,
-    )

@@ -58,6 +58,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("secret_sha256"),
     )
     op.create_table(
+        "freezes",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("since_s", sa.Double(), nullable=False),
+        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.String(length=512), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
         "progress",
         sa.Column("connection", sa.String(length=63), nullable=False),
         sa.Column("unit", sa.String(length=63), nullable=False),
@@ -85,6 +93,7 @@ def upgrade() -> None:
         sa.Column("version", sa.String(length=64), nullable=False),
         sa.Column("release_number", sa.BigInteger(), nullable=False),
         sa.Column("policy", sa.LargeBinary(), nullable=False),
+        sa.Column("selection", sa.LargeBinary(), nullable=False),
         sa.Column("state", sa.String(length=32), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("figures", sa.JSON(), nullable=False),

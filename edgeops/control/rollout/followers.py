@@ -1,0 +1,78 @@
+"""Devices that join later: they get what a rollout brought to their like, without a rollout of their own."""
+
+from __future__ import annotations
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.control import audit
+from edgeops.control.database import Database
+from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember
+from edgeops.control.rollout.execute import give
+from edgeops.control.rollout.freeze import frozen
+from edgeops.control.rollout.selection import Selection, matches, new_member, profiles_of, read_selection
+
+
+def take_in_followers(database: Database, now_s: float) -> bool:
+    """Add devices that joined since to the newest rollout of each model, if it selects them by what they are.
+
+    They come into its last group. Where that has started already, or all is through, they get the release at once.
+
+    Returns:
+        Whether devices have a new desired state that is to be published.
+
+    Raises:
+        EdgeopsError: The database cannot be used; nothing was changed.
+    """
+    with database.read() as session:
+        if not _newcomers(session):
+            return False
+    given = 0
+    with database.write() as session:
+        if frozen(session) is not None:
+            return False
+        for rollout, selection, devices in _newcomers(session):
+            last = session.scalars(
+                select(RolloutGroup)
+                .where(RolloutGroup.rollout_id == rollout.id)
+                .order_by(RolloutGroup.position.desc())
+                .limit(1)
+            ).one()
+            added = [new_member(rollout, last.position, device) for device in devices if matches(selection, device)]
+            session.add_all(added)
+            session.flush()
+            if last.started_at_s is not None:
+                given += give(session, rollout, last.position, now_s)
+            audit.record(
+                session, at_s=now_s, actor=audit.SYSTEM, action="rollout.follow", subject=f"rollout/{rollout.id}",
+                devices=[member.connection for member in added],
+            )  # fmt: skip
+    return given > 0
+
+
+def _newcomers(session: Session) -> list[tuple[Rollout, Selection, list[Device]]]:
+    """Return, for the newest rollout of each model, the devices that it selects and does not hold yet."""
+    newest = (
+        select(func.max(Rollout.id))
+        .where(Rollout.state.in_([RolloutState.RUNNING, RolloutState.SUCCEEDED]))
+        .group_by(Rollout.model)
+    )
+    found = []
+    for rollout in session.scalars(select(Rollout).where(Rollout.id.in_(newest)).order_by(Rollout.id)):
+        selection = read_selection(rollout.selection)
+        if selection.devices:
+            continue
+        known = exists().where(RolloutMember.rollout_id == rollout.id, RolloutMember.connection == Device.connection)
+        candidates = session.scalars(
+            select(Device).where(
+                Device.revoked_at_s.is_(None),
+                Device.enrolled_at_s >= rollout.created_at_s,
+                Device.profile.in_(profiles_of(session, rollout.id)),
+                ~known,
+            )
+        )
+        devices = [device for device in candidates if matches(selection, device)]
+        if devices:
+            found.append((rollout, selection, devices))
+    return found
