@@ -12,7 +12,7 @@ from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequ
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.transport.http import HttpClient, context_for, unverified_get
+from edgeops.transport.http import HttpClient, context_for, quick_backoff_s, unverified_get
 from edgeops.transport.tuf_fetcher import TufFetcher
 from edgeops.trust import certificates
 from edgeops.trust.device import DeviceIdentity
@@ -84,7 +84,7 @@ def enrol(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: s
     certificates.check_ca(ca_pem, token.ca_sha256)
     durable.make_private_dir(state.identity)
     durable.make_private_dir(state.trust)
-    http = HttpClient(context_for(ca_pem))
+    http = HttpClient(context_for(ca_pem), backoff=quick_backoff_s)
     root = http.get(f"{base}/root.json", max_bytes=MAX_ROOT_BYTES)
     tuf = TufClient(state.trust, token.server, TufFetcher(http), Clock(state.trust / CLOCK_FILE))
     tuf.bootstrap(root, token.root_sha256)

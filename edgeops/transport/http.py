@@ -80,7 +80,12 @@ def unverified_get(url: str, *, max_bytes: int) -> bytes:
     context.verify_mode = ssl.CERT_NONE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
-        return HttpClient(context).get(url, max_bytes=max_bytes)
+        return HttpClient(context, backoff=quick_backoff_s).get(url, max_bytes=max_bytes)
+
+
+def quick_backoff_s(attempt: int) -> float:
+    """Return a wait before a retry where a person waits too."""
+    return backoff_s(attempt, first_s=0.2, max_s=2.0)
 
 
 class HttpClient:
