@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgeops import plugins
+from edgeops.agent import states
 from edgeops.cli import root
 from edgeops.contracts.errors import ERROR_CODES, Fault
 from edgeops.contracts.topics import DOWN_LEAVES, UP_LEAVES, presence_topic, unit_topic
@@ -85,7 +86,19 @@ def _describe(command: click.Command, context: click.Context) -> list[str]:
     return lines
 
 
-PAGES = {"errors.md": errors, "topics.md": topics, "commands.md": commands}
+def agent_states() -> str:
+    """Return the reference of the agent's transition table."""
+    lines = ["# States of a component", "", "Written from `edgeops/agent/states.py` by `make docs`.", ""]
+    lines += ["```mermaid", states.diagram().rstrip(), "```", ""]
+    lines += ["An event that a state does not list is impossible there: `E-AGENT-STATE`, and nothing changes.", ""]
+    lines += ["| state | event | new state | then, in this order |", "|---|---|---|---|"]
+    for (state, event), step in sorted(states.TABLE.items(), key=lambda item: (item[0][0].name, item[0][1].name)):
+        effects = "; ".join(effect.value for effect in step.effects) or "–"
+        lines.append(f"| `{state}` | {event.value} | `{step.state}` | {effects} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"agent-states.md": agent_states, "errors.md": errors, "topics.md": topics, "commands.md": commands}
 
 if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 300.0
 WATCHDOG_EVERY_S = 15.0
-TRIAL_LOOK_EVERY_S = 0.5
+TRIAL_LOOK_EVERY_S = 0.25
 # How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
 _TRIES: dict[str, float] = {
     "E-NET-UNREACHABLE": math.inf,

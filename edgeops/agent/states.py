@@ -115,15 +115,13 @@ def next_step(state: State, event: Event, table: Mapping[tuple[State, Event], St
 
 
 def diagram(table: Mapping[tuple[State, Event], Step] = TABLE) -> str:
-    """Return the table as a Mermaid state diagram; events that any state takes alike are drawn once, in a note."""
-    anywhere = {event for event in Event if all((state, event) in table for state in _ALL)} - {Event.RESTARTED}
-    lines = ["stateDiagram-v2", f"    [*] --> {_id(State.IDLE)}"]
+    """Return the table as a Mermaid state diagram, without the events that every state takes."""
+    states = {state for state, _ in table}
+    everywhere = {event for event in Event if all((state, event) in table for state in states)}
+    lines = ["stateDiagram-v2", f"    [*] --> {State.IDLE.name}"]
     for (state, event), step in table.items():
-        if event in anywhere or (event is Event.RESTARTED) or (event is Event.RENEWED):
-            continue
-        lines.append(f"    {_id(state)} --> {_id(step.state)}: {event.value}")
+        if event not in everywhere and step.state is not state:
+            lines.append(f"    {state.name} --> {step.state.name}: {event.value}")
+    # From every resting state; drawn once.
+    lines.append(f"    {State.IDLE.name} --> {table[State.IDLE, Event.WANTED].state.name}: {Event.WANTED.value}")
     return "\n".join(lines) + "\n"
-
-
-def _id(state: State) -> str:
-    return state.name
