@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import msgspec
@@ -20,9 +21,12 @@ from edgeops.contracts.wire import decode, encode
 
 MAX_FILES = 512
 MAX_MANIFEST_BYTES = 8 << 20
-MAX_BUNDLE_BYTES = 2 << 30
+MAX_BUNDLE_BYTES = 2_000_000_000  # below what a zip holds without its 64-bit extension
 _PATH = re.compile(r"(?!.*(^|/)\.)[A-Za-z0-9._-]{1,96}(/[A-Za-z0-9._-]{1,96}){0,3}")
 _BLOCK = 1 << 20
+_END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, counts, size, offset, comment length
+_MAX_DIRECTORY_BYTES = 1 << 18
+_HINT = "Make it with edgeops compile."
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip can hold: the same bundle gives the same bytes
 
 
@@ -137,10 +141,15 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
 
     Raises:
         EdgeopsError: E-BUNDLE-INVALID; not a bundle, or an entry that no bundle has. E-BUNDLE-DAMAGED; its bytes are
-            not those that the manifest names. E-DISK-FULL or E-DISK-WRITE. `directory` is then removed.
+            not those that the manifest names. E-DISK-FULL or E-DISK-WRITE. `directory` is then not there; one that
+            was there before stays as it is.
     """
+    _check_end(source)
     try:
         directory.mkdir(parents=True)
+    except OSError as error:
+        raise durable.disk_error(error, directory) from error
+    try:
         with zipfile.ZipFile(source) as archive:
             for info in _checked_entries(archive, source):
                 target = directory / info.filename
@@ -164,6 +173,24 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
         raise
 
 
+def _check_end(source: Path) -> None:
+    """Look at the archive's last bytes before its directory is read into memory: a bundle's is small and ends it."""
+    try:
+        with source.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END.size))
+            end = file.read(_END.size)
+    except OSError as error:
+        raise EdgeopsError("E-BUNDLE-INVALID", f"{source}: {error.strerror}", "Name a bundle.") from error
+    if len(end) < _END.size or not end.startswith(b"PK\5\6"):
+        raise EdgeopsError("E-BUNDLE-DAMAGED", f"{source}: not a bundle, or truncated", "Fetch it again.")
+    _, _, _, _, entries, directory_bytes, _, _ = _END.unpack(end)
+    if entries > MAX_FILES or directory_bytes > _MAX_DIRECTORY_BYTES:
+        raise EdgeopsError(
+            "E-BUNDLE-INVALID", f"{source}: more than {MAX_FILES} files", "Make it with edgeops compile."
+        )
+
+
 def _checked_entries(archive: zipfile.ZipFile, source: Path) -> list[zipfile.ZipInfo]:
     entries = archive.infolist()
     names = [info.filename for info in entries]
@@ -176,15 +203,18 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> list[zipfile.Zip
         problem = f"no {MANIFEST_NAME}"
     elif sum(info.file_size for info in entries) > MAX_BUNDLE_BYTES:
         problem = f"larger than {MAX_BUNDLE_BYTES} bytes"
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
     for info in entries:
-        if not _PATH.fullmatch(info.filename):
+        if info.filename in folders:
+            problem = f"{info.filename} is a file and a folder"
+        elif not _PATH.fullmatch(info.filename):
             problem = f"path {info.filename[:80]!r} is not allowed"
         elif info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             problem = f"{info.filename} is compressed"
         elif (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
             problem = f"{info.filename} is not a plain file"
     if problem is not None:
-        raise EdgeopsError("E-BUNDLE-INVALID", f"{source}: {problem}", "Make it with edgeops compile.")
+        raise EdgeopsError("E-BUNDLE-INVALID", f"{source}: {problem}", _HINT)
     return entries
 
 
@@ -200,6 +230,8 @@ def _check_manifest(manifest: BundleManifest) -> None:
     for name in manifest.files:
         if not _PATH.fullmatch(name) or name == MANIFEST_NAME:
             raise EdgeopsError("E-BUNDLE-INVALID", f"path {name[:80]!r} is not allowed")
+    if len(manifest.files) >= MAX_FILES or sum(entry.length for entry in manifest.files.values()) > MAX_BUNDLE_BYTES:
+        raise EdgeopsError("E-BUNDLE-INVALID", f"more than {MAX_FILES} files or {MAX_BUNDLE_BYTES} bytes")
     golden = manifest.golden
     needed = {
         manifest.artifact,
