@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from edgeops.control.fleet_trust import FleetTrust, Identity
 from edgeops.control.http import HttpServers, Listener, bind
 from edgeops.control.ingest.worker import Ingest, ingest_filters, nobody_is_online
 from edgeops.control.publishing import DesiredPublisher
+from edgeops.control.retention import prune
 from edgeops.control.rollout.engine import RolloutEngine
 from edgeops.transport.mqtt import MqttLink, TlsFiles
 
@@ -201,7 +203,7 @@ class ControlPlane:
         self._engine = RolloutEngine(self._database, self._publisher.wake)
         persistent = self._broker.kind == "mosquitto"
         self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)
-        self._upkeep = Upkeep(trust)
+        self._upkeep = Upkeep(trust, self._database)
         identity = trust.control_identity()
         # The control plane is on the broker's machine: it connects where the broker listens, not where devices do.
         address = msgspec.structs.replace(self._broker.address, host=local_host(self._options.host))
@@ -264,20 +266,21 @@ class ControlPlane:
 
 
 class Upkeep:
-    """Renews what would expire, on a thread of its own: TUF's timestamp and snapshot.
+    """What must be done now and then, on a thread of its own: renew TUF's timestamp and snapshot, prune the registry.
 
     Args:
         trust: The fleet's keys.
+        database: The registry.
     """
 
-    def __init__(self, trust: FleetTrust) -> None:
-        self._trust = trust
+    def __init__(self, trust: FleetTrust, database: Database) -> None:
+        self._trust, self._database = trust, database
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
-        """Renew what is due, then look every hour."""
-        self._renew()
+        """Do what is due, then look every hour."""
+        self._keep_up()
         self._thread.start()
 
     @property
@@ -293,13 +296,17 @@ class Upkeep:
 
     def _run(self) -> None:
         while not self._stopping.wait(UPKEEP_EVERY_S):
-            self._renew()
+            self._keep_up()
 
-    def _renew(self) -> None:
-        try:
-            self._trust.renew()
-        except EdgeopsError as error:
-            log.error("TUF metadata could not be renewed: %s", error)
+    def _keep_up(self) -> None:
+        for what, act in (
+            ("TUF metadata could not be renewed", self._trust.renew),
+            ("the registry could not be pruned", lambda: prune(self._database, time.time())),
+        ):
+            try:
+                act()
+            except EdgeopsError as error:
+                log.error("%s: %s", what, error)
 
 
 def serve(options: ServeOptions, *, on_ready: Callable[[str], None]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import queue
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,3 +369,17 @@ def test_the_private_files_of_the_broker_are_private(guarded: Bench) -> None:
     assert directory.stat().st_mode & 0o077 == 0
     for name in ("server.key", "acl", "mosquitto.conf"):
         assert (directory / name).stat().st_mode & 0o077 == 0
+
+
+@needs_mosquitto
+def test_root_does_not_run_the_broker_as_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a child another user")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # a home that the broker's user can reach
+        for bench in run_bench("mosquitto", Path(folder)):
+            pid = bench.broker.child.pid
+            owner = Path(f"/proc/{pid}").stat().st_uid
+            link = bench.link(CONTROL, [])
+            link.stop()
+    assert owner == pwd.getpwnam("mosquitto").pw_uid

@@ -5,12 +5,15 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import postgres_server
 import pytest
-import sqlalchemy
+from registry_fleet import open_registry
 from served_fleet import BROKERS, Fleet, Serving, make_release
+from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy.pool import NullPool
 
 from edgeops.trust.publisher import Publisher
 
@@ -72,17 +75,42 @@ def postgres() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite registry with its tables, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "control.sqlite"
+    open_registry(path).close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: str) -> URL:
+    """An empty PostgreSQL registry with its tables, to be copied."""
+    server = make_url(postgres)
+    with administration(server) as connection:
+        connection.exec_driver_sql("CREATE DATABASE migrated")
+    open_registry(server.set(database="migrated").render_as_string()).close()
+    return server
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
     """Where an empty registry may be: a file, or a database of its own on a PostgreSQL server."""
     if request.param == "sqlite":
-        yield tmp_path / "control.sqlite"
+        yield Path(shutil.copy(request.getfixturevalue("migrated"), tmp_path / "control.sqlite"))
         return
-    server = sqlalchemy.engine.make_url(request.getfixturevalue("postgres"))
+    server = request.getfixturevalue("migrated_postgres")
     name = f"r{secrets.token_hex(8)}"
-    admin = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.pool.NullPool)
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
-    yield server.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
+    with administration(server) as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE migrated')
+    yield server.set(database=name).render_as_string()
+    with administration(server) as connection:
         connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def administration(server: URL) -> Iterator[Connection]:
+    """A connection that may make and drop databases."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection

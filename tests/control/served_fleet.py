@@ -38,13 +38,23 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 class Serving:
     """`edgeops serve` as a process of its own."""
 
-    def __init__(self, home: Path, broker: str) -> None:
-        self.home, self.broker = home, broker
+    def __init__(self, home: Path, broker: str, *options: str) -> None:
+        self.home, self.broker, self.options = home, broker, options
         self.process: subprocess.Popen[str]
 
     def start(self) -> dict[str, Any]:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgeops", "serve", "--home", str(self.home), "--broker", self.broker],
+            [
+                sys.executable,
+                "-m",
+                "edgeops",
+                "serve",
+                "--home",
+                str(self.home),
+                "--broker",
+                self.broker,
+                *self.options,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -76,15 +76,15 @@ def test_freeze_thaw_revert_and_the_audit_log(served: Serving, fleet: Fleet) -> 
     assert did.count("device.enrol") == 3
 
 
-def test_only_the_devices_that_are_selected_take_part(served: Serving, fleet: Fleet) -> None:
-    made = run(served, "rollout", "create", MODEL, "1.0.0", "--profile", "intel-nuc", "--json")
+def test_only_the_devices_that_are_selected_take_part(standing: Serving, standing_fleet: Fleet) -> None:
+    made = run(standing, "rollout", "create", MODEL, "1.0.0", "--profile", "intel-nuc", "--json")
     assert [list(group["profiles"]) for group in made["groups"]] == [["intel-nuc"]]
-    made = run(served, "rollout", "create", MODEL, "1.0.0", "--device", "raspberry-pi-4-1", "--json")
+    made = run(standing, "rollout", "create", MODEL, "1.0.0", "--device", "raspberry-pi-4-1", "--json")
     assert [list(group["profiles"]) for group in made["groups"]] == [["raspberry-pi-4"]]
     with pytest.raises(EdgeopsError, match="E-ROLLOUT-INVALID"):
-        run(served, "rollout", "create", MODEL, "1.0.0", "--label", "site=nowhere")
+        run(standing, "rollout", "create", MODEL, "1.0.0", "--label", "site=nowhere")
     with pytest.raises(EdgeopsError, match="E-CONFIG"):
-        run(served, "rollout", "create", MODEL, "1.0.0", "--label", "site")
+        run(standing, "rollout", "create", MODEL, "1.0.0", "--label", "site")
 
 
 def test_token_and_device_show(standing: Serving, standing_fleet: Fleet) -> None:

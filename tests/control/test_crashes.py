@@ -100,7 +100,7 @@ def survive(begun: Path, tmp_path: Path, points: range) -> None:
 
 def test_death_at_a_sample_of_points_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
     points = points_of(begun, tmp_path)
-    survive(begun, tmp_path, range(1, points + 1, max(1, points // 24)))
+    survive(begun, tmp_path, range(1, points + 1, max(1, points // 14)))
 
 
 @pytest.mark.full

@@ -145,10 +145,24 @@ gates_st = st.builds(
 ).filter(lambda g: not (g.success_min == 0 and g.failure_max == 1))
 
 
-@given(st.lists(counts, min_size=1, max_size=3), gates_st, st.floats(NOW - 20, NOW + 200))
-@settings(max_examples=1500, deadline=None)
+any_view = (st.lists(counts, min_size=1, max_size=3), gates_st, st.floats(NOW - 20, NOW + 200))
+
+
+@given(*any_view)
+@settings(max_examples=300, deadline=None)
 def test_never_goes_on_over_a_failed_gate(profiles: list[Counts], gates: Gates, now_s: float) -> None:
     """Whatever the counts: who goes on holds both gates with enough reports, for the group and each profile left."""
+    check_never_over_a_failed_gate(profiles, gates, now_s)
+
+
+@pytest.mark.full
+@given(*any_view)
+@settings(max_examples=30_000, deadline=None)
+def test_never_goes_on_over_a_failed_gate_at_length(profiles: list[Counts], gates: Gates, now_s: float) -> None:
+    check_never_over_a_failed_gate(profiles, gates, now_s)
+
+
+def check_never_over_a_failed_gate(profiles: list[Counts], gates: Gates, now_s: float) -> None:
     decision = decide(view(*profiles, gates=gates), now_s)
     if decision.action not in (Action.START_GROUP, Action.FINISH):
         return
@@ -169,7 +183,7 @@ def test_never_goes_on_over_a_failed_gate(profiles: list[Counts], gates: Gates, 
 
 
 @given(st.lists(counts, min_size=1, max_size=3), gates_st)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_group_never_waits_for_ever(profiles: list[Counts], gates: Gates) -> None:
     """Once its time is over, a group goes on, pauses, stops or times its devices out: offline ones stall nothing."""
     late = NOW + 1000
@@ -184,7 +198,7 @@ def test_a_group_never_waits_for_ever(profiles: list[Counts], gates: Gates) -> N
 
 
 @given(st.lists(counts, min_size=1, max_size=3), gates_st, st.floats(NOW - 20, NOW + 200))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_more_failures_never_turn_a_halt_into_a_go(profiles: list[Counts], gates: Gates, now_s: float) -> None:
     def goes(decision: Decision) -> bool:
         return decision.action in (Action.START_GROUP, Action.FINISH) and not decision.stop_profiles

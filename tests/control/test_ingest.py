@@ -34,7 +34,8 @@ from edgeops.contracts.wire import encode
 from edgeops.control import enrolment
 from edgeops.control.enrolment import FirstTrust, TokenScope, issue_token
 from edgeops.control.ingest.worker import Ingest
-from edgeops.control.models import Device, ProgressEvent, TelemetryTotal, TelemetryWindow, Unit
+from edgeops.control.models import Device, EnrolmentTokenRow, ProgressEvent, TelemetryTotal, TelemetryWindow, Unit
+from edgeops.control.retention import prune
 from edgeops.transport.mqtt import Message
 from edgeops.trust import envelopes
 from edgeops.trust import reported as statements
@@ -342,7 +343,7 @@ leaves = st.sampled_from(["reported", "progress", "telemetry"])
         max_size=4,
     ),
 )  # fmt: skip
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_signed_nonsense_of_a_device_breaks_the_ingest(house: House, leaf: str, change: dict[str, object]) -> None:
     """A device with a good key and a bad mind: its words are taken or refused, and the next device is served."""
     base, kind = {
@@ -400,3 +401,14 @@ def test_rejections_never_show_a_secret(house: House) -> None:
     secret = os.urandom(8).hex()
     house.say((unit_topic(FLEET, "dev-a", "self", "reported"), f'{{"payload": "{secret}"'.encode()))
     assert secret not in house.rejected()[1]
+
+
+def test_what_is_past_its_time_is_pruned_and_totals_stay(house: House) -> None:
+    day = 86400.0
+    house.say(house.sealed(telemetry(1)), house.sealed(progress(1)))
+    house.say(house.sealed(telemetry(2)), house.sealed(progress(2)), now_s=NOW + 80 * day)
+    prune(house.database, NOW + 100 * day)
+    assert (house.count(TelemetryWindow), house.count(ProgressEvent)) == (1, 1)
+    with house.database.read() as session:
+        assert session.scalars(select(TelemetryTotal)).one().requests == 4
+        assert session.scalars(select(EnrolmentTokenRow)).all() == []

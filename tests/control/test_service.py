@@ -67,6 +67,21 @@ def test_the_main_job_with_three_devices(served: Serving, fleet: Fleet) -> None:
     assert [(failure.code, failure.release) for failure in refused if failure] == [("E-SELFTEST-GOLDEN", "1.2.0")] * 2
 
 
+def test_the_registry_may_be_postgresql(home: Path, tmp_path: Path, postgres: str) -> None:
+    serving = Serving(home, BROKERS[0], "--database", postgres)
+    serving.start()
+    fleet = Fleet(serving, tmp_path / "devices", refuses=("1.2.0",))
+    try:
+        rollout = serving.api.create_rollout(MODEL, "1.0.0", groups=["34%", "100%"], start=True)
+        assert ended(serving.api, rollout.id).state == "succeeded"
+        rollout = serving.api.create_rollout(MODEL, "1.2.0", groups=["34%", "100%"], start=True)
+        assert ended(serving.api, rollout.id).state == "stopped"
+        assert not (home / "control.sqlite").exists()
+    finally:
+        fleet.stop()
+        serving.stop()
+
+
 def test_a_device_that_joins_later_gets_what_its_like_have(served: Serving, fleet: Fleet, tmp_path: Path) -> None:
     api = served.api
     assert ended(api, api.create_rollout(MODEL, "1.0.0", start=True).id).state == "succeeded"

@@ -1,0 +1,24 @@
+"""How long the registry keeps what devices said. Totals, generations and the audit log are kept for good."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete
+
+from edgeops.control.database import Database
+from edgeops.control.models import EnrolmentTokenRow, ProgressEvent, TelemetryWindow
+
+WINDOWS_S = 30 * 86400.0
+PROGRESS_S = 90 * 86400.0
+TOKENS_S = 90 * 86400.0
+
+
+def prune(database: Database, now_s: float) -> None:
+    """Remove telemetry windows, progress steps and dead enrolment tokens that are past their time.
+
+    Raises:
+        EdgeopsError: The database cannot be used; nothing was changed.
+    """
+    with database.write() as session:
+        session.execute(delete(TelemetryWindow).where(TelemetryWindow.received_at_s < now_s - WINDOWS_S))
+        session.execute(delete(ProgressEvent).where(ProgressEvent.received_at_s < now_s - PROGRESS_S))
+        session.execute(delete(EnrolmentTokenRow).where(EnrolmentTokenRow.expires_at_s < now_s - TOKENS_S))
