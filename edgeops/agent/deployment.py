@@ -36,7 +36,7 @@ from edgeops.transport.mqtt import backoff_s
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST_S, RETRY_MAX_S = 2.0, 300.0
+RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 WATCHDOG_EVERY_S = 15.0
 TRIAL_LOOK_EVERY_S = 0.25
 # How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.

@@ -123,6 +123,7 @@ class ModelServing:
         self._retire_on_success()
         self._current, self._candidate = self._candidate, None
         self._crashes = 0
+        self._serves_not_yet()
         self._current.process.send(channel.Serve())
 
     def drop_candidate(self) -> None:
@@ -238,7 +239,13 @@ class ModelServing:
     # Steps
 
     def _start_current(self, load: Load) -> None:
+        self._serves_not_yet()
         self._current = self._spawn(load)
+
+    def _serves_not_yet(self) -> None:
+        """The current worker is a new one; the one before may still serve, but gets no more probes."""
+        self.is_serving = False
+        self._probe_sent_s = None
 
     def _spawn(self, load: Load) -> _Running:
         process = WorkerProcess(self._loop, self._listener, self._said, self._gone)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
 from edgeops.agent.store import StateDirectory
 from edgeops.agent.telemetry import TelemetryQueue, Windows, device_window
-from edgeops.agent.trust_desk import TrustDesk
+from edgeops.agent.trust_desk import Postponed, TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
 from edgeops.contracts.deployment import (
     Component,
@@ -38,7 +39,7 @@ from edgeops.contracts.deployment import (
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.telemetry import ModelWindow
-from edgeops.contracts.topics import device_filters, parse_topic
+from edgeops.contracts.topics import SELF_UNIT, device_filters, parse_topic
 from edgeops.profiles import registry
 from edgeops.transport.http import HttpClient, mutual_context
 from edgeops.transport.mqtt import Message, MqttLink, TlsFiles, backoff_s
@@ -54,8 +55,8 @@ KEEPALIVE_S = 300
 TIDY_EVERY_S = 60.0
 STOP_WITHIN_S = 10.0
 CAPABILITIES_WITHIN_S = 120.0
-RETRY_FIRST_S, RETRY_MAX_S = 2.0, 300.0
-_PASSING = frozenset({"E-NET-UNREACHABLE", "E-NET-RESPONSE", "E-TRUST-EXPIRED", "E-TRUST-METADATA"})
+MAX_ENVELOPES = 64
+RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 
 
 class Supervisor:
@@ -113,8 +114,9 @@ class Supervisor:
             keepalive_s=KEEPALIVE_S,
         )
         self._uplink.attach(self._link, self._compose)
+        self._facts: dict[str, object] = {}
         self._verifying = False
-        self._envelope: bytes | None = None
+        self._envelopes: deque[bytes] = deque(maxlen=MAX_ENVELOPES)
         self._verify_tries = 0
 
     def run(self) -> None:
@@ -133,7 +135,7 @@ class Supervisor:
                 self._open(name).start()
             self._pursue_kept()
             for path in self._state.damaged:
-                self._refuse(EdgeopsError("E-STATE-CORRUPT", f"{path.name} was damaged"), "")
+                self._refuse(EdgeopsError("E-STATE-CORRUPT", f"{path.name} was damaged"))
             threading.Thread(target=self._find_capabilities, name="capabilities", daemon=True).start()
             self._loop.after(self._settings.telemetry_window_s, self._window_over)
             self._loop.after(TIDY_EVERY_S, self._tidy)
@@ -151,18 +153,19 @@ class Supervisor:
         except EdgeopsError as error:
             log.warning("%s", error)
             return
-        own = (self._enrolment.fleet, self._enrolment.connection, "self", "desired")
+        own = (self._enrolment.fleet, self._enrolment.connection, SELF_UNIT, "desired")
         if (topic.fleet, topic.connection, topic.unit, topic.leaf) == own and message.payload:
-            self._envelope, self._verify_tries = message.payload, 0
+            if message.payload not in self._envelopes:
+                self._envelopes.append(message.payload)
+            self._verify_tries = 0
             self._verify()
 
     def _verify(self) -> None:
-        """Verify the newest envelope on a thread: newer metadata may have to be fetched for it."""
-        envelope = self._envelope
-        if envelope is None or self._verifying:
+        """Verify the next envelope on a thread: newer metadata may have to be fetched for it."""
+        if self._verifying or not self._envelopes:
             return
         self._verifying = True
-        floor = self._unit.generation
+        envelope, floor = self._envelopes.popleft(), self._unit.generation
 
         def work() -> None:
             outcome: Desired | EdgeopsError
@@ -176,24 +179,21 @@ class Supervisor:
 
     def _verified(self, envelope: bytes, outcome: Desired | EdgeopsError) -> None:
         self._verifying = False
-        if envelope is not self._envelope:
-            self._verify()  # a newer one came meanwhile
-            return
         if isinstance(outcome, EdgeopsError):
             log.warning("desired state refused: %s", outcome)
-            self._refuse(outcome, "")
-            if outcome.code not in _PASSING:
-                self._envelope = None
-            else:
+            self._refuse(outcome)
+            if isinstance(outcome, Postponed) and not self._envelopes:
                 wait_s = max(1.0, backoff_s(self._verify_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
                 self._verify_tries += 1
-                self._loop.after(wait_s, lambda: self._verify() if self._envelope is envelope else None)
-            return
-        self._envelope = None
-        try:
-            self._accept(outcome)
-        except EdgeopsError as error:
-            self._refuse(error, "")
+                self._envelopes.append(envelope)
+                self._loop.after(wait_s, self._verify)
+                return
+        else:
+            try:
+                self._accept(outcome)
+            except EdgeopsError as error:
+                self._refuse(error)
+        self._verify()
 
     def _accept(self, desired: Desired) -> None:
         """Keep a verified desired state, then pursue it.
@@ -247,8 +247,8 @@ class Supervisor:
             failure=failure,
         )
 
-    def _refuse(self, error: EdgeopsError, release: str) -> None:
-        self._refused = Failure(code=error.code, what=error.what[:500], release=release, at_s=self._clock.now())
+    def _refuse(self, error: EdgeopsError) -> None:
+        self._refused = Failure(code=error.code, what=error.what[:500], release="", at_s=self._clock.now())
         self._uplink.report()
 
     # What deployments say: `deployment.DeploymentObserver`
@@ -353,7 +353,9 @@ class Supervisor:
             if deployment.active is not None
         }
         facts = {"pid": os.getpid(), "connection": self._enrolment.connection, "endpoints": endpoints}
-        write_facts(self._state.root, facts)
+        if facts != self._facts:
+            self._facts = facts
+            write_facts(self._state.root, facts)
 
     def _stop(self) -> None:
         self._close_window()

@@ -23,6 +23,10 @@ class Freshness(NamedTuple):
     last_s: float | None
 
 
+class Postponed(EdgeopsError):  # noqa: N818  says what follows, as Cancelled does
+    """What could not be judged now, because the metadata for it could not be had: ask again later."""
+
+
 class TrustDesk:
     """Verifies, one question at a time; may be asked from several threads.
 
@@ -44,7 +48,8 @@ class TrustDesk:
         """Return a desired state that may be acted on. Keys that are not known yet are looked for on the server.
 
         Raises:
-            EdgeopsError: As `trust.desired.verify`, or as `TufClient.refresh` where the server had to be asked.
+            Postponed: The server had to be asked, and could not, or its metadata is not valid now.
+            EdgeopsError: As `trust.desired.verify`; asking again would not help.
         """
         with self._lock:
             try:
@@ -53,7 +58,10 @@ class TrustDesk:
                 if error.code not in ("E-TRUST-SIGNATURE", "E-TRUST-METADATA", "E-TRUST-EXPIRED"):
                     raise
                 log.info("%s; asking for newer metadata", error.what)
-            self._refresh()
+            try:
+                self._refresh()
+            except EdgeopsError as error:
+                raise Postponed(error.code, error.what, error.next_step) from error
             return self._verified(envelope, floor_generation)
 
     def look_up(self, want: Component, floor_number: int) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -82,7 +82,10 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
 
 def run_walk(table: Table) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        walk(table), settings=settings(max_examples=150, stateful_step_count=40, deadline=None, database=None)
+        walk(table),
+        settings=settings(
+            max_examples=150, stateful_step_count=40, deadline=None, database=None, phases=[Phase.generate]
+        ),
     )
 
 
