@@ -82,3 +82,25 @@ def _show(release: Release, as_json: bool) -> None:
     print_table(
         ("profile", "bytes", "bundle"), [(target.profile, target.length, target.digest) for target in release.targets]
     )
+
+
+@command.command("export")
+@home_option
+@click.argument("model")
+@click.argument("version")
+@click.option("--to", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--profile", "profiles", multiple=True, help="Take only this profile's bundle; may be given again.")
+@json_option
+def export_release(home: Path, model: str, version: str, to: Path, profiles: tuple[str, ...], as_json: bool) -> None:
+    """Write a published release as one file for devices without network.
+
+    It holds the signed metadata and the bundles; a device verifies them as it does over the network.
+    """
+    from edgeops.releases import offline
+
+    made = offline.export(home, model, version, to, profiles=profiles)
+    if as_json:
+        print_json({"path": str(made.path), "length": made.length, "valid_until_s": made.valid_until_s})
+    else:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(made.valid_until_s))
+        click.echo(f"{made.path}: {made.length} bytes; devices take it until {until}")

@@ -91,3 +91,66 @@ def renew(home: Path, key_folders: tuple[Path, ...], online: bool, as_json: bool
         print_json({"renewed": renewed})
     else:
         click.echo(f"renewed: {', '.join(renewed)}" if renewed else "nothing is due")
+
+
+@command.command()
+@home_option
+@keys_option
+@click.argument("role")
+@click.option("--old", metavar="KEYID", help="The key to replace, or the beginning of its id [the only one].")
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The new key's .pub file; its private key lies in a --keys folder [a new key is made].",
+)
+@json_option
+def rotate(
+    home: Path, key_folders: tuple[Path, ...], role: str, old: str | None, public_key: Path | None, as_json: bool
+) -> None:
+    """Replace a key of ROLE (as `status` names it); the old one is worth nothing from then on.
+
+    After `rotate desired-state`, start the control plane anew.
+    """
+    from edgeops.trust.keys import load_public
+    from edgeops.trust.publisher import Publisher
+
+    new = load_public(public_key) if public_key else None
+    gone, keyid = Publisher(home, key_folders=key_folders).rotate(role, old=old, new=new)
+    if as_json:
+        print_json({"role": role, "old": gone, "new": keyid})
+    else:
+        click.echo(f"{role}: {gone[:16]} is replaced by {keyid[:16]}")
+
+
+@command.command()
+@home_option
+@keys_option
+@click.argument("model")
+@click.option(
+    "--public-key",
+    "public_keys",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A .pub file of a key that may publish the model; may be given again [a new key is made].",
+)
+@click.option("--threshold", type=click.IntRange(1, 16), default=1, show_default=True, help="How many must sign.")
+@json_option
+def delegate(
+    home: Path,
+    key_folders: tuple[Path, ...],
+    model: str,
+    public_keys: tuple[Path, ...],
+    threshold: int,
+    as_json: bool,
+) -> None:
+    """Say whose keys may publish MODEL, before its first release."""
+    from edgeops.trust.keys import load_public
+    from edgeops.trust.publisher import Publisher
+
+    publisher = Publisher(home, key_folders=key_folders)
+    publisher.delegate(model, [load_public(path) for path in public_keys], threshold)
+    keyids = sorted(publisher.models()[model])
+    if as_json:
+        print_json({"model": model, "keys": keyids, "threshold": threshold})
+    else:
+        click.echo(f"{model} may be published by {threshold} of: {', '.join(keyid[:16] for keyid in keyids)}")

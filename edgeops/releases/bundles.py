@@ -25,9 +25,9 @@ MAX_BUNDLE_BYTES = 2_000_000_000  # below what a zip holds without its 64-bit ex
 _PATH = re.compile(r"(?!.*(^|/)\.)[A-Za-z0-9._-]{1,96}(/[A-Za-z0-9._-]{1,96}){0,3}")
 _BLOCK = 1 << 20
 _END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, counts, size, offset, comment length
-_MAX_DIRECTORY_BYTES = 1 << 18
+_MAX_ENTRY_BYTES = 512
 _HINT = "Make it with edgeops compile."
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip can hold: the same bundle gives the same bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip can hold: the same bundle gives the same bytes
 
 
 class Bundle(NamedTuple):
@@ -117,7 +117,7 @@ def pack(bundle: Bundle, target: Path) -> None:
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in (MANIFEST_NAME, *sorted(bundle.manifest.files)):
-                info = zipfile.ZipInfo(name, _EPOCH)
+                info = zipfile.ZipInfo(name, EPOCH)
                 info.create_system = 3
                 info.external_attr = 0o100644 << 16
                 with (
@@ -144,7 +144,7 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
             not those that the manifest names. E-DISK-FULL or E-DISK-WRITE. `directory` is then not there; one that
             was there before stays as it is.
     """
-    _check_end(source)
+    check_archive_end(source, max_entries=MAX_FILES)
     try:
         directory.mkdir(parents=True)
     except OSError as error:
@@ -173,8 +173,13 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
         raise
 
 
-def _check_end(source: Path) -> None:
-    """Look at the archive's last bytes before its directory is read into memory: a bundle's is small and ends it."""
+def check_archive_end(source: Path, *, max_entries: int) -> None:
+    """Look at a zip's last bytes before its directory is read into memory: ours are small and end the file.
+
+    Raises:
+        EdgeopsError: E-BUNDLE-INVALID; not a readable file, or too many entries. E-BUNDLE-DAMAGED; not a zip, or
+            truncated.
+    """
     try:
         with source.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -185,10 +190,8 @@ def _check_end(source: Path) -> None:
     if len(end) < _END.size or not end.startswith(b"PK\5\6"):
         raise EdgeopsError("E-BUNDLE-DAMAGED", f"{source}: not a bundle, or truncated", "Fetch it again.")
     _, _, _, _, entries, directory_bytes, _, _ = _END.unpack(end)
-    if entries > MAX_FILES or directory_bytes > _MAX_DIRECTORY_BYTES:
-        raise EdgeopsError(
-            "E-BUNDLE-INVALID", f"{source}: more than {MAX_FILES} files", "Make it with edgeops compile."
-        )
+    if entries > max_entries or directory_bytes > max_entries * _MAX_ENTRY_BYTES:
+        raise EdgeopsError("E-BUNDLE-INVALID", f"{source}: more than {max_entries} files", _HINT)
 
 
 def _checked_entries(archive: zipfile.ZipFile, source: Path) -> list[zipfile.ZipInfo]:

@@ -26,7 +26,7 @@ class Edition:
     """
 
     def __init__(self, state: RepositoryState, keys: KeyStore, now_s: float) -> None:
-        self._state, self._keys, self._now_s = state, keys, now_s
+        self.state, self._keys, self._now_s = state, keys, now_s
         self.root: Root = copy.deepcopy(state.root.signed)
         self.targets: Targets = copy.deepcopy(state.targets.signed)
         self._touched: set[str] = set()
@@ -42,7 +42,7 @@ class Edition:
 
     def due(self) -> dict[str, float]:
         """Return the roles that have less than half of their life left, and when they expire."""
-        state = self._state
+        state = self.state
         top: list[tuple[str, Root | Targets | Snapshot | Timestamp]] = [
             (ROOT, state.root.signed),
             (TARGETS, state.targets.signed),
@@ -67,8 +67,13 @@ class Edition:
         Raises:
             EdgeopsError: E-TRUST-METADATA; the repository is damaged.
         """
-        role = self._role(roles.model_role(model), self._state.targets.signed).signed
+        role = self._role(roles.model_role(model), self.state.targets.signed).signed
         return {name: self._role(name, role) for name in bin_names(role)}
+
+    def way_to(self, model: str, path: str) -> tuple[str, str]:
+        """Return the delegated roles between the top and a target: its model's role and its bin."""
+        name = roles.model_role(model)
+        return name, _bin_of(self._role(name, self.state.targets.signed).signed, path)
 
     def delegate(self, model: str, keys: Sequence[Key], threshold: int) -> None:
         """Give a model a role and empty bins, which these keys sign."""
@@ -115,7 +120,7 @@ class Edition:
         self.touch(TARGETS)
         if model := roles.model_of(role):
             bins = self.bins(model)
-            signed = self._role(role, self._state.targets.signed).signed
+            signed = self._role(role, self.state.targets.signed).signed
             signed.revoke_key(old_keyid)
             signed.add_key(new)
             self._put(role, signed)
@@ -129,7 +134,7 @@ class Edition:
             EdgeopsError: E-RELEASE-EXISTS; a path has other content already. E-TRUST-METADATA.
         """
         bins = self.bins(model)
-        role = self._role(roles.model_role(model), self._state.targets.signed)
+        role = self._role(roles.model_role(model), self.state.targets.signed)
         for file in files:
             name = _bin_of(role.signed, file.path)
             present = bins[name].signed.targets.get(file.path)
@@ -151,27 +156,27 @@ class Edition:
         changed = self._touched - {ROOT, SNAPSHOT, TIMESTAMP}
         files = [self._seal_delegated(name) for name in sorted(changed - {TARGETS})]
         if TARGETS in self._touched:
-            files.append(self._seal_top(TARGETS, self.targets, self._state.targets.signed.version))
-        snapshot = copy.deepcopy(self._state.snapshot.signed)
+            files.append(self._seal_top(TARGETS, self.targets, self.state.targets.signed.version))
+        snapshot = copy.deepcopy(self.state.snapshot.signed)
         if changed or SNAPSHOT in self._touched:
             snapshot.meta.update({f"{name}.json": MetaFile(self._next_version(name)) for name in changed})
-            files.append(self._seal_top(SNAPSHOT, snapshot, self._state.snapshot.signed.version))
+            files.append(self._seal_top(SNAPSHOT, snapshot, self.state.snapshot.signed.version))
             self.touch(TIMESTAMP)
         if TIMESTAMP in self._touched:
-            timestamp = copy.deepcopy(self._state.timestamp.signed)
+            timestamp = copy.deepcopy(self.state.timestamp.signed)
             if SNAPSHOT in self._touched or changed:
                 timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, files[-1].data, ["sha256"])
-            files.append(self._seal_top(TIMESTAMP, timestamp, self._state.timestamp.signed.version))
+            files.append(self._seal_top(TIMESTAMP, timestamp, self.state.timestamp.signed.version))
         return self._with_root(files) if ROOT in self._touched else files
 
     def _with_root(self, files: list[MetadataFile]) -> list[MetadataFile]:
         """Put the new root where no cut leaves a repository that does not verify, as far as keys allow."""
-        self.root.version = self._state.root.signed.version + 1
+        self.root.version = self.state.root.signed.version + 1
         self.root.expires = roles.expiry(self._now_s, roles.LIFETIME_S[ROOT])
         metadata = Metadata(self.root)
-        self._sign(metadata, ROOT, [self._state.root.signed.roles[ROOT], self.root.roles[ROOT]], both=True)
+        self._sign(metadata, ROOT, [self.state.root.signed.roles[ROOT], self.root.roles[ROOT]], both=True)
         file = MetadataFile(f"{self.root.version}.{ROOT}.json", to_bytes(metadata))
-        old = self._state.root.signed
+        old = self.state.root.signed
         for index, written in enumerate(files):
             role = written.name.removesuffix(".json").lstrip("0123456789").removeprefix(".")
             if role in (TARGETS, SNAPSHOT, TIMESTAMP) and not _verifies(old, role, written.data):
@@ -191,7 +196,7 @@ class Edition:
         signed.expires = roles.expiry(self._now_s, roles.LIFETIME_S[role])
         metadata: AnyMetadata = Metadata(signed)
         # While a root changes, what both the old and the new one accept is valid at every moment.
-        self._sign(metadata, role, [self._state.root.signed.roles[role], self.root.roles[role]])
+        self._sign(metadata, role, [self.state.root.signed.roles[role], self.root.roles[role]])
         name = f"{role}.json" if role == TIMESTAMP else f"{signed.version}.{role}.json"
         return MetadataFile(name, to_bytes(metadata))
 
@@ -229,7 +234,7 @@ class Edition:
 
     def _role(self, name: str, delegator: Targets) -> Metadata[Targets]:
         if name not in self._roles:
-            self._roles[name] = self._state.role(name, delegator)
+            self._roles[name] = self.state.role(name, delegator)
         return self._roles[name]
 
     def _put(self, name: str, signed: Targets) -> None:
@@ -240,7 +245,7 @@ class Edition:
         return Targets(expires=roles.expiry(self._now_s, roles.MODEL_LIFETIME_S))
 
     def _next_version(self, role: str) -> int:
-        return self._state.version(role) + 1
+        return self.state.version(role) + 1
 
     def _delegation(self, name: str) -> Role:
         model = roles.model_of(name)

@@ -235,6 +235,24 @@ class Publisher:
         """Return where a published target's file lies. Whoever reads it checks its hash."""
         return self._repository.blob(path, target.sha256)
 
+    def metadata_files(self, paths: Sequence[str]) -> list[Path]:
+        """Return the metadata files that a device needs to find these targets, from the first root on.
+
+        Raises:
+            EdgeopsError: E-RELEASE-INVALID; not paths of targets. E-TRUST-METADATA; the repository is damaged.
+        """
+        edition = self._edition()
+        names = {name for path in paths for name in edition.way_to(roles.model_of_path(path), path)}
+        return self._repository.files_of(edition.state, names)
+
+    def valid_until_s(self) -> float:
+        """Return when the present timestamp expires: until then, what was fetched now may be installed.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA; the repository is damaged.
+        """
+        return self._repository.load().timestamp.signed.expires.timestamp()
+
     def changing(self) -> contextlib.AbstractContextManager[None]:
         """Hold the repository, so that what is read and what is published then belong together."""
         return self._repository.locked()

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -106,6 +106,13 @@ class Repository:
         """
         version = self._roots()[-1].signed.version
         return (self._metadata / f"{version}.{ROOT}.json").read_bytes()
+
+    def files_of(self, state: RepositoryState, delegated: Iterable[str]) -> list[Path]:
+        """Return the files of a state: all roots, the top-level roles, and these delegated roles."""
+        names = [f"{version}.{ROOT}.json" for version in range(1, state.root.signed.version + 1)]
+        names += [f"{TIMESTAMP}.json", f"{state.snapshot.signed.version}.{SNAPSHOT}.json"]
+        names += [f"{state.version(role)}.{role}.json" for role in (TARGETS, *sorted(delegated))]
+        return [self._metadata / name for name in names]
 
     def commit(self, files: Sequence[MetadataFile]) -> None:
         """Write metadata files, each durably, in this order.
