@@ -205,6 +205,15 @@ class TufClient:
         return {keyid: known[keyid] for keyid in role.keyids if keyid in known}
 
     @property
+    def consistent_snapshot(self) -> bool:
+        """Whether the repository names its files by version and hash.
+
+        Raises:
+            EdgeopsError: E-TRUST-ROOT, E-TRUST-METADATA, E-TRUST-EXPIRED.
+        """
+        return bool(self._current().root.consistent_snapshot)
+
+    @property
     def last_fresh_s(self) -> float | None:
         """When `refresh` last succeeded, by the time rule; None: never."""
         try:
