@@ -23,7 +23,14 @@ COLUMNS = (
 
 @click.command()
 @click.argument("handover", type=click.Path(path_type=Path))
-@click.option("--profile", "profiles", multiple=True, required=True, metavar="NAME", help="Device profile; repeatable.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Device profile, or its .toml; repeatable.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="build", show_default=True)
 @click.option("--locked", type=click.Path(path_type=Path), help="Make the schemes that this compile.lock names.")
 @click.option("--check", is_flag=True, help="With --locked: fail if anything differs from the lock; for CI.")

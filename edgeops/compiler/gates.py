@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgeops.compiler.metrics import samples_to_prove
+import numpy as np
+
+from edgeops.compiler.metrics import paired_difference, samples_to_prove
 from edgeops.contracts.evidence import GateResult, Latency, Metric, OutputError
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.profile import Budgets, Precision
@@ -98,6 +100,14 @@ def passed(results: Sequence[GateResult]) -> bool:
     return all(result.passed for result in results if result.binding)
 
 
+def provable(metric: Metric, gates: Gates) -> bool:
+    """Say whether as many samples could prove a small drop of accuracy if no answer changed."""
+    if metric.name != "accuracy":
+        return True
+    right = np.arange(metric.samples) < round(metric.source * metric.samples)
+    return paired_difference(right, right, gates.confidence)[1] <= gates.metric_drop_max
+
+
 def distance(result: GateResult) -> float:
     """Return how far a gate was missed, relative to its limit; 0 if it passed, infinite if nothing was measured."""
     if result.passed:
@@ -130,10 +140,11 @@ def _quality(outputs: Sequence[OutputError], gates: Gates, *, lossless: bool) ->
 def _metric(metric: Metric, gates: Gates, *, lossless: bool) -> GateResult:
     share = f"{gates.confidence:.0%}"
     detail = f"{metric.name} drop {metric.drop:.4f}, {share} interval to {metric.drop_high:.4f}, n={metric.samples}"
-    if metric.name == "accuracy" and metric.drop_high > gates.metric_drop_max and metric.drop <= 0:
+    if not provable(metric, gates):
         needed = samples_to_prove(gates.metric_drop_max, gates.confidence)
-        if needed is not None and needed > metric.samples:
-            detail += f"; so few samples cannot prove it, {needed} could"
+        detail += (
+            "; no number of samples could prove it" if needed is None else f"; so few cannot prove it, {needed} could"
+        )
     # A float artifact is held to the source's values, far below what labelled samples could tell.
     return _at_most("metric-drop", metric.drop_high, gates.metric_drop_max, binding=not lossless, detail=detail)
 

@@ -16,17 +16,16 @@ _SEED = 20240607
 
 
 def accuracy_metric(source: NDArray[Any], artifact: NDArray[Any], labels: NDArray[Any], *, confidence: float) -> Metric:
-    """Compare the classes of source and artifact with the true ones.
+    """Compare the class decisions of source and artifact with the true ones.
 
     Args:
-        source: Source's output [n, ..., classes].
-        artifact: Artifact's output, same shape.
-        labels: True classes, n of them, or one for each place before the last axis.
+        source: Source's class decisions.
+        artifact: Artifact's, as many.
+        labels: True classes, as many.
         confidence: Of the two-sided interval of the drop.
     """
-    flat_source, flat_artifact = (array.reshape(-1, array.shape[-1]).argmax(1) for array in (source, artifact))
     truth = labels.reshape(-1)
-    before, after = flat_source == truth, flat_artifact == truth
+    before, after = source.reshape(-1) == truth, artifact.reshape(-1) == truth
     low, high = paired_difference(before, after, confidence)
     return Metric(
         name="accuracy",

@@ -40,7 +40,7 @@ from edgeops.compiler.selection import Choice, missed, select
 from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence
-from edgeops.contracts.profile import Budgets, Profile, Runtime
+from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.intake.handover import LoadedHandover, read
 from edgeops.profiles import registry
@@ -122,7 +122,7 @@ def compile_handover(
 
     Args:
         handover_dir: The hand-over.
-        profiles: Names of profiles.
+        profiles: Names of profiles, or paths of their TOML files.
         out: Folder for the results.
         locked: Make the schemes that this lock names, and search for no other. Latency decides nothing then.
         check: With `locked`: hand-over, tools, processor and every bundle's digest must be those of the lock.
@@ -134,7 +134,7 @@ def compile_handover(
         KeyboardInterrupt: Interrupted; no half-written bundle is left.
     """
     loaded = read(handover_dir)
-    found = [_supported(registry.load(name)) for name in dict.fromkeys(profiles)]
+    found = [_profile(name) for name in dict.fromkeys(profiles)]
     lock = None if locked is None else read_lock(locked)
     now = _lock_of(loaded, {profile.name: None for profile in found})
     if lock is not None:
@@ -204,6 +204,7 @@ def _prepare(machine: Machine, loaded: LoadedHandover, tell: Callable[[str, str]
     plan = JudgePlan(
         runtime="",
         artifact="",
+        precision=Precision.FLOAT32,
         inputs=tuple(TensorSpec(name=item.name, dtype=item.dtype, shape=item.shape) for item in handover.inputs),
         outputs=outputs,
         metric="none" if evaluation is None else evaluation.metric,
@@ -250,7 +251,7 @@ def _compile_profile(
     )
     wanted = None if lock is None else lock.profiles[profile.name]
     tried = search(ground, said) if wanted is None else only(ground, wanted.scheme, said)
-    choice = select(tried[-1:] if wanted is not None else tried, own_arch=ground.own_arch)
+    choice = select(tried, own_arch=ground.own_arch, named=None if wanted is None else wanted.scheme)
     if choice.best is None:
         reasons = "; ".join(f"{one.candidate.scheme}: {one.reason}" for one in tried) or "no runtime of it is known"
         raise EdgeopsError(
@@ -333,7 +334,9 @@ def _check_outputs(loaded: LoadedHandover, plan: JudgePlan, shapes: dict[str, di
     if plan.metric == "none" or loaded.evaluation is None:
         return
     shape = shapes[plan.metric_output]["shape"]
-    each = math.prod(shape[:-1]) if plan.metric == "accuracy" else math.prod(shape)
+    # A single column is one class against its absence; a tensor of one axis has a class per element.
+    decisions = shape[:-1] if len(shape) > 1 else shape
+    each = math.prod(decisions) if plan.metric == "accuracy" else math.prod(shape)
     labels = loaded.evaluation.labels
     if labels.size != len(labels) * each:
         raise EdgeopsError(
@@ -392,7 +395,8 @@ def _required(built: Stored | Failed) -> Stored:
     return built
 
 
-def _supported(profile: Profile) -> Profile:
+def _profile(name: str) -> Profile:
+    profile = registry.check(Path(name)) if name.endswith(".toml") else registry.load(name)
     if profile.status != "supported":
         raise EdgeopsError("E-PROFILE-UNSUPPORTED", f"{profile.name}: {profile.reason}", "Choose another profile.")
     return profile

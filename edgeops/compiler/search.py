@@ -10,7 +10,7 @@ import msgspec
 from edgeops.compiler.builder import Machine, build
 from edgeops.compiler.candidates import ARTIFACTS, Candidate, Traits, float_candidate, ladder
 from edgeops.compiler.engine import Failed, Step
-from edgeops.compiler.gates import Measured, judge, passed
+from edgeops.compiler.gates import Measured, judge, passed, provable
 from edgeops.compiler.passes.judge import JudgePlan
 from edgeops.compiler.store import Stored
 from edgeops.contracts.bundle import BundleManifest
@@ -20,6 +20,7 @@ from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
 
 # An int8 artifact that is this much faster than float leaves nothing for other precisions to win.
 _CLEARLY_FASTER = 0.8
+_COSTS = ("latency", "size", "peak-memory")
 
 
 class Ground(NamedTuple):
@@ -166,10 +167,9 @@ def _search_runtime(ground: Ground, runtime: Runtime, place: int, said: Callable
         for index, candidate in enumerate(ladder(runtime, precision, ground.traits)):
             one = _try(ground, runtime, candidate, (order, place, index), base, said)
             tried.append(one)
-            # Another scheme of the same precision runs the same kernels: it would be as slow.
-            if one.passed or _only_slow(one):
+            if one.passed or _same_for_all(one) or _cannot_be_proved(ground, one):
                 break
-        if _settles(ground, tried[-1]):
+        if _settles(ground, tried[-1]) or _cannot_be_proved(ground, tried[-1]):
             break
     if Precision.FLOAT32 not in runtime.precisions:
         tried[0] = base._replace(results=(), reason="baseline only: the profile does not list fp32")
@@ -185,9 +185,16 @@ def _settles(ground: Ground, one: Tried) -> bool:
     return own.p50_ms <= _CLEARLY_FASTER * base.p50_ms
 
 
-def _only_slow(one: Tried) -> bool:
+def _same_for_all(one: Tried) -> bool:
+    """Say whether only costs stop a candidate: other schemes of its precision run the same kernels on the same bits."""
     failed = [result.gate for result in one.results if result.binding and not result.passed]
-    return bool(failed) and all(gate.startswith("latency") for gate in failed)
+    return bool(failed) and all(gate.startswith(_COSTS) for gate in failed)
+
+
+def _cannot_be_proved(ground: Ground, one: Tried) -> bool:
+    """Say whether the labelled samples are too few for any lossy candidate, even one that changes no answer."""
+    metric = one.evidence().metric
+    return metric is not None and not provable(metric, ground.gates)
 
 
 def _try(
@@ -210,6 +217,7 @@ def _try(
         ground.plan,
         runtime=runtime.name,
         artifact=ARTIFACTS[runtime.name],
+        precision=candidate.precision,
         providers=runtime.providers,
         options=runtime.options,
     )

@@ -21,7 +21,7 @@ class Choice(NamedTuple):
     records: tuple[CandidateEvidence, ...]
 
 
-def select(tried: Sequence[Tried], *, own_arch: bool) -> Choice:
+def select(tried: Sequence[Tried], *, own_arch: bool, named: str | None = None) -> Choice:
     """Choose.
 
     Where latency was measured on the profile's architecture the fastest wins; what lies within the noise band of the
@@ -31,17 +31,21 @@ def select(tried: Sequence[Tried], *, own_arch: bool) -> Choice:
     Args:
         tried: What the search tried.
         own_arch: Latency counts.
+        named: The scheme that a lock names: no other may win.
     """
-    good = [one for one in tried if one.passed]
+    eligible = [one for one in tried if named in (None, one.candidate.scheme)]
+    good = [one for one in eligible if one.passed]
     best: Tried | None
     if good:
         best = _fastest(good) if own_arch else min(good, key=lambda one: one.rank)
     else:
-        best = min((one for one in tried if one.results), key=_shortfall, default=None)
+        best = min((one for one in eligible if one.results), key=_shortfall, default=None)
     front = _pareto(tried)
     records = []
     for one in tried:
-        reason = _reason(one, best, bool(good), own_arch)
+        reason = _reason(one, best, own_arch)
+        if one is best and named is not None and good:
+            reason = "named by the lock; passes all gates"
         records.append(
             msgspec.structs.replace(
                 one.evidence(), chosen=bool(good) and one is best, pareto=one in front, reason=reason
@@ -76,12 +80,13 @@ def _shortfall(one: Tried) -> tuple[int, float]:
     return len(failed), sum(min(distance(result), 1e6) for result in failed)
 
 
-def _reason(one: Tried, best: Tried | None, any_passed: bool, own_arch: bool) -> str:
+def _reason(one: Tried, best: Tried | None, own_arch: bool) -> str:
     if one.judged is None or not one.results:
         return one.reason
     if not one.passed:
         return ("best of those that fail: " if one is best else "") + missed(one)
-    assert best is not None
+    if best is None or not best.passed:
+        return "passes; the lock names another"
     if one is best:
         return "fastest that passes all gates" if own_arch else "first in the profile's order that passes all gates"
     own, theirs = one.latency(), best.latency()

@@ -48,7 +48,7 @@ def shapes(count: int, *, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int6
     """Draw noisy 8x8 pictures of four shapes: images [count, 8, 8, 1] and their classes [count]."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)
-    noise = rng.normal(0, 45, (count, SIDE, SIDE)) + rng.uniform(-25, 25, (count, 1, 1))
+    noise = rng.normal(0, 85, (count, SIDE, SIDE)) + rng.uniform(-25, 25, (count, 1, 1))
     images = _prototypes()[labels] * rng.uniform(0.5, 1.0, (count, 1, 1)) + noise
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)[..., None], labels.astype(np.int64)
 
@@ -118,4 +118,5 @@ def _prototypes() -> NDArray[np.float64]:
 def _relu_conv(x: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
-    return np.maximum(np.einsum("nchwij,ocij->nohw", windows, weights, optimize=True), 0).astype(np.float32)
+    sums: NDArray[np.float32] = np.einsum("nchwij,ocij->nohw", windows, weights, optimize=True)
+    return np.maximum(sums, np.float32(0))

@@ -52,6 +52,7 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
     Args:
         runtime: Backend.
         artifact: File in the product's folder.
+        precision: Its number format.
         providers: Execution providers in order of preference.
         options: Runtime settings.
         threads: Inference threads.
@@ -65,6 +66,7 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
 
     runtime: str
     artifact: str
+    precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[JudgeOutput, ...]
     providers: tuple[str, ...] = ()
@@ -155,7 +157,7 @@ def bind(
     Raises:
         EdgeopsError: E-COMPILE-CANDIDATE; an input or output of the artifact cannot be tied.
     """
-    options = LoadOptions(plan.threads, plan.providers, plan.options)
+    options = LoadOptions(1, plan.providers, plan.options, precision=plan.precision)
     try:
         session = backend(plan.runtime).load(folder / plan.artifact, options)
     except EdgeopsError as error:
@@ -177,7 +179,7 @@ def bind(
         arch="",
         runtime=plan.runtime,
         runtime_min="",
-        precision=Precision.FLOAT32,
+        precision=plan.precision,
         scheme="",
         artifact=plan.artifact,
         inputs=plan.inputs,
@@ -296,5 +298,9 @@ def _metric(
         return None
     labels = read_samples(folder, "labels")["labels"]
     source, artifact = np.asarray(reference[plan.metric_output][quality]), got[plan.metric_output][quality]
-    compute = accuracy_metric if plan.metric == "accuracy" else error_metric
-    return compute(source, artifact, np.asarray(labels), confidence=plan.confidence)
+    if plan.metric == "mae":
+        return error_metric(source, artifact, np.asarray(labels), confidence=plan.confidence)
+    kind = next(output.kind for output in plan.outputs if output.name == plan.metric_output)
+    return accuracy_metric(
+        compare.classes(source, kind), compare.classes(artifact, kind), np.asarray(labels), confidence=plan.confidence
+    )

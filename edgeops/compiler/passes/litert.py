@@ -173,11 +173,16 @@ def _front_outputs(model: Path, share: float) -> list[str]:
 
 def _quantized_ends(model: Path) -> dict[str, dict[str, float | int]]:
     interpreter = _interpreter(model)
+    ends = {detail["name"]: detail for detail in (*interpreter.get_input_details(), *interpreter.get_output_details())}
+    # Sessions name tensors by the signature where a model has one.
+    for signature in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(signature)
+        ends |= {**runner.get_input_details(), **runner.get_output_details()}
     found: dict[str, dict[str, float | int]] = {}
-    for detail in (*interpreter.get_input_details(), *interpreter.get_output_details()):
+    for name, detail in ends.items():
         scale, zero_point = detail["quantization"]
         if scale:
-            found[detail["name"]] = {"scale": float(scale), "zero_point": int(zero_point)}
+            found[name] = {"scale": float(scale), "zero_point": int(zero_point)}
     return found
 
 

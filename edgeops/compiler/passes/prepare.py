@@ -57,7 +57,8 @@ class Repair:
         del model.graph.value_info[:]
         for output in model.graph.output:
             output.type.tensor_type.ClearField("shape")
-        model = _to_opset(model, work.parameters["opset"], work.parameters["opset_max"])
+        most = _newest_opset(work.parameters["opset_max"], work.parameters["ir_max"])
+        model = _to_opset(model, work.parameters["opset"], most)
         try:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
@@ -206,26 +207,35 @@ def _fix_inputs(model: Any, shapes: Mapping[str, list[int]]) -> None:
     inputs = [item for item in model.graph.input if item.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    for item in inputs:
+    for item in model.graph.input:
         tensor = item.type.tensor_type
         tensor.ClearField("shape")
         for size in shapes[item.name]:
             tensor.shape.dim.add().dim_value = size
 
 
-def _to_opset(model: Any, wanted: int, most: int | None) -> Any:
+def _newest_opset(opset_max: int | None, ir_max: int | None) -> int:
+    """Return the newest opset that a runtime reads: an IR version carries opsets up to its time."""
+    import onnx
+
+    most = min(opset_max or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
+    if ir_max is not None:
+        while most > 1 and onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", most)]) > ir_max:
+            most -= 1
+    return most
+
+
+def _to_opset(model: Any, wanted: int, most: int) -> Any:
     from onnx import version_converter
 
     current = graphs.opset(model)
-    target = wanted if current < wanted else current
-    if most is not None:
-        target = min(target, most)
+    target = min(max(current, wanted), most)
     if current in (0, target):
         return model
     try:
         return version_converter.convert_version(model, target)
     except RuntimeError as error:
-        if most is not None and current > most:
+        if current > most:
             said = " ".join(str(error).split())[:200]
             raise refuse(
                 f"the runtime reads opset {most}, the model has {current} and cannot be converted: {said}"

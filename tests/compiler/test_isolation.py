@@ -1,0 +1,91 @@
+"""Passes run in workers under limits: what breaks one candidate breaks nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgeops.compiler.builder import Machine, build
+from edgeops.compiler.engine import Failed, Step
+from edgeops.compiler.isolation import CancelledError, Limits
+from edgeops.compiler.store import Product, Store, Stored
+from edgeops.contracts.errors import EdgeopsError
+
+
+@pytest.fixture
+def machine(own_cache: Path) -> Machine:
+    return Machine(Store(), Limits(60, 2048), threading.Semaphore(2), threading.Event())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Stored:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return Stored(folder, Product(facts=("file",)))
+
+
+def failure(machine: Machine, step: Step, source: Stored) -> str:
+    built = build(machine, [step], source, {})
+    assert isinstance(built, Failed)
+    assert built.failure.code == "E-COMPILE-CANDIDATE"
+    return built.failure.what
+
+
+def test_crash_fails_the_step_with_its_signal(machine: Machine, source: Stored, plugin_passes: Path):
+    assert "SIGSEGV" in failure(machine, Step(name="test-crash"), source)
+    assert machine.store.usage().products == 0
+
+
+def test_hang_is_ended_at_the_time_limit(machine: Machine, source: Stored, plugin_passes: Path):
+    hasty = machine._replace(limits=Limits(2, 2048))
+    assert "more than 2 s" in failure(hasty, Step(name="test-hang"), source)
+
+
+def test_hunger_is_ended_at_the_memory_limit(machine: Machine, source: Stored, plugin_passes: Path):
+    small = machine._replace(limits=Limits(60, 300))
+    assert "more than 300 MiB" in failure(small, Step(name="test-hunger"), source)
+
+
+def test_children_of_a_dead_worker_are_ended_too(machine: Machine, source: Stored, plugin_passes: Path, tmp_path: Path):
+    pid_file = tmp_path / "pid"
+    failure(machine, Step(name="test-fork", parameters={"pid_file": str(pid_file)}), source)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(int(pid_file.read_text())).status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        time.sleep(0.05)
+    pytest.fail("the child outlived its worker")
+
+
+def test_pass_that_breaks_its_promise_is_a_defect(machine: Machine, source: Stored, plugin_passes: Path):
+    with pytest.raises(EdgeopsError) as caught:
+        build(machine, [Step(name="test-lie")], source, {})
+    assert caught.value.code == "E-INTERNAL"
+    assert "promised onnx" in caught.value.what
+
+
+def test_optional_step_that_crashes_is_left_out(machine: Machine, source: Stored, plugin_passes: Path):
+    assert build(machine, [Step(name="test-crash", optional=True)], source, {}) == source
+
+
+def test_requirement_that_is_not_met_is_named(machine: Machine, source: Stored):
+    assert "needs baked" in failure(machine, Step(name="onnx-to-tflite", inputs=()), source)
+
+
+def test_cancel_ends_a_running_worker(machine: Machine, source: Stored, plugin_passes: Path):
+    threading.Timer(1.0, machine.cancel.set).start()
+    with pytest.raises(CancelledError):
+        build(machine, [Step(name="test-hang")], source, {})
+
+
+def test_unknown_pass_is_a_plugin_error(machine: Machine, source: Stored):
+    with pytest.raises(EdgeopsError) as caught:
+        build(machine, [Step(name="no-such-pass")], source, {})
+    assert caught.value.code == "E-PLUGIN"
