@@ -40,7 +40,7 @@ DEVICES = {device_name(profile) for profile in PROFILES}
 
 
 def test_1_real_text_lines_are_split_by_source_line(scenario: Scenario):
-    data = scenario.data
+    _, data = scenario.prepare("any", windows_per_line=1, seed=7)
     assert data.calibration.lines + data.evaluation.lines > 80
     assert data.evaluation.images.shape[1:] == (48, 192, 3)
     assert set(data.evaluation.labels.tolist()) == {0, 1}

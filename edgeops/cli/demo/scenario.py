@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeops.cli.demo.commands import CommandLine
-from edgeops.cli.demo.text_lines import TextLines, text_lines, write_handover
+from edgeops.cli.demo.text_lines import Split, TextLines, text_lines, write_handover
 from edgeops.cli.demo.traffic import Traffic
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.errors import EdgeopsError
@@ -53,8 +54,12 @@ class Scenario:
         self.folder = folder
         self.commands = commands
         self.home = folder / "home"
-        self.data: TextLines = text_lines(windows_per_line=1)
         self.endpoints: dict[str, str] = {}
+
+    @functools.cached_property
+    def questions(self) -> Split:
+        """Labelled images to ask devices: the evaluation side."""
+        return text_lines(windows_per_line=1).evaluation
 
     def prepare(self, name: str, windows_per_line: int, seed: int) -> tuple[Path, TextLines]:
         """Write a hand-over: the published model, and text lines cropped from scans, varied by `seed`."""
@@ -140,6 +145,12 @@ class Scenario:
 
         self._wait(settled, _ROLLOUT_WITHIN_S, "the devices do not settle")
 
+    def provider(self, name: str) -> str:
+        """Return what runs the model on a device, as its self-test found it."""
+        (unit,) = self.device(name)["reported"].values()
+        (component,) = unit["components"]
+        return str(component["self_test"]["provider"])
+
     def rollout(self, version: str, groups: str, say: Say) -> dict[str, Any]:
         """Roll a release out and watch until it ends; return how it stands then."""
         created = self.commands.run(
@@ -166,7 +177,7 @@ class Scenario:
 
     def ask(self) -> list[Answers]:
         """Send real images to each device and count the right answers."""
-        side = self.data.evaluation
+        side = self.questions
         places = np.linspace(0, len(side.images) - 1, _CHECKED_IMAGES).astype(int)
         images, labels = side.images[places], side.labels[places]
         answers = []
@@ -182,7 +193,7 @@ class Scenario:
     @contextlib.contextmanager
     def traffic(self) -> Iterator[list[Traffic]]:
         """Keep requests flowing to all devices meanwhile."""
-        side = self.data.evaluation
+        side = self.questions
         flows = [Traffic(name, url, MODEL, side.images, side.labels).start() for name, url in self.endpoints.items()]
         try:
             yield flows

@@ -53,10 +53,13 @@ class Story:
             status = scenario.rollout("1.0.0", "100%", say)
             scenario.find_endpoints()
             answers = scenario.ask()
+            providers = {name: scenario.provider(name) for name in devices}
         safety = "mutual TLS" if facts["broker"]["tls"] else "loopback only, no TLS"
         display.say(f"broker: {facts['broker_kind']}, {safety}")
         display.say(f"enrolled with key, CSR and certificate: {', '.join(devices)}")
         self._expect(status["state"] == "succeeded", f"rollout of 1.0.0 {status['state']}")
+        for name, provider in providers.items():
+            display.say(f"{name} runs on {provider}")
         for answer in answers:
             right = f"{answer.right} of {answer.images} real images answered right"
             self._expect(answer.right >= 0.9 * answer.images, f"{answer.device}: {right}")
