@@ -1,0 +1,169 @@
+"""Each attack succeeds once the one check that stops it is removed: what is tested is the check, not an accident."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from raw_repository import DAY, NOW, NOW_S, SIGNERS, RawRepository, refused, version
+from tuf.api.metadata import MetaFile, Root, Signed, Targets, Timestamp
+
+from edgeops.contracts.deployment import DESIRED_TYPE, Desired
+from edgeops.contracts.wire import encode
+from edgeops.trust import certificates, desired, envelopes
+from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.device import DeviceIdentity
+from edgeops.trust.time import Clock
+from edgeops.trust.tuf_client import TufClient
+
+STRANGER = SIGNERS[6]
+
+
+@pytest.fixture
+def repo() -> RawRepository:
+    return RawRepository()
+
+
+def test_without_signature_checks_a_strangers_targets_would_be_taken(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repo.signers["targets"] = [STRANGER]
+    repo.add_target("targets", "evil")
+    repo.roles["targets"].version += 1
+    repo.publish("targets")
+    with refused("E-TRUST-METADATA"):
+        repo.client(tmp_path / "d").refresh()
+    monkeypatch.setattr(Root, "verify_delegate", lambda *_: None)
+    client = repo.client(tmp_path / "d")
+    client.refresh()
+    assert client.find("evil")
+
+
+def test_without_the_delegators_keys_a_strangers_delegated_role_would_be_taken(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repo.delegate("targets", "a", SIGNERS[4])
+    repo.signers["a"] = [STRANGER]
+    repo.add_target("a", "evil")
+    repo.roles["targets"].version += 1
+    repo.publish("a", "targets")
+    client = repo.client(tmp_path / "d")
+    client.refresh()
+    with refused("E-TRUST-METADATA"):
+        client.find("evil")
+    monkeypatch.setattr(Targets, "verify_delegate", lambda *_: None)
+    assert client.find("evil")
+
+
+def test_without_expiry_checks_a_freeze_would_go_unnoticed(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    late_s = NOW_S + 31 * 86400
+    repo.client(tmp_path / "d").refresh()
+    with refused("E-TRUST-EXPIRED"):
+        repo.client(tmp_path / "d", now_s=late_s).refresh()
+    monkeypatch.setattr(Signed, "is_expired", lambda *_: False)
+    repo.client(tmp_path / "d", now_s=late_s).refresh()
+
+
+def test_without_the_cached_floor_a_rollback_would_be_taken(repo: RawRepository, tmp_path: Path):
+    old = repo.files["timestamp.json"]
+    repo.publish_snapshot()
+    repo.client(tmp_path / "d").refresh()
+    repo.files["timestamp.json"] = old
+    with refused("E-TRUST-METADATA"):
+        repo.client(tmp_path / "d").refresh()
+    for name in ("timestamp.json", "snapshot.json"):
+        (tmp_path / "d" / name).unlink()
+    repo.client(tmp_path / "d").refresh()
+    assert version(tmp_path / "d", "timestamp") == 1
+
+
+def test_a_mix_is_taken_only_with_a_snapshot_that_names_it(repo: RawRepository, tmp_path: Path):
+    older = repo.files["1.targets.json"]
+    repo.roles["targets"].version += 1
+    repo.publish("targets")
+    repo.files["2.targets.json"] = older
+    with refused("E-TRUST-METADATA"):
+        repo.client(tmp_path / "d").refresh()
+    # The one fact that the check compares, as a snapshot key holder would forge it.
+    repo.snapshot.meta["targets.json"] = MetaFile(1)
+    repo.files["1.targets.json"] = older
+    repo.publish_snapshot()
+    for name in ("snapshot.json", "targets.json"):
+        (tmp_path / "d" / name).unlink(missing_ok=True)
+    repo.client(tmp_path / "d").refresh()
+    assert version(tmp_path / "d", "targets") == 1
+
+
+def test_without_the_limit_endless_data_would_be_read_on(repo: RawRepository, tmp_path: Path):
+    repo.files["timestamp.json"] += b" " * 20_000
+    with refused("E-WIRE-SIZE"):
+        repo.client(tmp_path / "d").refresh()
+    limits = repo.client(tmp_path / "d")._limits._replace(timestamp=1 << 20)
+    repo.client(tmp_path / "d", limits=limits).refresh()
+    assert version(tmp_path / "d", "timestamp") == 1
+
+
+def test_without_the_tokens_hash_an_impostors_root_would_be_taken(repo: RawRepository, tmp_path: Path):
+    """The impostor's repository is whole and valid in itself: only the hash tells it apart."""
+    impostor = RawRepository()
+    impostor.rotate("root", STRANGER)
+    impostor.publish_root()
+    root = impostor.files["1.root.json"]
+    (tmp_path / "d").mkdir()
+    clock = Clock(tmp_path / "d" / "floor", system=lambda: NOW_S, build_s=0)
+    client = TufClient(tmp_path / "d", "http://repository/metadata", impostor.fetcher, clock)
+    with refused("E-TRUST-ROOT"):
+        client.bootstrap(root, hashlib.sha256(repo.root_bytes).hexdigest())
+    client.bootstrap(root, hashlib.sha256(root).hexdigest())
+    client.refresh()
+    assert version(tmp_path / "d", "root") == 1
+
+
+WANTED = Desired(
+    fleet="demo",
+    connection="pi-1",
+    unit="self",
+    generation=7,
+    issued_at_s=NOW_S - 9,
+    expires_at_s=NOW_S + 9,
+    components=(),
+)
+
+
+def test_without_the_signature_check_a_brokers_own_desired_state_would_be_taken(monkeypatch: pytest.MonkeyPatch):
+    forged = envelopes.seal(encode(WANTED), DESIRED_TYPE, STRANGER)
+    honest = SIGNERS[0].public_key
+
+    def verify() -> Desired:
+        return desired.verify(
+            forged, keys={honest.keyid: honest}, fleet="demo", connection="pi-1", unit="self",
+            floor_generation=7, now_s=NOW_S,
+        )  # fmt: skip
+
+    with refused("E-TRUST-SIGNATURE"):
+        verify()
+    monkeypatch.setattr(envelopes.Envelope, "verify", lambda *_: {})
+    assert verify() == WANTED
+
+
+def test_without_the_ca_check_a_foreign_certificate_would_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = FleetAuthority.create(tmp_path / "own", "demo")
+    foreign = FleetAuthority.create(tmp_path / "foreign", "demo")
+    identity = DeviceIdentity.create(tmp_path / "d")
+    pem = foreign.issue_device(identity.csr_pem("pi-1"), "pi-1")
+    with refused("E-TRUST-SIGNATURE"):
+        identity.install(pem, own.ca_pem)
+    monkeypatch.setattr(certificates, "check_issued_by", lambda *_: None)
+    identity.install(pem, own.ca_pem)
+
+
+def test_an_intact_repository_passes_all_checks(repo: RawRepository, tmp_path: Path):
+    """The control of the controls: with nothing wrong, nothing is refused."""
+    assert isinstance(repo.timestamp, Timestamp)
+    assert repo.timestamp.expires > NOW + DAY
+    client = repo.client(tmp_path / "d")
+    client.refresh()
+    client.refresh()
