@@ -13,7 +13,7 @@ import msgspec
 from edgeops.agent.channel import Load
 from edgeops.agent.fetching import Fetcher, FetchJob, FetchRequest, Staged
 from edgeops.agent.loop import Loop, Timer
-from edgeops.agent.plan import ON_ITS_WAY, event_at_start, event_for
+from edgeops.agent.plan import ON_ITS_WAY, event_at_start, event_for, repair_at_start
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.settings import Settings
 from edgeops.agent.slots import SlotName, Slots
@@ -120,7 +120,10 @@ class Deployment:
     def start(self) -> None:
         """Serve what is active, at once, without a network; then go on with what was under way."""
         self._slots.collect()
-        if self.record.state is DeploymentState.ROLLING_BACK:
+        repair = repair_at_start(self.record, self._slots.active_slot if self._slots.in_trial else None)
+        if repair is Effect.CONFIRM:
+            self._confirm()
+        elif repair is Effect.REVERT:
             self._slots.revert()
         if self._slots.active is not None:
             self._serve(self._slots.active)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeops.agent.states import MAX_ATTEMPTS, Event
+from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event
 from edgeops.agent.store import ComponentRecord
 from edgeops.contracts.deployment import Component, DeploymentState, Slot
 
@@ -39,6 +39,23 @@ def event_for(record: ComponentRecord, want: Component | None, generation: int, 
     # The same again. It is tried again only where it was lost after it had been good, and within the budget.
     lost = record.state in (DeploymentState.CONFIRMED, DeploymentState.IDLE)
     return Event.WANTED if lost and record.attempts < MAX_ATTEMPTS else None
+
+
+def repair_at_start(record: ComponentRecord, active: Slot | None) -> Effect | None:
+    """Return how slots that say "trial" are brought in line with a record that says otherwise.
+
+    The record is kept first, so a cut may leave it ahead of the slots: a trial that was over is then ended as it was
+    decided.
+
+    Args:
+        record: Where the component stands.
+        active: The unconfirmed bundle that is active; None: there is no trial.
+    """
+    if active is None or record.state is DeploymentState.TRIAL:
+        return None
+    wanted = record.want.digest if record.want is not None else None
+    proved = record.state is DeploymentState.CONFIRMED and wanted == active.digest
+    return Effect.CONFIRM if proved else Effect.REVERT
 
 
 def event_at_start(record: ComponentRecord) -> Event:

@@ -234,7 +234,7 @@ class Agent:
     """`edgeops agent run` as a process of its own."""
 
     def __init__(self, fleet: FakeFleet, state: Path, *options: str) -> None:
-        self.state, self._fleet, self._options = state, fleet, options
+        self.state, self.options = state, options
         self.log = state.parent / f"{state.name}.log"
         self._token = state.parent / f"{state.name}.token"
         self._token.write_text(fleet.token())
@@ -244,7 +244,7 @@ class Agent:
         command = [
             sys.executable, "-m", "edgeops", "agent", "run", "--state", str(self.state), "--token-file",
             str(self._token), "--profile", PROFILE, "--name", DEVICE, "--confirm-after-s", "0.5", "--verbose",
-            *self._options,
+            *self.options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)

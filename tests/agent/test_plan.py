@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeops.agent.plan import event_at_start, event_for
-from edgeops.agent.states import MAX_ATTEMPTS, Event
+from edgeops.agent.plan import event_at_start, event_for, repair_at_start
+from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event
 from edgeops.agent.store import ComponentRecord
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 
@@ -58,3 +58,24 @@ def test_a_bundle_that_kills_the_device_again_and_again_is_given_up():
     assert event_at_start(record(DeploymentState.TRIAL, attempts=MAX_ATTEMPTS)) is Event.UNHEALTHY
     assert event_at_start(record(DeploymentState.SELF_TEST, attempts=MAX_ATTEMPTS)) is Event.TEST_FAILED
     assert event_at_start(record(DeploymentState.DOWNLOADING, attempts=99)) is Event.RESTARTED
+
+
+NEW_SLOT = Slot(release="1.1.0", digest="sha256:new", number=2)
+
+
+@pytest.mark.parametrize(
+    ("state", "want", "effect"),
+    [
+        (DeploymentState.TRIAL, NEW, None),
+        (DeploymentState.CONFIRMED, NEW, Effect.CONFIRM),
+        (DeploymentState.CONFIRMED, BACK, Effect.REVERT),
+        (DeploymentState.DOWNLOADING, NEW, Effect.REVERT),
+        (DeploymentState.ROLLING_BACK, NEW, Effect.REVERT),
+        (DeploymentState.IDLE, None, Effect.REVERT),
+    ],
+)
+def test_a_trial_that_was_over_when_the_power_was_cut_ends_as_it_was_decided(
+    state: DeploymentState, want: Component | None, effect: Effect | None
+):
+    assert repair_at_start(record(state, want), NEW_SLOT) is effect
+    assert repair_at_start(record(state, want), None) is None

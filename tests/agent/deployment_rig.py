@@ -1,0 +1,194 @@
+"""A deployment without processes and network: its files are real, so that the power can be cut at each of them.
+
+What stands in for a worker opens the bundle and checks every byte of it, as a worker does before it serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from edgeops.agent import deployment as deployment_module
+from edgeops.agent.channel import Load
+from edgeops.agent.deployment import Deployment, House
+from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
+from edgeops.agent.loop import Loop
+from edgeops.agent.settings import Settings, TrialRules
+from edgeops.agent.slots import Slots
+from edgeops.agent.store import StateDirectory, UnitRecord
+from edgeops.contracts.deployment import Component, DeploymentState, SelfTestFigures, Slot
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import Latency
+from edgeops.contracts.profile import Serving
+from edgeops.contracts.telemetry import ModelWindow
+from edgeops.releases.bundles import open_bundle
+
+FIGURES = SelfTestFigures(
+    vectors=1, worst_output="y", max_abs_diff=0, min_cosine=1, load_ms=1, latency=Latency(p50_ms=1, p95_ms=1, runs=1),
+    peak_memory_mib=1, provider="none",
+)  # fmt: skip
+MAX_ACTIONS = 500
+
+
+class StandInServing:
+    """Stands in for `ModelServing`: serves a bundle if, and only if, every byte of it is right."""
+
+    port = 1
+    endpoint = "http://127.0.0.1:1"
+    is_serving = True
+    ended = True
+
+    def __init__(self, loop: Loop, events: Deployment, ports: list[int]) -> None:
+        self._loop, self._events = loop, events
+        self.current: Load | None = None
+        self._candidate: Load | None = None
+        self.bad_digests: frozenset[str] = frozenset()
+
+    @property
+    def has_tested_candidate(self) -> bool:
+        return self._candidate is not None
+
+    def serve(self, load: Load) -> None:
+        try:
+            open_bundle(Path(load.directory), expect_digest=load.digest)
+        except EdgeopsError as error:
+            self.current = None
+            self._loop.post(lambda error=error: self._events.damaged(error))
+            return
+        self.current = load
+        self._loop.post(self._events.serves)
+
+    def try_out(self, load: Load) -> None:
+        open_bundle(Path(load.directory), expect_digest=load.digest)
+        if load.digest in self.bad_digests:
+            error = EdgeopsError("E-SELFTEST-GOLDEN", "as told")
+            self._loop.post(lambda: self._events.test_failed(error))
+            return
+        self._candidate = load
+        self._loop.post(lambda: self._events.tested(FIGURES))
+
+    def promote(self) -> None:
+        assert self._candidate is not None
+        candidate, self._candidate = self._candidate, None
+        self.serve(candidate)
+
+    def probe(self, *, infer: bool) -> None:
+        if infer:
+            self._events.alive()
+
+    def drop_candidate(self) -> None:
+        self._candidate = None
+
+    def stop(self) -> None:
+        self.current = self._candidate = None
+
+    close = kill_all = stop
+
+
+class LocalFetcher:
+    """Stands in for `Fetcher`: the bundle's file lies on another disk already."""
+
+    def __init__(self, files: dict[str, tuple[Path, Slot]]) -> None:
+        self._files = files
+
+    def fetch(
+        self, request: FetchRequest, slots: Slots, *, on_progress: Callable[[float], None], cancelled: threading.Event
+    ) -> Staged:
+        file, slot = self._files[request.want.digest]
+        if slots.holds_whole(slot.digest):
+            return Staged(slot, None)
+        return Staged(slot, slots.unpack(file, slot))
+
+
+class InlineJob(FetchJob):
+    """A fetch that is done at once, on the loop's own thread."""
+
+    def __init__(self, loop: Loop, work, *, before, on_progress, on_done) -> None:  # type: ignore[no-untyped-def]
+        self._cancelled = threading.Event()
+
+        def run() -> None:
+            if not self._cancelled.is_set():
+                outcome = work(self._cancelled, on_progress)
+                on_done(outcome)
+
+        loop.post(run)
+
+    @property
+    def running(self) -> bool:
+        return False
+
+
+class DeploymentRig:
+    """One model component on a state directory; `settle` runs it until nothing more happens."""
+
+    def __init__(
+        self, root: Path, name: str, files: dict[str, tuple[Path, Slot]], bad: frozenset[str] = frozenset()
+    ) -> None:
+        self.state = StateDirectory(root)
+        self.loop = Loop()
+        self.confirmed_numbers: list[int] = []
+        house = House(
+            loop=self.loop,
+            state=self.state,
+            settings=Settings(trial=TrialRules(confirm_after_s=0, probes=1)),
+            serving=Serving(),
+            fetcher=LocalFetcher(files),  # type: ignore[arg-type]
+            now=time.time,
+            observer=self,
+        )
+        unit = self.state.read_unit()
+        self._patches = contextlib.ExitStack()
+        for what, stand_in in (
+            ("ModelServing", StandInServing), ("FetchJob", InlineJob), ("TRIAL_LOOK_EVERY_S", 0.0)
+        ):  # fmt: skip
+            self._patches.enter_context(mock.patch.object(deployment_module, what, stand_in))
+        self.deployment = Deployment(name, house, floor_number=unit.numbers.get(name, 0), ports=[0])
+        self.serving: StandInServing = self.deployment.serving  # type: ignore[assignment]
+        self.serving.bad_digests = bad
+
+    def start(self) -> None:
+        self.deployment.start()
+
+    def pursue(self, want: Component, generation: int) -> None:
+        """Take in a desired state as the supervisor does: kept first."""
+        self.state.write_unit(UnitRecord(generation=generation))
+        self.deployment.pursue(want, generation)
+
+    def settle(self) -> DeploymentState:
+        """Run until the deployment rests; return its state."""
+        for _ in range(MAX_ACTIONS):
+            self.loop.post(self.loop.stop)
+            self.loop.run()
+            timers = [timer for timer in self.loop._timers if timer[0] <= time.monotonic()]
+            if self.loop._actions.empty() and not timers and self.deployment.record.state not in UNDER_WAY:
+                return self.deployment.record.state
+        raise AssertionError(f"it never rests: {self.deployment.record}")
+
+    def close(self) -> None:
+        self._patches.close()
+        self.state.close()
+
+    def changed(self, deployment: Deployment) -> None:
+        pass
+
+    def stepped(self, deployment: Deployment, percent: float | None) -> None:
+        pass
+
+    def counted(self, window: ModelWindow) -> None:
+        pass
+
+    def confirmed(self, name: str, number: int) -> None:
+        self.confirmed_numbers.append(number)
+
+    def settled(self) -> None:
+        pass
+
+
+UNDER_WAY = {
+    DeploymentState.DOWNLOADING, DeploymentState.STAGED, DeploymentState.SELF_TEST, DeploymentState.TRIAL,
+    DeploymentState.ROLLING_BACK, DeploymentState.HELD,
+}  # fmt: skip

@@ -1,0 +1,208 @@
+"""The power is cut at every file operation of whole deployments, of enrolment's record and of the telemetry queue."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from adder_bundles import small_bundle
+from deployment_rig import DeploymentRig
+
+from edgeops import durable
+from edgeops.agent import deployment
+from edgeops.agent.telemetry import TelemetryQueue
+from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import Telemetry
+from edgeops.releases.bundles import pack
+from edgeops.testkit.power import Cut, cuts, recording
+
+NAME = "adder"
+EVERY = 16  # in the bounded tier every so many cuts are tried, from a fixed start
+SECOND_CUTS = 20
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+class Bundles(NamedTuple):
+    """What there is to install: files by digest, and the components that ask for them."""
+
+    files: dict[str, tuple[Path, Slot]]
+    components: list[Component]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    folder = tmp_path_factory.mktemp("bundles")
+    files, components = {}, []
+    for number in range(1, 4):
+        bundle = small_bundle(folder / str(number), add=float(number))
+        pack(bundle, folder / f"{number}.edgeops")
+        slot = Slot(release=f"1.{number}.0", digest=bundle.digest, number=number)
+        files[bundle.digest] = (folder / f"{number}.edgeops", slot)
+        components.append(
+            Component(name=NAME, kind=ComponentKind.MODEL, release=slot.release, target="t", digest=bundle.digest)
+        )
+    return Bundles(files, components)
+
+
+@pytest.fixture
+def device(tmp_path: Path, bundles: Bundles) -> Path:
+    """A device that serves release 1.1.0."""
+    rig = DeploymentRig(tmp_path / "device", NAME, bundles.files)
+    rig.start()
+    rig.pursue(bundles.components[0], 1)
+    assert rig.settle() is DeploymentState.CONFIRMED
+    rig.close()
+    return tmp_path / "device"
+
+
+def recorded(device: Path, bundles: Bundles, bad: frozenset[str]) -> list[Cut]:
+    """Every disk that a cut during an update to 1.2.0 may leave."""
+    with recording(device) as journal:
+        rig = DeploymentRig(device, NAME, bundles.files, bad)
+        rig.start()
+        rig.pursue(bundles.components[1], 2)
+        ended = rig.settle()
+        rig.close()
+    assert ended is (DeploymentState.FAILED if bad else DeploymentState.CONFIRMED)
+    return list(cuts(journal))
+
+
+def check_recovery(disk: Path, bundles: Bundles, bad: frozenset[str]) -> None:
+    """The agent starts: an old or new bundle serves whole at once, and what was desired is reached."""
+    rig = DeploymentRig(disk, NAME, bundles.files, bad)
+    try:
+        rig.start()
+        served = rig.serving.current
+        assert served is not None, "nothing serves after the start"
+        assert served.digest in {component.digest for component in bundles.components[:2]}
+        rig.pursue(bundles.components[1], 2)
+        ended = rig.settle()
+        assert rig.serving.current is not None
+        if bad:
+            assert ended is DeploymentState.FAILED
+            assert rig.serving.current.digest == bundles.components[0].digest
+        else:
+            assert ended is DeploymentState.CONFIRMED
+            assert rig.serving.current.digest == bundles.components[1].digest
+        rig.pursue(bundles.components[2], 3)
+        assert rig.settle() is DeploymentState.CONFIRMED
+        assert rig.serving.current.digest == bundles.components[2].digest
+    finally:
+        rig.close()
+
+
+def survive(all_cuts: list[Cut], bundles: Bundles, bad: frozenset[str], scratch: Path, every: int) -> int:
+    survived = 0
+    for index in range(0, len(all_cuts), every):
+        disk = scratch / str(index)
+        all_cuts[index].tree.write_to(disk)
+        check_recovery(disk, bundles, bad)
+        shutil.rmtree(disk)
+        survived += 1
+    return survived
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
+def test_a_cut_during_a_deployment_costs_neither_service_nor_the_update(
+    fails: bool, device: Path, bundles: Bundles, tmp_path: Path
+):
+    bad = frozenset({bundles.components[1].digest}) if fails else frozenset()
+    survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", EVERY)
+    print(f"{survived} cuts survived")
+    assert survived >= 30
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
+def test_every_cut_during_a_deployment(fails: bool, device: Path, bundles: Bundles, tmp_path: Path):
+    bad = frozenset({bundles.components[1].digest}) if fails else frozenset()
+    survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", 1)
+    print(f"{survived} cuts survived")
+    assert survived >= 400
+
+
+def test_a_second_cut_during_recovery_is_survived_too(device: Path, bundles: Bundles, tmp_path: Path):
+    chance = random.Random(5)
+    nothing: frozenset[str] = frozenset()
+    first_cuts = recorded(device, bundles, nothing)
+    survived = 0
+    for index in range(SECOND_CUTS):
+        disk = tmp_path / f"first-{index}"
+        chance.choice(first_cuts).tree.write_to(disk)
+        with recording(disk) as journal:
+            rig = DeploymentRig(disk, NAME, bundles.files)
+            rig.start()
+            rig.pursue(bundles.components[1], 2)
+            rig.settle()
+            rig.close()
+        second = tmp_path / f"second-{index}"
+        chance.choice(list(cuts(journal))).tree.write_to(second)
+        check_recovery(second, bundles, nothing)
+        survived += 1
+    assert survived == SECOND_CUTS
+
+
+@pytest.mark.parametrize("mutant", ["no fsync of the bundle", "no fsync of the directory", "no repair at the start"])
+def test_a_forgetful_agent_is_caught_by_name(
+    mutant: str, device: Path, bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Negative control: each mutant fails the recovery check after some cut."""
+    nothing: frozenset[str] = frozenset()
+    if mutant == "no fsync of the bundle":
+        monkeypatch.setattr(durable, "fsync_tree", lambda root: None)
+    elif mutant == "no fsync of the directory":
+        monkeypatch.setattr(durable, "fsync_dir", lambda directory: None)
+    else:
+        monkeypatch.setattr(deployment, "repair_at_start", lambda record, active: None)
+    for index, cut in enumerate(reversed(recorded(device, bundles, nothing))):
+        disk = tmp_path / "mutant" / str(index)
+        cut.tree.write_to(disk)
+        try:
+            check_recovery(disk, bundles, nothing)
+        except (AssertionError, EdgeopsError):
+            return
+        shutil.rmtree(disk)
+    pytest.fail(f"the mutant {mutant!r} was not caught")
+
+
+def window(seq: int) -> Telemetry:
+    return Telemetry(fleet="f", connection="c", unit="self", boot_id="b", seq=seq, start_s=0, end_s=1, models=())
+
+
+def test_a_telemetry_window_that_was_kept_is_not_lost_by_a_cut(tmp_path: Path):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    TelemetryQueue(folder / "queue", 3).put(window(1))
+    with recording(folder) as journal:
+        queue = TelemetryQueue(folder / "queue", 3)
+        queue.put(window(2))
+        done = len(journal.operations)
+    for index, cut in enumerate(cuts(journal)):
+        cut.tree.write_to(tmp_path / "cuts" / str(index))
+        reopened = TelemetryQueue(tmp_path / "cuts" / str(index) / "queue", 3)
+        kept = [found.seq for number in reopened.waiting(9) if (found := reopened.read(number)) is not None]
+        assert kept[:1] == [1]
+        if cut.after == done:
+            assert kept == [1, 2]
+
+
+def test_a_full_queue_drops_the_oldest_and_says_how_many(tmp_path: Path):
+    queue = TelemetryQueue(tmp_path / "queue", 3)
+    for seq in range(1, 8):
+        queue.put(window(seq))
+    reopened = TelemetryQueue(tmp_path / "queue", 3)
+    kept = [reopened.read(number) for number in reopened.waiting(9)]
+    assert [found.seq for found in kept if found is not None] == [5, 6, 7]
+    assert sum(found.dropped_windows for found in kept if found is not None) == 4
