@@ -69,7 +69,9 @@ def test_bundle_runs_on_raw_images_and_carries_its_proof(handover: Path, profile
     assert all(record.reason for record in evidence.candidates)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "litert", pytest.param("openvino", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "runtime", ["onnxruntime", *(pytest.param(name, marks=pytest.mark.full) for name in RUNTIMES[1:])]
+)
 def test_same_compile_gives_the_same_bytes_without_any_cache(
     handover: Path, profile, tmp_path: Path, own_cache: Path, runtime: str
 ):

@@ -218,7 +218,7 @@ def _newest_opset(opset_max: int | None, ir_max: int | None) -> int:
     """Return the newest opset that a runtime reads: an IR version carries opsets up to its time."""
     import onnx
 
-    most = min(opset_max or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
+    most = min(opset_max or onnx.defs.onnx_opset_version(), int(onnx.defs.onnx_opset_version()))
     if ir_max is not None:
         while most > 1 and onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", most)]) > ir_max:
             most -= 1
