@@ -20,7 +20,7 @@ from edgeops.contracts.deployment import (
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
 from edgeops.control.assignment import components_of, new_unit
 from edgeops.control.database import Database
-from edgeops.control.ingest.apply import apply_statement
+from edgeops.control.ingest.apply import Batch
 from edgeops.control.models import Device, Unit
 
 FLEET = "f1"
@@ -113,8 +113,9 @@ class SpeakingDevice:
 
     def say(self, statement: Reported | Presence, now_s: float) -> None:
         with self._database.write() as session:
-            device = session.get_one(Device, self.name)
-            apply_statement(session, device, statement, now_s=now_s)
+            batch = Batch(session, [self.name], now_s)
+            batch.look_for_repeated([statement])
+            batch.apply(batch.devices[self.name], statement)
 
     def obey(self, now_s: float, *, state: DeploymentState = DeploymentState.CONFIRMED, code: str = "E-TRIAL") -> None:
         """Report that all that is desired ended in `state`."""

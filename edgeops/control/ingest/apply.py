@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import (
@@ -33,63 +35,158 @@ from edgeops.control.models import (
 
 MAX_UNITS = 64
 REPUBLISH_AFTER_S = 60.0
+_MessageKey = tuple[str, str, str, int]
 _SKETCH = msgspec.json.Decoder(QuantileSketch)
 
 
-def apply_statement(session: Session, device: Device, statement: Statement, *, now_s: float) -> None:
-    """Bring the registry up to a statement of a device.
+class Batch:
+    """What a batch of statements needs to know, read at once, and how each is applied.
+
+    Devices are locked in the order of their names, so that two workers never wait for each other in a circle.
 
     Args:
         session: A write transaction.
-        device: The sender.
-        statement: What it said; checked.
+        connections: Who speaks in this batch.
         now_s: The control plane's clock.
-
-    Raises:
-        EdgeopsError: E-REPORT-STALE; a report of an earlier boot than one that was already accepted.
-            E-WIRE-MALFORMED; more units than a connection may have. Nothing was changed.
     """
-    if isinstance(statement, Presence):
-        device.online, device.presence_at_s = statement.online, now_s
-        if statement.online:
-            _reached(session, device, now_s)
-        return
-    unit = _unit(session, statement)
-    if isinstance(statement, Reported):
-        _apply_reported(session, device, unit, statement, now_s)
-    elif isinstance(statement, Progress):
-        _apply_progress(session, statement, now_s)
-    else:
-        _apply_telemetry(session, statement, now_s)
-    _reached(session, device, now_s)
+
+    def __init__(self, session: Session, connections: Collection[str], now_s: float) -> None:
+        self._session, self._now_s = session, now_s
+        session.autoflush = False  # the rows of a batch are written together
+        speakers = select(Device).where(Device.connection.in_(connections)).order_by(Device.connection)
+        self.devices = {row.connection: row for row in session.scalars(speakers.with_for_update())}
+        units = select(Unit).where(Unit.connection.in_(connections)).order_by(Unit.connection, Unit.unit)
+        self._units = {(row.connection, row.unit): row for row in session.scalars(units.with_for_update())}
+        unreached = select(RolloutMember.connection).where(
+            RolloutMember.connection.in_(connections),
+            RolloutMember.generation.is_not(None),
+            RolloutMember.reached.is_(False),
+        )
+        self._unreached = set(session.scalars(unreached.distinct()))
+        self._repeated: dict[type[ProgressEvent] | type[TelemetryWindow], set[_MessageKey]] = {}
+        self._totals: dict[tuple[str, str, str, str], TelemetryTotal] = {}
+
+    def look_for_repeated(self, statements: Iterable[Statement]) -> None:
+        """Find out which of these were taken in before: one query for each kind."""
+        kinds: tuple[tuple[type[Progress | Telemetry], type[ProgressEvent] | type[TelemetryWindow]], ...]
+        kinds = ((Progress, ProgressEvent), (Telemetry, TelemetryWindow))
+        said = list(statements)
+        for kind, table in kinds:
+            keys = [_key(item) for item in said if isinstance(item, (Progress, Telemetry)) and isinstance(item, kind)]
+            self._repeated[table] = set()
+            if keys:
+                names, units, boots, numbers = (set(part) for part in zip(*keys, strict=True))
+                found = self._session.execute(
+                    select(table.connection, table.unit, table.boot_id, table.seq).where(
+                        table.connection.in_(names),
+                        table.unit.in_(units),
+                        table.boot_id.in_(boots),
+                        table.seq.in_(numbers),
+                    )
+                )
+                self._repeated[table] = {(row[0], row[1], row[2], row[3]) for row in found}
+
+    def apply(self, device: Device, statement: Statement) -> None:
+        """Bring the registry up to a statement of a device.
+
+        Raises:
+            EdgeopsError: E-REPORT-STALE; a report of an earlier boot than one that was already accepted.
+                E-WIRE-MALFORMED; more units than a connection may have. Nothing was changed.
+        """
+        if isinstance(statement, Presence):
+            device.online, device.presence_at_s = statement.online, self._now_s
+            if statement.online:
+                self._reached(device)
+            return
+        unit = self._unit(statement)
+        if isinstance(statement, Reported):
+            _apply_reported(self._session, device, unit, statement, self._now_s)
+        elif isinstance(statement, Progress):
+            if self._first_time(ProgressEvent, statement):
+                _apply_progress(self._session, statement, self._now_s)
+        elif self._first_time(TelemetryWindow, statement):
+            self._apply_telemetry(statement)
+        self._reached(device)
+
+    def _first_time(self, table: type[ProgressEvent] | type[TelemetryWindow], statement: Progress | Telemetry) -> bool:
+        taken, key = self._repeated[table], _key(statement)
+        if key in taken:
+            return False
+        taken.add(key)
+        return True
+
+    def _unit(self, statement: Reported | Progress | Telemetry) -> Unit:
+        unit = self._units.get((statement.connection, statement.unit))
+        if unit is None:
+            count = sum(1 for connection, _ in self._units if connection == statement.connection)
+            if count >= MAX_UNITS:
+                raise EdgeopsError("E-WIRE-MALFORMED", f"{statement.connection} has {count} units already")
+            unit = self._units[statement.connection, statement.unit] = new_unit(statement.connection, statement.unit)
+            self._session.add(unit)
+            self._session.flush()
+        return unit
+
+    def _reached(self, device: Device) -> None:
+        device.last_seen_s = self._now_s
+        if device.connection in self._unreached:
+            self._unreached.discard(device.connection)
+            waiting = select(RolloutMember).where(
+                RolloutMember.connection == device.connection,
+                RolloutMember.generation.is_not(None),
+                RolloutMember.reached.is_(False),
+            )
+            for member in self._session.scalars(waiting):
+                member.reached = True
+
+    def _apply_telemetry(self, telemetry: Telemetry) -> None:
+        self._session.add(
+            TelemetryWindow(
+                connection=telemetry.connection,
+                unit=telemetry.unit,
+                boot_id=telemetry.boot_id,
+                seq=telemetry.seq,
+                received_at_s=self._now_s,
+                payload=encode(telemetry),
+            )
+        )
+        for window in telemetry.models:
+            self._add_to_total(telemetry, window)
+
+    def _add_to_total(self, telemetry: Telemetry, window: ModelWindow) -> None:
+        key = (telemetry.connection, telemetry.unit, window.model, _text(window.release, 64))
+        total = self._totals.get(key)
+        if total is None:
+            total = self._session.get(TelemetryTotal, key, with_for_update=True)
+        if total is None:
+            total = TelemetryTotal(
+                connection=key[0],
+                unit=key[1],
+                model=key[2],
+                release=key[3],
+                requests=0,
+                errors={},
+                latency_ms=encode(QuantileSketch()),
+                updated_at_s=self._now_s,
+            )
+            self._session.add(total)
+        self._totals[key] = total
+        errors = dict(total.errors)
+        for code, count in window.errors.items():
+            kept = _text(code, 64)
+            errors[kept] = errors.get(kept, 0) + count
+        total.requests += window.requests
+        total.errors = errors
+        total.latency_ms = encode(_SKETCH.decode(total.latency_ms).merge(window.latency_ms))
+        total.updated_at_s = self._now_s
+
+
+def _key(statement: Progress | Telemetry) -> _MessageKey:
+    return (statement.connection, statement.unit, statement.boot_id, statement.seq)
 
 
 def _text(value: str, most: int) -> str:
     """Return a device's text as any database can hold it: PostgreSQL knows no NUL."""
     return value.replace("\0", "")[:most]
-
-
-def _unit(session: Session, statement: Reported | Progress | Telemetry) -> Unit:
-    unit = session.get(Unit, (statement.connection, statement.unit), with_for_update=True)
-    if unit is None:
-        count = session.scalar(select(func.count()).where(Unit.connection == statement.connection))
-        if (count or 0) >= MAX_UNITS:
-            raise EdgeopsError("E-WIRE-MALFORMED", f"{statement.connection} has {count} units already")
-        unit = new_unit(statement.connection, statement.unit)
-        session.add(unit)
-        session.flush()
-    return unit
-
-
-def _reached(session: Session, device: Device, now_s: float) -> None:
-    device.last_seen_s = now_s
-    waiting = select(RolloutMember).where(
-        RolloutMember.connection == device.connection,
-        RolloutMember.generation.is_not(None),
-        RolloutMember.reached.is_(False),
-    )
-    for member in session.scalars(waiting):
-        member.reached = True
 
 
 def _apply_reported(session: Session, device: Device, unit: Unit, report: Reported, now_s: float) -> None:
@@ -165,9 +262,6 @@ def _set_member(member: RolloutMember, state: DeploymentState, code: str | None,
 
 
 def _apply_progress(session: Session, progress: Progress, now_s: float) -> None:
-    key = (progress.connection, progress.unit, progress.boot_id, progress.seq)
-    if session.get(ProgressEvent, key) is not None:
-        return
     session.add(
         ProgressEvent(
             connection=progress.connection,
@@ -193,46 +287,3 @@ def _apply_progress(session: Session, progress: Progress, now_s: float) -> None:
     member.step = progress.step
     if DeploymentState(member.state) not in TERMINAL_STATES and progress.state is not DeploymentState.CONFIRMED:
         _set_member(member, progress.state, progress.code, progress.detail, now_s)
-
-
-def _apply_telemetry(session: Session, telemetry: Telemetry, now_s: float) -> None:
-    key = (telemetry.connection, telemetry.unit, telemetry.boot_id, telemetry.seq)
-    if session.get(TelemetryWindow, key) is not None:
-        return
-    session.add(
-        TelemetryWindow(
-            connection=telemetry.connection,
-            unit=telemetry.unit,
-            boot_id=telemetry.boot_id,
-            seq=telemetry.seq,
-            received_at_s=now_s,
-            payload=encode(telemetry),
-        )
-    )
-    for window in telemetry.models:
-        _add_to_total(session, telemetry, window, now_s)
-
-
-def _add_to_total(session: Session, telemetry: Telemetry, window: ModelWindow, now_s: float) -> None:
-    key = (telemetry.connection, telemetry.unit, window.model, _text(window.release, 64))
-    total = session.get(TelemetryTotal, key, with_for_update=True)
-    if total is None:
-        total = TelemetryTotal(
-            connection=key[0],
-            unit=key[1],
-            model=key[2],
-            release=key[3],
-            requests=0,
-            errors={},
-            latency_ms=encode(QuantileSketch()),
-            updated_at_s=now_s,
-        )
-        session.add(total)
-    errors = dict(total.errors)
-    for code, count in window.errors.items():
-        code = _text(code, 64)
-        errors[code] = errors.get(code, 0) + count
-    total.requests += window.requests
-    total.errors = errors
-    total.latency_ms = encode(_SKETCH.decode(total.latency_ms).merge(window.latency_ms))
-    total.updated_at_s = now_s

@@ -16,7 +16,7 @@ from edgeops.contracts.deployment import Presence
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import UnitTopic, control_filters, parse_topic
 from edgeops.control.database import Database
-from edgeops.control.ingest.apply import apply_statement
+from edgeops.control.ingest.apply import Batch
 from edgeops.control.ingest.statements import Known, Statement, read_statement
 from edgeops.control.models import Device
 from edgeops.transport.mqtt import Message, backoff_s
@@ -162,23 +162,26 @@ class Ingest:
             if topic is not None
         ]
         refused = len(messages) - len(checked)
+        speakers = {item.connection if isinstance(item, _Refusal) else item.topic.connection for item in checked}
         with self._database.write() as session:
+            batch = Batch(session, speakers, now_s)
+            batch.look_for_repeated(item.statement for item in checked if isinstance(item, _Accepted))
             for item in checked:
                 connection = item.connection if isinstance(item, _Refusal) else item.topic.connection
-                device = session.get(Device, connection)
+                device = batch.devices.get(connection)
                 if device is None:
                     refused += 1
                     continue
                 error = item.error if isinstance(item, _Refusal) else None
                 if isinstance(item, _Accepted) and not self._is_stale(item):
                     try:
-                        apply_statement(session, device, item.statement, now_s=now_s)
+                        batch.apply(device, item.statement)
                     except EdgeopsError as stale:
                         error = stale
                 if error is not None:
                     refused += 1
                     device.rejected_messages += 1
-                    device.rejected_last = f"{error.code}: {error.what}"[:512]
+                    device.rejected_last = f"{error.code}: {error.what}".replace("\0", "")[:512]
         self.refused += refused
         self.accepted += len(messages) - refused
         self._on_change()
