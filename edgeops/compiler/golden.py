@@ -19,6 +19,7 @@ MIN_GOLDEN_COUNT = 2
 DRIFT_BINS = 16
 DRIFT_ELEMENTS = 256
 _COSINE_SLACK = 0.01
+_TOO_UNSURE = 0.05
 _FLOAT_MARGIN = 8.0
 _QUANTIZED_MARGIN = 2.0
 _FLOAT_FLOOR = 2e-5
@@ -28,7 +29,11 @@ _CLASS_KINDS = ("probabilities", "logits")
 def golden_indices(
     count: int, sample_bytes: int, outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, str]
 ) -> list[int]:
-    """Choose samples: half spread evenly, half where the source is least sure of its class (they show damage first).
+    """Choose samples: half spread evenly, half where the source is not sure of its class (they show damage first).
+
+    The very least sure are left out: there other kernels alone change the answer, and the tolerance that allows for
+    them would hide damage. Measured on the OCR line classifier, int8: leaving out one in twenty brought the largest
+    change by other kernels from 0.14 down to 0.01 (LiteRT) and from 0.11 to 0.05 (onnxruntime).
 
     Args:
         count: Samples there are.
@@ -39,8 +44,10 @@ def golden_indices(
     room = max(MIN_GOLDEN_COUNT, min(GOLDEN_COUNT, MAX_GOLDEN_BYTES // max(1, sample_bytes)))
     if count <= room:
         return list(range(count))
-    chosen = set(spread(count, room - room // 2).tolist())
-    for index in _least_sure(outputs, kinds, count):
+    unsure = _least_sure(outputs, kinds, count)
+    left_out = round(count * _TOO_UNSURE)
+    chosen = set(spread(count, room - room // 2).tolist()) - set(unsure[:left_out])
+    for index in unsure[left_out:]:
         if len(chosen) >= room:
             break
         chosen.add(index)

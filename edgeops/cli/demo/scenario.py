@@ -114,7 +114,7 @@ class Scenario:
             self.commands.start(
                 device_name(profile), "agent", "run", "--state", str(self.state(profile)),
                 "--token-file", str(token_file), "--profile", profile, "--name", device_name(profile),
-                "--telemetry-window-s", "3",
+                "--telemetry-window-s", "3", "--confirm-after-s", "2",
             )  # fmt: skip
         names = [device_name(profile) for profile in PROFILES]
         self._wait(
