@@ -157,7 +157,7 @@ def test_never_goes_on_over_a_failed_gate(profiles: list[Counts], gates: Gates, 
 
 @pytest.mark.full
 @given(*any_view)
-@settings(max_examples=30_000, deadline=None)
+@settings(max_examples=6_000, deadline=None)
 def test_never_goes_on_over_a_failed_gate_at_length(profiles: list[Counts], gates: Gates, now_s: float) -> None:
     check_never_over_a_failed_gate(profiles, gates, now_s)
 
