@@ -35,7 +35,7 @@ def agent(fleet: FakeFleet, tmp_path: Path) -> Iterator[Agent]:
     fleet.desire(fleet.publish(small_bundle(tmp_path / "good", add=1.0), "1.1.0", 1))
     fleet.wait_state(DeploymentState.CONFIRMED)
     agent.stop()
-    agent.options = ("--confirm-after-s", "4")
+    agent.options = ("--confirm-after-s", "3")
     yield agent.start()
     agent.stop()
 
@@ -93,6 +93,7 @@ def test_a_newer_generation_supersedes_a_trial(fleet: FakeFleet, agent: Agent, t
     assert report.fallback.release == "1.1.0"
 
 
+@pytest.mark.full
 def test_a_trial_that_the_power_cuts_short_goes_on_and_is_given_up_after_its_budget(
     fleet: FakeFleet, agent: Agent, tmp_path: Path
 ):
