@@ -29,7 +29,7 @@ _CLASS_KINDS = ("probabilities", "logits")
 def golden_indices(
     count: int, sample_bytes: int, outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, str]
 ) -> list[int]:
-    """Choose samples: half spread evenly, half where the source is not sure of its class (they show damage first).
+    """Choose samples: half spread evenly, half where the artifact is not sure of its class (they show damage first).
 
     The very least sure are left out: there other kernels alone change the answer, and the tolerance that allows for
     them would hide damage. Measured on the OCR line classifier, int8: leaving out one in twenty brought the largest
@@ -38,7 +38,7 @@ def golden_indices(
     Args:
         count: Samples there are.
         sample_bytes: Size of one sample's inputs and outputs.
-        outputs: The source's outputs [n, ...].
+        outputs: The artifact's outputs [n, ...].
         kinds: Output → kind.
     """
     room = max(MIN_GOLDEN_COUNT, min(GOLDEN_COUNT, MAX_GOLDEN_BYTES // max(1, sample_bytes)))

@@ -107,7 +107,7 @@ def _golden(
     assert chosen.judged is not None
     count = len(next(iter(samples.values())))
     sample_bytes = sum(array[0].nbytes for group in (samples, source, outputs) for array in group.values())
-    indices = golden_indices(count, sample_bytes, source, kinds)
+    indices = golden_indices(count, sample_bytes, outputs, kinds)
     step = Step(
         name="steadiness",
         parameters={"manifest": chosen.judged.notes["manifest"], "indices": indices},

@@ -17,7 +17,7 @@ def probabilities(margins: np.ndarray) -> np.ndarray:
     return np.stack([0.5 + margins / 2, 0.5 - margins / 2], axis=1)[:, None, :]
 
 
-def test_half_of_the_vectors_are_where_the_source_is_unsure_but_not_where_rounding_decides():
+def test_half_of_the_vectors_are_where_the_artifact_is_unsure_but_not_where_rounding_decides():
     margins = np.linspace(0.9, 0.1, 200)
     chosen = golden.golden_indices(200, 100, {"y": probabilities(margins)}, {"y": "probabilities"})
     assert len(chosen) == golden.GOLDEN_COUNT
