@@ -6,36 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import ARTIFACT_SHAPE, CLASSES, DEVICE_SHAPE, VECTORS, write_artifact
 
 from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo, OutputTolerance
 from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.bundles import Bundle, seal
 from edgeops.runtimes.bundle_session import open_session
-
-DEVICE_SHAPE, ARTIFACT_SHAPE, CLASSES, VECTORS = (1, 2, 2, 3), (1, 3, 2, 2), 4, 6
-
-
-def write_artifact(path: Path, *, shift: float = 0.0) -> None:
-    """softmax(flatten(x) @ W): uint8 NCHW in, float32 [1, 4] out; `shift` moves one weight."""
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    weights = np.random.default_rng(5).normal(size=(12, CLASSES)).astype(np.float32) / 100
-    weights[0, 0] += shift
-    nodes = [
-        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["f"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "w"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["y"], axis=-1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, ARTIFACT_SHAPE)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, CLASSES))],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 @pytest.fixture

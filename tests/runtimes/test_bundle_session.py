@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from conftest import DEVICE_SHAPE
+from small_models import DEVICE_SHAPE
 
 from edgeops.contracts.bundle import Binding
 from edgeops.contracts.errors import EdgeopsError

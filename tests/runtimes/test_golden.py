@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import DEVICE_SHAPE, VECTORS, write_artifact
+from small_models import DEVICE_SHAPE, VECTORS, write_artifact
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import Bundle, open_bundle, seal
