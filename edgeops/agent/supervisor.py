@@ -364,7 +364,8 @@ class Supervisor:
         for deployment in self._deployments.values():
             deployment.close()
         deadline = self._loop.after(STOP_WITHIN_S, self._loop.stop)
-        self._stop_when_ended()
+        # Posted, not called: `run` forgets a `stop` that came before it.
+        self._loop.post(self._stop_when_ended)
         self._loop.run()
         deadline.cancel()
         for deployment in self._deployments.values():

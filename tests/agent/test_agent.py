@@ -17,6 +17,7 @@ import pytest
 from adder_bundles import MODEL, small_bundle
 from fake_fleet import DEVICE, Agent, FakeFleet, wait_for
 
+from edgeops.agent.supervisor import STOP_WITHIN_S
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState
 from edgeops.trust import keys
@@ -308,3 +309,10 @@ def test_stop_is_clean_and_status_reads_the_disk_alone(fleet: FakeFleet, agent: 
     (component,) = status["components"]
     assert (component["state"], component["active"], component["endpoint"]) == ("confirmed", "1.1.0", None)
     assert not (agent.state / "agent.json").exists()
+
+
+def test_an_agent_without_workers_stops_without_waiting_for_its_limit(agent: Agent):
+    """Nothing was ever deployed, so there is nothing to wait for: SIGTERM ends it well before the limit for workers."""
+    assert agent.process is not None
+    agent.process.terminate()
+    assert agent.process.wait(STOP_WITHIN_S - 1) == 0

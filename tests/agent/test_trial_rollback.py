@@ -52,7 +52,8 @@ def test_a_worker_that_crashes_again_and_again_in_its_trial_rolls_back(fleet: Fa
     wait_for(lambda: agent.added() == 2, "the new bundle does not serve")
     while (report := fleet.component()) is not None and report.state is DeploymentState.TRIAL:
         for pid in workers(agent):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may be gone by itself
+                os.kill(pid, signal.SIGKILL)
         fleet_state = fleet.component()
         assert fleet_state is not None
         wait_for(lambda: workers(agent) or fleet.component().state is not DeploymentState.TRIAL, "no worker")  # type: ignore[union-attr]
