@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,6 +191,14 @@ def test_a_crash_loop_backs_off_instead_of_spinning(rig: ServingRig, tmp_path: P
     rig.do(lambda serving: serving.serve(load_of(small_bundle(tmp_path / "b", runtime="nosuch"), "1.0.0")))
     assert "E-PLUGIN" in rig.expect("crashed")
     assert "E-PLUGIN" in rig.expect("crashed")
+
+
+def test_where_memory_runs_out_the_worker_goes_before_its_supervisor(rig: ServingRig, bundle: Bundle):
+    rig.serve(bundle)
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (rig.pid, os.getpid())]
+    assert scores[0] > scores[1]
+    limits = Path(f"/proc/{rig.pid}/limits").read_text()
+    assert re.search(r"Max core file size\s+0\s+0", limits)
 
 
 SUPERVISOR = """

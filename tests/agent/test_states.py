@@ -34,6 +34,12 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
                     self.happen(event)
                     return
 
+        @rule(event=st.sampled_from([Event.WANTED, Event.UNHEALTHY, Event.HOLD]))
+        def disturb(self, event: Event) -> None:
+            """What comes at the worst moment."""
+            if (self.state, event) in table:
+                self.happen(event)
+
         @rule(event=st.sampled_from(sorted(Event, key=lambda event: event.name)))
         def happen_any(self, event: Event) -> None:
             self.happen(event)
@@ -84,7 +90,12 @@ def run_walk(table: Table) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         walk(table),
         settings=settings(
-            max_examples=150, stateful_step_count=40, deadline=None, database=None, phases=[Phase.generate]
+            max_examples=200,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
         ),
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +26,8 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.runtimes import measure
 
 REPORT_EVERY_S = 2.0
+OOM_SCORE_ADJ = 500
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -155,10 +159,21 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(0)
 
 
+def be_expendable() -> None:
+    """Leave no core dump, and be what the kernel ends first where memory runs out: the supervisor starts another."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        _OOM_SCORE.write_text(f"{OOM_SCORE_ADJ}\n")
+    except OSError as error:
+        # Some containers forbid it; the worker serves all the same.
+        print(f"oom_score_adj: {error}", file=sys.stderr)
+
+
 def main() -> int:
     """Run a worker on inherited descriptors: control channel, listening socket, and the parent's process id."""
     control_fd, listener_fd, parent_pid = (int(word) for word in sys.argv[1:4])
     die_with_parent(parent_pid)
+    be_expendable()
     # Ctrl-C reaches the whole process group; it is the supervisor that ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker_loop().run_until_complete(_main(socket.socket(fileno=control_fd), socket.socket(fileno=listener_fd)))
