@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system lint types imports test test-full demo fuzz clean
+.PHONY: help docs install system lint types imports test test-full demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
