@@ -81,7 +81,7 @@ class Fetcher:
         """
         target = self._desk.look_up(request.want, request.floor_number)
         slot = slot_of(target)
-        if slots.holds_whole(slot.digest):
+        if slots.holds_whole(slot):
             return Staged(slot, None)
         durable.make_private_dir(self._downloads)
         file = self._downloads / f"{target.sha256}.edgeops"

@@ -28,9 +28,10 @@ def event_for(record: ComponentRecord, want: Component | None, generation: int, 
     """
     if want is None:
         return None if record.want is None and confirmed is None else Event.UNWANTED
-    same = record.want is not None and record.want.digest == want.digest
+    # A release of the same bytes under another version goes the whole way too: its slot then says what runs.
+    same = record.want is not None and _is(record.want, want)
     known = same and record.generation == generation
-    if confirmed is not None and confirmed.digest == want.digest:
+    if confirmed is not None and _is(confirmed, want):
         return None if known and record.state is DeploymentState.CONFIRMED else Event.SATISFIED
     if same and record.state in ON_ITS_WAY:
         return None if known else Event.RENEWED
@@ -53,9 +54,12 @@ def repair_at_start(record: ComponentRecord, active: Slot | None) -> Effect | No
     """
     if active is None or record.state is DeploymentState.TRIAL:
         return None
-    wanted = record.want.digest if record.want is not None else None
-    proved = record.state is DeploymentState.CONFIRMED and wanted == active.digest
+    proved = record.state is DeploymentState.CONFIRMED and record.want is not None and _is(active, record.want)
     return Effect.CONFIRM if proved else Effect.REVERT
+
+
+def _is(one: Component | Slot, want: Component) -> bool:
+    return (one.digest, one.release) == (want.digest, want.release)
 
 
 def event_at_start(record: ComponentRecord) -> Event:

@@ -107,14 +107,14 @@ class Slots:
         """Return where a slot's bundle lies."""
         return self._slots / name / _BUNDLE
 
-    def holds_whole(self, digest: str) -> bool:
-        """Say whether the candidate slot holds a bundle already, every byte of it."""
+    def holds_whole(self, slot: Slot) -> bool:
+        """Say whether the candidate slot holds this release's bundle already, every byte of it."""
         name = self.candidate
         record = self.records.get(name)
-        if record is None or record.slot.digest != digest:
+        if record is None or record.slot != slot:
             return False
         try:
-            open_bundle(self.bundle_path(name), expect_digest=digest)
+            open_bundle(self.bundle_path(name), expect_digest=slot.digest)
         except EdgeopsError as error:
             log.warning("slot %s is damaged and is filled again: %s", name, error.what)
             return False

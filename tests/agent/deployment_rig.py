@@ -99,7 +99,7 @@ class LocalFetcher:
         self, request: FetchRequest, slots: Slots, *, on_progress: Callable[[float], None], cancelled: threading.Event
     ) -> Staged:
         file, slot = self._files[request.want.digest]
-        if slots.holds_whole(slot.digest):
+        if slots.holds_whole(slot):
             return Staged(slot, None)
         return Staged(slot, slots.unpack(file, slot))
 

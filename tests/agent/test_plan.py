@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from edgeops.agent.plan import event_at_start, event_for, repair_at_start
@@ -29,6 +30,13 @@ def test_what_runs_already_satisfies_at_once():
     assert event_for(record(DeploymentState.FAILED), BACK, 6, OLD) is Event.SATISFIED
     assert event_for(record(DeploymentState.TRIAL), BACK, 6, OLD) is Event.SATISFIED
     assert event_for(record(DeploymentState.CONFIRMED, BACK, 6), BACK, 6, OLD) is None
+
+
+def test_the_same_bytes_under_another_version_go_the_whole_way():
+    """Otherwise the device would serve 1.0.1 and go on saying 1.0.0."""
+    relabelled = msgspec.structs.replace(BACK, release="1.0.1", target="m/1.0.1/p.edgeops")
+    assert event_for(record(DeploymentState.CONFIRMED, BACK, 6), relabelled, 7, OLD) is Event.WANTED
+    assert event_for(record(DeploymentState.DOWNLOADING, BACK, 6), relabelled, 7, None) is Event.WANTED
 
 
 def test_another_components_generation_does_not_disturb_this_one():

@@ -91,7 +91,7 @@ def test_during_a_trial_no_slot_is_free(component: Path, packed: list[Packed]):
 def test_a_bundle_that_proved_itself_once_can_come_back_without_a_download(component: Path, packed: list[Packed]):
     slots = Slots(component)
     update(slots, packed[1])
-    assert slots.holds_whole(packed[0].slot.digest)
+    assert slots.holds_whole(packed[0].slot)
     slots.doubt()
     slots.switch(slots.candidate)
     assert slots.in_trial
@@ -102,12 +102,12 @@ def test_a_bundle_that_proved_itself_once_can_come_back_without_a_download(compo
 def test_a_damaged_candidate_does_not_count_as_present(component: Path, packed: list[Packed]):
     slots = Slots(component)
     install(slots, packed[1])
-    assert slots.holds_whole(packed[1].slot.digest)
+    assert slots.holds_whole(packed[1].slot)
     model = slots.bundle_path(slots.candidate) / "model.onnx"
     data = bytearray(model.read_bytes())
     data[40] ^= 1
     model.write_bytes(data)
-    assert not slots.holds_whole(packed[1].slot.digest)
+    assert not slots.holds_whole(packed[1].slot)
 
 
 def test_a_file_that_is_another_bundle_leaves_no_trace(component: Path, packed: list[Packed]):
