@@ -21,7 +21,7 @@ import numpy as np
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.runtimes.protocol import LoadOptions
+from edgeops.runtimes.protocol import Backend, LoadOptions
 from edgeops.runtimes.registry import backend
 
 _KIB = 1024
@@ -146,10 +146,13 @@ def main() -> int:
 
 def _answer() -> tuple[int, str]:
     limit = int(sys.argv[1]) << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        answer = _measure(decode(sys.stdin.buffer.read(), MeasureRequest, what="measure request"))
+        request = decode(sys.stdin.buffer.read(), MeasureRequest, what="measure request")
+        # Before the limit holds: without memory the plugin would be said not to exist.
+        runtime = backend(request.runtime)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        answer = _measure(request, runtime)
     except EdgeopsError as error:
         return _REFUSED, json.dumps([error.code, error.what, error.next_step])
     except MemoryError:
@@ -159,13 +162,13 @@ def _answer() -> tuple[int, str]:
     return 0, encode(answer).decode()
 
 
-def _measure(request: MeasureRequest) -> Measured:
+def _measure(request: MeasureRequest, runtime: Backend) -> Measured:
     """Measure in this process."""
     with np.load(request.feeds, allow_pickle=False) as arrays:
         feeds = {name: arrays[name] for name in arrays.files}
     options = LoadOptions(request.threads, request.providers, request.options)
     start = time.perf_counter_ns()
-    session = backend(request.runtime).load(Path(request.artifact), options)
+    session = runtime.load(Path(request.artifact), options)
     load_ms = (time.perf_counter_ns() - start) / 1e6
     timed = latency(lambda: session.run(feeds), warmup=request.warmup, runs=request.runs)
     return Measured(load_ms=load_ms, latency=timed, peak_memory_mib=peak_memory_mib(), provider=session.provider)
