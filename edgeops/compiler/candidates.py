@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
+
 from edgeops.compiler.engine import Step
+from edgeops.compiler.sensitivity import Aim
 from edgeops.contracts.profile import Precision, Runtime
 
 ARTIFACTS = {"onnxruntime": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
 _TREES = "ai.onnx.ml::Tree"
 _CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
-# Shares of the graph, from its inputs on, that stay float: quantization hurts most where values enter.
-_FRONTS = (0.1, 0.25)
 
 
 class Traits(NamedTuple):
@@ -52,7 +53,7 @@ def float_candidate(runtime: Runtime) -> Candidate:
     return Candidate(f"{runtime.name}-fp32", runtime.name, Precision.FLOAT32, steps[runtime.name])
 
 
-def ladder(runtime: Runtime, precision: Precision, traits: Traits) -> tuple[Candidate, ...]:
+def ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> tuple[Candidate, ...]:
     """Return the schemes of one precision in the order in which they are tried; empty: none makes sense."""
     if precision is Precision.FLOAT32:
         return (float_candidate(runtime),)
@@ -61,7 +62,7 @@ def ladder(runtime: Runtime, precision: Precision, traits: Traits) -> tuple[Cand
     makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert}
     return tuple(
         Candidate(f"{runtime.name}-{name}", runtime.name, precision, steps)
-        for name, steps in makers[runtime.name](runtime, precision)
+        for name, steps in makers[runtime.name](runtime, precision, traits, aim)
     )
 
 
@@ -73,7 +74,7 @@ def _openvino(fp16_weights: bool) -> Step:
     return Step(name="onnx-to-openvino", parameters={"fp16_weights": fp16_weights})
 
 
-def _onnxruntime(runtime: Runtime, precision: Precision) -> list[_Named]:
+def _onnxruntime(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:
     if precision is Precision.INT8:
         symmetric = runtime.int8_scheme == "symmetric"
 
@@ -82,10 +83,11 @@ def _onnxruntime(runtime: Runtime, precision: Precision) -> list[_Named]:
             return (Step(name="onnx-int8-static", parameters=parameters, inputs=("samples",)),)
 
         suffix = "-symmetric" if symmetric else ""
+        parameters = {"symmetric": symmetric, "aim": msgspec.to_builtins(aim)}
+        partial = (Step(name="onnx-int8-partial", parameters=parameters, inputs=("samples",)),)
         return [
             (f"int8{suffix}", static("minmax")),
-            (f"int8{suffix}-percentile", static("percentile")),
-            *((f"int8{suffix}-front{share:.0%}-float", static("minmax", float_front=share)) for share in _FRONTS),
+            (f"int8{suffix}-partial", partial),
         ]
     single = {
         Precision.DYNAMIC_INT8: ("int8-dynamic", "onnx-int8-dynamic"),
@@ -95,17 +97,17 @@ def _onnxruntime(runtime: Runtime, precision: Precision) -> list[_Named]:
     return [(name, (Step(name=step),)) for name, step in (single[precision],)] if precision in single else []
 
 
-def _openvino_ladder(runtime: Runtime, precision: Precision) -> list[_Named]:
+def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:
     if precision is Precision.INT8:
-
-        def nncf(**parameters: Any) -> tuple[Step, ...]:
-            return (_openvino(False), Step(name="openvino-int8", parameters=parameters, inputs=("samples",)))
-
+        # Attention is where NNCF's other model type differs.
+        model_type = "transformer" if {"MatMul", "Softmax"} <= traits.ops else "none"
+        whole = Step(name="openvino-int8", parameters={"model_type": model_type}, inputs=("samples",))
+        partial = Step(
+            name="openvino-int8-partial", parameters={"aim": msgspec.to_builtins(aim)}, inputs=("float", "samples")
+        )
         return [
-            ("int8", nncf(preset="performance")),
-            ("int8-mixed", nncf(preset="mixed")),
-            ("int8-transformer", nncf(preset="mixed", model_type="transformer")),
-            *((f"int8-front{share:.0%}-float", nncf(preset="mixed", float_front=share)) for share in _FRONTS),
+            ("int8", (_openvino(False), whole)),
+            ("int8-partial", (_openvino(False), whole, partial)),
         ]
     if precision is Precision.WEIGHT_INT8:
         return [("int8-weights", (_openvino(False), Step(name="openvino-int8-weights")))]
@@ -114,14 +116,14 @@ def _openvino_ladder(runtime: Runtime, precision: Precision) -> list[_Named]:
     return []
 
 
-def _litert(runtime: Runtime, precision: Precision) -> list[_Named]:
+def _litert(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:
     def quantize(kind: str, **more: Any) -> tuple[Step, ...]:
         return (_TFLITE, Step(name="tflite-quantize", parameters={"kind": kind, **more}, inputs=("samples",)))
 
     if precision is Precision.INT8:
         return [
             ("int8", quantize("static")),
-            *((f"int8-front{share:.0%}-float", quantize("static", float_front=share)) for share in _FRONTS),
+            ("int8-partial", quantize("static", aim=msgspec.to_builtins(aim))),
         ]
     kinds = {
         Precision.DYNAMIC_INT8: ("int8-dynamic", "dynamic"),

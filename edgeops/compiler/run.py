@@ -37,9 +37,11 @@ from edgeops.compiler.passes.judge import JudgeOutput, JudgePlan
 from edgeops.compiler.passes.samples import spread, write_samples
 from edgeops.compiler.search import Ground, Tried, only, search
 from edgeops.compiler.selection import Choice, missed, select
+from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence
+from edgeops.contracts.handover import Gates
 from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.intake.handover import LoadedHandover, read
@@ -245,6 +247,7 @@ def _compile_profile(
             shared.plan, threads=profile.serving.threads, latency_s=shared.plan.latency_s if lock is None else 0.0
         ),
         traits=shared.traits,
+        aim=_aim(shared.plan, loaded.handover.gates),
         gates=loaded.handover.gates,
         budgets=tightest(profile.budgets, loaded.handover.budgets.get(profile.name, Budgets())),
         own_arch=lock is None and profile.cpu.arch == platform.machine() and _cpu_first(served),
@@ -266,6 +269,15 @@ def _compile_profile(
         )
     said("done")
     return result
+
+
+def _aim(plan: JudgePlan, gates: Gates) -> Aim:
+    return Aim(
+        cosine_min=gates.cosine_min,
+        sqnr_min_db=gates.sqnr_min_db,
+        agreement_min=gates.agreement_min,
+        kinds={output.model_output: output.kind for output in plan.outputs},
+    )
 
 
 def _write(

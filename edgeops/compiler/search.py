@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,6 +13,7 @@ from edgeops.compiler.candidates import ARTIFACTS, Candidate, Traits, float_cand
 from edgeops.compiler.engine import Failed, Step
 from edgeops.compiler.gates import Measured, judge, passed, provable
 from edgeops.compiler.passes.judge import JudgePlan
+from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Stored
 from edgeops.contracts.bundle import BundleManifest
 from edgeops.contracts.evidence import CandidateEvidence, GateResult, Latency, Metric, OutputError
@@ -34,6 +36,7 @@ class Ground(NamedTuple):
         reference: The source's answers.
         plan: How to judge; runtime, artifact, providers and options are filled in per candidate.
         traits: Of the model.
+        aim: The quality that a search within a scheme works towards.
         gates: From the hand-over.
         budgets: The tightest of profile and hand-over.
         own_arch: This host has the profile's architecture: latency gates bind.
@@ -46,6 +49,7 @@ class Ground(NamedTuple):
     reference: Stored
     plan: JudgePlan
     traits: Traits
+    aim: Aim
     gates: Gates
     budgets: Budgets
     own_arch: bool
@@ -57,7 +61,7 @@ class Tried(NamedTuple):
     Args:
         candidate: What it is.
         runtime: The profile's runtime.
-        rank: Its place in the profile's order: precision first, then runtime, then scheme.
+        rank: Its place in the order of candidates, see `_rank`.
         artifact: The built product; None: it could not be built.
         judged: The product of `judge`.
         results: The gates.
@@ -66,7 +70,7 @@ class Tried(NamedTuple):
 
     candidate: Candidate
     runtime: Runtime
-    rank: tuple[int, int, int]
+    rank: tuple[int, int, int, int]
     artifact: Stored | None = None
     judged: Stored | None = None
     results: tuple[GateResult, ...] = ()
@@ -87,6 +91,22 @@ class Tried(NamedTuple):
         """Return a measured latency."""
         found = None if self.judged is None else self.judged.notes.get(key)
         return None if found is None else msgspec.convert(found, Latency)
+
+    def relative_latency(self, floats: Mapping[str, Tried]) -> float:
+        """Return the median latency in units of the profile's yardstick; infinite where it was not measured.
+
+        Each factor was measured in turns, so that the machine's load cancels out.
+
+        Args:
+            floats: Runtime → its float candidate.
+        """
+        own, base = self.latency(), self.latency("float_latency")
+        plain = floats.get(self.candidate.runtime, self)
+        plain_own, yardstick = plain.latency(), plain.latency("yardstick_latency")
+        if own is None or base is None or plain_own is None or yardstick is None:
+            return math.inf
+        ratio = 1.0 if plain is self else own.p50_ms / base.p50_ms
+        return ratio * plain_own.p50_ms / yardstick.p50_ms
 
     def evidence(self) -> CandidateEvidence:
         """Return the record of this candidate, not yet compared with others."""
@@ -125,9 +145,10 @@ def search(ground: Ground, said: Callable[[str], None]) -> list[Tried]:
     for place, runtime in enumerate(ground.profile.runtimes):
         if runtime.name not in ARTIFACTS:
             continue
-        if not ground.own_arch and _cannot_win(tried, runtime):
+        if not ground.own_arch and _cannot_win(tried, runtime, place):
             continue
-        tried += _search_runtime(ground, runtime, place, said)
+        yardstick = next((one for one in tried if one.judged is not None), None)
+        tried += _search_runtime(ground, runtime, place, yardstick, said)
     return tried
 
 
@@ -139,33 +160,46 @@ def only(ground: Ground, scheme: str, said: Callable[[str], None]) -> list[Tried
     """
     for place, runtime in enumerate(ground.profile.runtimes):
         for precision in runtime.precisions:
-            for index, candidate in enumerate(ladder(runtime, precision, ground.traits)):
+            for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim)):
                 if candidate.scheme == scheme:
-                    base = _try(ground, runtime, float_candidate(runtime), (0, place, 0), None, said)
+                    base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
+                    base = _try(ground, runtime, float_candidate(runtime), base_rank, {}, said)
                     if candidate.precision is Precision.FLOAT32:
                         return [base]
-                    rank = (runtime.precisions.index(precision), place, index)
-                    return [base, _try(ground, runtime, candidate, rank, base, said)]
+                    rank = _rank(runtime, place, precision, index)
+                    return [base, _try(ground, runtime, candidate, rank, {"float": base}, said)]
     return []
 
 
-def _cannot_win(tried: list[Tried], runtime: Runtime) -> bool:
+def _rank(runtime: Runtime, place: int, precision: Precision, index: int) -> tuple[int, int, int, int]:
+    """Return a candidate's place in the order: int8, then other compressed formats, then fp32.
+
+    Among equals the profile's order decides: runtime, then precision, then scheme.
+    """
+    rough = {Precision.INT8: 0, Precision.FLOAT32: 2}.get(precision, 1)
+    listed = runtime.precisions.index(precision) if precision in runtime.precisions else len(runtime.precisions)
+    return rough, place, listed, index
+
+
+def _cannot_win(tried: list[Tried], runtime: Runtime, place: int) -> bool:
     """Say whether a runtime that comes later has nothing that ranks before what passed already."""
-    best = min((one.rank[0] for one in tried if one.passed), default=None)
-    return best is not None and best == 0
+    best = min((one.rank for one in tried if one.passed), default=None)
+    return best is not None and all(best < _rank(runtime, place, precision, 0) for precision in runtime.precisions)
 
 
-def _search_runtime(ground: Ground, runtime: Runtime, place: int, said: Callable[[str], None]) -> list[Tried]:
-    float_rank = runtime.precisions.index(Precision.FLOAT32) if Precision.FLOAT32 in runtime.precisions else 99
-    base = _try(ground, runtime, float_candidate(runtime), (float_rank, place, 0), None, said)
+def _search_runtime(
+    ground: Ground, runtime: Runtime, place: int, yardstick: Tried | None, said: Callable[[str], None]
+) -> list[Tried]:
+    base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
+    base = _try(ground, runtime, float_candidate(runtime), base_rank, {"yardstick": yardstick}, said)
     tried = [base]
     if base.judged is None:
         return tried
-    for order, precision in enumerate(runtime.precisions):
+    for precision in runtime.precisions:
         if precision is Precision.FLOAT32:
             continue
-        for index, candidate in enumerate(ladder(runtime, precision, ground.traits)):
-            one = _try(ground, runtime, candidate, (order, place, index), base, said)
+        for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim)):
+            one = _try(ground, runtime, candidate, _rank(runtime, place, precision, index), {"float": base}, said)
             tried.append(one)
             if one.passed or _same_for_all(one) or _cannot_be_proved(ground, one):
                 break
@@ -201,16 +235,21 @@ def _try(
     ground: Ground,
     runtime: Runtime,
     candidate: Candidate,
-    rank: tuple[int, int, int],
-    base: Tried | None,
+    rank: tuple[int, int, int, int],
+    others: Mapping[str, Tried | None],
     said: Callable[[str], None],
 ) -> Tried:
+    """Build and judge a candidate; `others` are already judged ones by role: `float`, `yardstick`."""
     tried = Tried(candidate, runtime, rank)
     start = ground.prepared[runtime.name]
     if isinstance(start, Failed):
         return tried._replace(reason=f"{start.step}: {start.failure.what}")
     said(candidate.scheme)
-    artifact = build(ground.machine, candidate.steps, start, {"samples": ground.samples})
+    roles = {"samples": ground.samples, "reference": ground.reference}
+    for role, other in others.items():
+        if other is not None and other.artifact is not None and other.judged is not None:
+            roles |= {role: other.artifact, f"{role}-judged": other.judged}
+    artifact = build(ground.machine, candidate.steps, start, roles)
     if isinstance(artifact, Failed):
         return tried._replace(reason=f"{artifact.step}: {artifact.failure.what}")
     plan = msgspec.structs.replace(
@@ -221,9 +260,6 @@ def _try(
         providers=runtime.providers,
         options=runtime.options,
     )
-    roles = {"samples": ground.samples, "reference": ground.reference}
-    if base is not None and base.artifact is not None and base.judged is not None:
-        roles |= {"float": base.artifact, "float-judged": base.judged}
     step = Step(name="judge", parameters=msgspec.to_builtins(plan), inputs=tuple(sorted(roles)))
     judged = build(ground.machine, [step], artifact, roles)
     if isinstance(judged, Failed):

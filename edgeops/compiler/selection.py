@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from edgeops.compiler.gates import LATENCY_NOISE, describe, distance
 from edgeops.compiler.search import Tried
 from edgeops.contracts.evidence import CandidateEvidence
+from edgeops.contracts.profile import Precision
 
 
 class Choice(NamedTuple):
@@ -33,17 +34,18 @@ def select(tried: Sequence[Tried], *, own_arch: bool, named: str | None = None) 
         own_arch: Latency counts.
         named: The scheme that a lock names: no other may win.
     """
+    floats = _floats(tried)
     eligible = [one for one in tried if named in (None, one.candidate.scheme)]
     good = [one for one in eligible if one.passed]
     best: Tried | None
     if good:
-        best = _fastest(good) if own_arch else min(good, key=lambda one: one.rank)
+        best = _fastest(good, floats) if own_arch else min(good, key=lambda one: one.rank)
     else:
         best = min((one for one in eligible if one.results), key=_shortfall, default=None)
-    front = _pareto(tried)
+    front = _pareto(tried, floats)
     records = []
     for one in tried:
-        reason = _reason(one, best, own_arch)
+        reason = _reason(one, best, floats, own_arch)
         if one is best and named is not None and good:
             reason = "named by the lock; passes all gates"
         records.append(
@@ -66,13 +68,14 @@ def missed(one: Tried) -> str:
     return ". ".join(words)
 
 
-def _fastest(good: Sequence[Tried]) -> Tried:
-    def p50(one: Tried) -> float:
-        found = one.latency()
-        return math.inf if found is None else found.p50_ms
+def _floats(tried: Sequence[Tried]) -> dict[str, Tried]:
+    return {one.candidate.runtime: one for one in tried if one.candidate.precision is Precision.FLOAT32}
 
-    limit = min(p50(one) for one in good) * (1 + LATENCY_NOISE)
-    return min((one for one in good if p50(one) <= limit or math.isinf(limit)), key=lambda one: one.rank)
+
+def _fastest(good: Sequence[Tried], floats: Mapping[str, Tried]) -> Tried:
+    times = {id(one): one.relative_latency(floats) for one in good}
+    limit = min(times.values()) * (1 + LATENCY_NOISE)
+    return min((one for one in good if times[id(one)] <= limit), key=lambda one: one.rank)
 
 
 def _shortfall(one: Tried) -> tuple[int, float]:
@@ -80,7 +83,7 @@ def _shortfall(one: Tried) -> tuple[int, float]:
     return len(failed), sum(min(distance(result), 1e6) for result in failed)
 
 
-def _reason(one: Tried, best: Tried | None, own_arch: bool) -> str:
+def _reason(one: Tried, best: Tried | None, floats: Mapping[str, Tried], own_arch: bool) -> str:
     if one.judged is None or not one.results:
         return one.reason
     if not one.passed:
@@ -89,16 +92,16 @@ def _reason(one: Tried, best: Tried | None, own_arch: bool) -> str:
         return "passes; the lock names another"
     if one is best:
         return "fastest that passes all gates" if own_arch else "first in the profile's order that passes all gates"
-    own, theirs = one.latency(), best.latency()
-    if own_arch and own is not None and theirs is not None and own.p50_ms > theirs.p50_ms * (1 + LATENCY_NOISE):
-        return f"passes; {own.p50_ms / theirs.p50_ms:.2f}× the latency of {best.candidate.scheme}"
+    slower = one.relative_latency(floats) / best.relative_latency(floats)
+    if own_arch and slower > 1 + LATENCY_NOISE:
+        return f"passes; {slower:.2f}× the latency of {best.candidate.scheme}"
     why = "as fast, but later in the profile's order than" if own_arch else "later in the profile's order than"
     return f"passes; {why} {best.candidate.scheme}"
 
 
-def _pareto(tried: Sequence[Tried]) -> list[Tried]:
+def _pareto(tried: Sequence[Tried], floats: Mapping[str, Tried]) -> list[Tried]:
     """Return those that no other beats in latency, size and error at once."""
-    points = {id(one): _point(one) for one in tried if one.judged is not None}
+    points = {id(one): _point(one, floats) for one in tried if one.judged is not None}
     front = []
     for one in tried:
         own = points.get(id(one))
@@ -114,8 +117,7 @@ def _pareto(tried: Sequence[Tried]) -> list[Tried]:
     return front
 
 
-def _point(one: Tried) -> tuple[float, float, float]:
+def _point(one: Tried, floats: Mapping[str, Tried]) -> tuple[float, float, float]:
     record = one.evidence()
-    latency = math.inf if record.latency is None else record.latency.p50_ms
     error = max((1 - item.cosine for item in record.end_to_end), default=math.inf)
-    return latency, float(record.size_bytes), error
+    return one.relative_latency(floats), float(record.size_bytes), error

@@ -96,6 +96,12 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-INFER-VALUES": ErrorCode(Fault.PEER, "An output is not finite, and the hand-over says to fail then."),
     "E-INFER-BUSY": ErrorCode(Fault.ENVIRONMENT, "Too many requests wait; try again later."),
     "E-DESIRED-UNSUPPORTED": ErrorCode(Fault.PEER, "The desired state asks for something this agent cannot do."),
+    # Microcontrollers
+    "E-MCU-ANSWER": ErrorCode(Fault.PEER, "A device's answer is not of the agreed form."),
+    "E-MCU-BLOB": ErrorCode(Fault.PEER, "A model blob is damaged, unsigned, or for another device."),
+    "E-MCU-PORT": ErrorCode(Fault.ENVIRONMENT, "A serial port cannot be opened, is in use, or was lost."),
+    "E-MCU-REFUSED": ErrorCode(Fault.PEER, "A device refuses a request, with its reason."),
+    "E-MCU-SILENT": ErrorCode(Fault.PEER, "A device on a serial line does not answer."),
     # Control plane
     "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),
     "E-FLEET-FROZEN": ErrorCode(Fault.USAGE, "The fleet is frozen: no rollout starts or goes on."),

@@ -53,8 +53,14 @@ def shapes(count: int, *, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int6
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)[..., None], labels.astype(np.int64)
 
 
-def shapes_model(*, opset: int = 17) -> Any:
-    """Return the classifier as an ONNX model: two convolutions, and a linear layer fitted by least squares."""
+def shapes_model(*, opset: int = 17, outlier: float = 1.0) -> Any:
+    """Return the classifier as an ONNX model: two convolutions, and a linear layer fitted by least squares.
+
+    Args:
+        opset: Of the default domain.
+        outlier: One channel between the convolutions is so many times larger, and its weights so many times smaller:
+            the same answers in float, but one int8 range for all channels cannot hold them.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -67,6 +73,8 @@ def shapes_model(*, opset: int = 17) -> Any:
     design = np.concatenate([features, np.ones((len(features), 1), np.float32)], axis=1)
     targets = np.eye(CLASSES)[labels] * 8 - 4
     fitted = np.linalg.solve(design.T @ design + 1.0 * np.eye(design.shape[1]), design.T @ targets).astype(np.float32)
+    first[0] *= outlier
+    second[:, 0] /= outlier
     constants = {"w1": first, "w2": second, "w3": fitted[:-1], "b3": fitted[-1], "flat": np.array([1, -1], np.int64)}
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1, 1, 1, 1]),
@@ -89,12 +97,12 @@ def shapes_model(*, opset: int = 17) -> Any:
     return model
 
 
-def write_shapes_handover(folder: Path, *, calibration: int = 64, evaluation: int = 400) -> Path:
-    """Write a whole hand-over into `folder`: `handover.toml`, the model and labelled data."""
+def write_shapes_handover(folder: Path, *, calibration: int = 64, evaluation: int = 400, outlier: float = 1.0) -> Path:
+    """Write a whole hand-over into `folder`: `handover.toml`, the model (see `shapes_model`) and labelled data."""
     import onnx
 
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(shapes_model(), folder / "model.onnx")
+    onnx.save(shapes_model(outlier=outlier), folder / "model.onnx")
     np.savez(folder / "calibration.npz", image=shapes(calibration, seed=2)[0])
     images, labels = shapes(evaluation, seed=3)
     np.savez(folder / "evaluation.npz", image=images, labels=labels)

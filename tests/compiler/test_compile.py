@@ -25,7 +25,7 @@ from edgeops.contracts.profile import Precision
 from edgeops.releases.bundles import open_bundle, unpack
 from edgeops.runtimes import golden
 from edgeops.runtimes.bundle_session import open_session
-from edgeops.testkit.handovers import shapes
+from edgeops.testkit.handovers import shapes, write_shapes_handover
 
 RUNTIMES = ("onnxruntime", "openvino", "litert")
 
@@ -67,6 +67,19 @@ def test_bundle_runs_on_raw_images_and_carries_its_proof(handover: Path, profile
     assert int8_record.quantization[0].cosine > 0.99
     assert int8_record.peak_memory_mib is not None
     assert all(record.reason for record in evidence.candidates)
+
+
+@pytest.mark.parametrize(
+    "runtime", [RUNTIMES[0], *(pytest.param(name, marks=pytest.mark.full) for name in RUNTIMES[1:])]
+)
+def test_segment_that_int8_ruins_stays_float_and_the_rest_is_int8(profile, tmp_path: Path, runtime: str):
+    """One channel is 400 times larger than the others: a range for all of them holds none but the large one."""
+    handover = write_shapes_handover(tmp_path / "outlier", outlier=400.0)
+    one = compiler.compile(handover, [profile(runtime, "int8", "fp32")], tmp_path / "out").profiles[0]
+    float_record, whole, partial = one.evidence.candidates
+    assert not whole.passed
+    assert one.chosen.scheme == partial.scheme == f"{runtime}-int8-partial"
+    assert partial.size_bytes < float_record.size_bytes
 
 
 @pytest.mark.parametrize(
@@ -167,9 +180,9 @@ def test_converter_that_dies_costs_its_candidate_only(
 
     original = search.ladder
 
-    def with_bad(runtime, precision, traits):
+    def with_bad(runtime, precision, traits, aim):
         bad = Candidate(f"onnxruntime-{step}", "onnxruntime", Precision.INT8, (Step(name=step),))
-        return (bad,) if precision is Precision.INT8 else original(runtime, precision, traits)
+        return (bad,) if precision is Precision.INT8 else original(runtime, precision, traits, aim)
 
     monkeypatch.setattr(search, "ladder", with_bad)
     board = profile("onnxruntime", "int8", "fp32")
@@ -270,7 +283,14 @@ def test_interrupt_leaves_no_half_written_bundle_and_no_worker(
         "--out",
         str(tmp_path / "out"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=dict(os.environ),
+        # A shell's background job ignores SIGINT, and what it starts inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not workers_of(own_cache):
         assert process.poll() is None, "it ended before its first worker"

@@ -9,20 +9,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
 from edgeops.compiler.passes.onnx_quantize import MAX_CALIBRATION_SAMPLES
-from edgeops.compiler.passes.running import run_artifact
+from edgeops.compiler.passes.running import few_samples, run_artifact
 from edgeops.compiler.passes.samples import read_samples, spread
+from edgeops.compiler.sensitivity import Aim, keep_float, segments, shortfall
 from edgeops.compiler.toolchain import ONNX2TF, run_tool
+from edgeops.contracts.errors import EdgeopsError
 
 TFLITE_NAME = "model.tflite"
 _SIGNATURE = "serving_default"
 _COMPARED_SAMPLES = 3
 _MAX_TURNED_AXES = 5
+_HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "CONV_3D"})
+# The quantizer raises what numpy, flatbuffers and its own checks raise.
+_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError)
 _RECIPES = {
     "static": "static_wi8_ai8",
     "int16x8": "static_wi8_ai16",
@@ -76,63 +82,136 @@ class QuantizeTflite:
     def run(self, work: Work) -> Outcome:
         """Quantize.
 
-        Parameters: `kind`, static, int16x8, dynamic, weights or fp16; `float_front`, share of operators, in order,
-        that stay float. Input: `samples`. Notes: `quantization`,
-        artifact tensor → scale and zero point of quantized inputs and outputs.
+        Parameters: `kind`, static, int16x8, dynamic, weights or fp16; `aim`, an `Aim`: keep the most sensitive
+        segments of the graph float. Input: `samples`. Notes: `quantization`, artifact tensor → scale and zero point
+        of quantized inputs and outputs.
         """
-        from litert_quantizer import quantizer, recipe, recipe_manager
-
-        kind = work.parameters["kind"]
+        kind, aim = work.parameters["kind"], work.parameters.get("aim")
         source, target = work.source / TFLITE_NAME, work.target / TFLITE_NAME
-        manager = recipe_manager.RecipeManager()
-        if kind == "fp16":
-            manager.load_quantization_recipe(_half_weights())
+        ranges = _calibrate(source, kind, work.inputs["samples"])
+        notes: dict[str, Any] = {}
+        if aim is None:
+            _quantize(source, target, kind, ranges, [])
         else:
-            manager.load_quantization_recipe(getattr(recipe, _RECIPES[kind])())
-        for name in _front_outputs(source, work.parameters.get("float_front", 0.0)):
-            manager.add_quantization_config(
-                regex=f"^{re.escape(name)}$",
-                operation_name=recipe.TFLOperationName.ALL_SUPPORTED,
-                algorithm_key=recipe.AlgorithmName.NO_QUANTIZE,
-            )
-        try:
-            tool = quantizer.Quantizer(str(source), manager.get_quantization_recipe())
-            ranges = None
-            if tool.need_calibration:
-                ranges = tool.calibrate({_SIGNATURE: _feeds(work)}, num_threads=1)
-            tool.quantize(ranges).export_model(str(target), overwrite=True)
-        # The quantizer raises what numpy, flatbuffers and its own checks raise.
-        except (ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise refuse(f"litert-quantizer: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        for extra in work.target.iterdir():
-            if extra != target:
-                extra.unlink()
+            notes = _keep_sensitive(work, kind, ranges, msgspec.convert(aim, Aim))
         facts = work.facts | {"quantized", kind}
-        return Outcome(facts, {**work.notes, "quantization": _quantized_ends(target)})
+        return Outcome(facts, {**work.notes, **notes, "quantization": _quantized_ends(target)})
 
 
-def _feeds(work: Work) -> list[dict[str, NDArray[Any]]]:
-    samples = read_samples(work.inputs["samples"], "calibration")
-    chosen = spread(len(next(iter(samples.values()))), MAX_CALIBRATION_SAMPLES)
-    return [{name: np.asarray(array[index]) for name, array in samples.items()} for index in chosen]
+def _keep_sensitive(work: Work, kind: str, ranges: Any, aim: Aim) -> dict[str, Any]:
+    source, target = work.source / TFLITE_NAME, work.target / TFLITE_NAME
+    operators = _operators(source)
+    parts = segments([heavy for _, heavy in operators])
+    samples = few_samples(work.inputs["samples"])
+    reference = _in_order(aim, run_artifact("litert", source, samples))
+
+    def build(kept: frozenset[int]) -> None:
+        outputs = [name for part in sorted(kept) for index in parts[part] for name in operators[index][0]]
+        _quantize(source, target, kind, ranges, outputs)
+
+    def score(kept: frozenset[int]) -> float:
+        try:
+            build(kept)
+            got = _in_order(aim, run_artifact("litert", target, samples))
+        except EdgeopsError:
+            return math.inf
+        return shortfall(aim, reference, _real(got, aim, _quantized_ends(target), target))
+
+    kept = keep_float(len(parts), score)
+    found = score(kept)
+    if math.isinf(found):
+        raise refuse("no part of the graph can be quantized")
+    return {"float_segments": sorted(kept), "segments": len(parts), "shortfall": found}
 
 
-def _half_weights() -> Any:
-    """Return the recipe that stores weights as fp16 and computes in float32."""
+def _in_order(aim: Aim, answers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Name answers by the model's outputs: a converter may rename them but keeps their order."""
+    if set(answers) == set(aim.kinds):
+        return answers
+    return dict(zip(aim.kinds, answers.values(), strict=True))
+
+
+def _real(
+    answers: dict[str, NDArray[Any]], aim: Aim, ends: dict[str, dict[str, float | int]], model: Path
+) -> dict[str, NDArray[Any]]:
+    """Return quantized answers as real values."""
+    details = _interpreter(model).get_output_details()
+    scales = dict(zip(aim.kinds, (ends.get(detail["name"]) for detail in details), strict=True))
+    if set(ends) & set(answers):
+        scales |= {name: ends[name] for name in answers if name in ends}
+    return {
+        name: values
+        if (end := scales[name]) is None
+        else (values.astype(np.float32) - end["zero_point"]) * end["scale"]
+        for name, values in answers.items()
+    }
+
+
+def _calibrate(source: Path, kind: str, samples: Path) -> Any:
+    """Return the ranges of all tensors, or None where the kind needs none.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; the quantizer refuses the graph.
+    """
+    from litert_quantizer import quantizer
+
+    try:
+        tool = quantizer.Quantizer(str(source), _recipe(kind, []))
+        return tool.calibrate({_SIGNATURE: _feeds(samples)}, num_threads=1) if tool.need_calibration else None
+    except _ERRORS as error:
+        raise _refusal(error) from error
+
+
+def _quantize(source: Path, target: Path, kind: str, ranges: Any, kept: list[str]) -> None:
+    """Write the quantized model; operators that write the tensors `kept` compute in float.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; the quantizer refuses the graph.
+    """
+    from litert_quantizer import quantizer
+
+    try:
+        quantized = quantizer.Quantizer(str(source), _recipe(kind, kept)).quantize(ranges)
+        target.unlink(missing_ok=True)
+        quantized.export_model(str(target), overwrite=True)
+    except _ERRORS as error:
+        raise _refusal(error) from error
+    for extra in target.parent.iterdir():
+        if extra != target:
+            extra.unlink()
+
+
+def _recipe(kind: str, kept: list[str]) -> Any:
     from litert_quantizer import qtyping, recipe, recipe_manager
 
-    manager = recipe_manager.RecipeManager()
-    manager.add_quantization_config(
-        ".*",
-        qtyping.TFLOperationName.ALL_SUPPORTED,
-        qtyping.OpQuantizationConfig(
-            weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
-            compute_precision=qtyping.ComputePrecision.FLOAT,
-            explicit_dequantize=True,
-        ),
-        algorithm_key=recipe.AlgorithmName.FLOAT_CASTING,
+    half_weights = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
     )
+    every, casting = qtyping.TFLOperationName.ALL_SUPPORTED, recipe.AlgorithmName.FLOAT_CASTING
+    manager = recipe_manager.RecipeManager()
+    if kind == "fp16":
+        manager.add_quantization_config(".*", every, half_weights, algorithm_key=casting)
+    else:
+        manager.load_quantization_recipe(getattr(recipe, _RECIPES[kind])())
+    if kept:
+        # A scope is the names of an operator's outputs, each with a semicolon. The later rule wins where it can be
+        # applied: what stays float has fp16 weights if it has any.
+        scope = f"^(?:{'|'.join(map(re.escape, kept))});"
+        manager.add_quantization_config(scope, every, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
+        manager.add_quantization_config(f"{scope}.*", every, half_weights, algorithm_key=casting)
     return manager.get_quantization_recipe()
+
+
+def _refusal(error: BaseException) -> EdgeopsError:
+    return refuse(f"litert-quantizer: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _feeds(folder: Path) -> list[dict[str, NDArray[Any]]]:
+    samples = read_samples(folder, "calibration")
+    chosen = spread(len(next(iter(samples.values()))), MAX_CALIBRATION_SAMPLES)
+    return [{name: np.asarray(array[index]) for name, array in samples.items()} for index in chosen]
 
 
 def _layouts(wanted: dict[str, NDArray[Any]], got: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
@@ -160,15 +239,15 @@ def _layouts(wanted: dict[str, NDArray[Any]], got: dict[str, NDArray[Any]]) -> d
     return layouts
 
 
-def _front_outputs(model: Path, share: float) -> list[str]:
-    """Return the output tensors of the first operators in order."""
-    if not share:
-        return []
+def _operators(model: Path) -> list[tuple[list[str], bool]]:
+    """Return each operator in order: names of its outputs, and whether it is a convolution or matrix product."""
     interpreter = _interpreter(model)
     tensors = {item["index"]: item["name"] for item in interpreter.get_tensor_details()}
-    operators = [item for item in interpreter._get_ops_details() if item["op_name"] != "DELEGATE"]
-    front = operators[: math.ceil(share * len(operators))]
-    return [tensors[index] for operator in front for index in operator["outputs"] if index in tensors]
+    return [
+        ([tensors[index] for index in item["outputs"] if index in tensors], item["op_name"] in _HEAVY)
+        for item in interpreter._get_ops_details()
+        if item["op_name"] != "DELEGATE"
+    ]
 
 
 def _quantized_ends(model: Path) -> dict[str, dict[str, float | int]]:

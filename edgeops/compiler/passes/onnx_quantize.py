@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ MAX_CALIBRATION_SAMPLES = 128
 # Histogram methods keep every tensor of every sample in memory.
 _MAX_HISTOGRAM_SAMPLES = 32
 _TOOLS = ("onnx", "onnxruntime", "numpy")
-_QUANTIZABLE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+QUANTIZABLE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
@@ -34,49 +34,25 @@ class StaticInt8:
         """Parameters.
 
         `method`: minmax, entropy or percentile; `symmetric`: int8 activations with zero point 0 (TensorRT);
-        `float_front`, `float_back`: shares of the graph's operators, in order, that stay float;
         `op_types`: quantize these operators only. Input: `samples`.
         """
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-        parameters = work.parameters
         model = graphs.load(work.source)
-        _name_nodes(model)
-        if not _QUANTIZABLE.intersection(node.op_type for node in model.graph.node):
+        name_nodes(model)
+        if not QUANTIZABLE.intersection(node.op_type for node in model.graph.node):
             raise refuse("the graph has no convolution or matrix product to quantize")
         source = work.target / "float.onnx"
         graphs.save(model, work.target, source.name)
-        most = MAX_CALIBRATION_SAMPLES if parameters["method"] == "minmax" else _MAX_HISTOGRAM_SAMPLES
-        symmetric = parameters["symmetric"]
-        options = {
-            # Without this the weight adjustment of per-channel biases fails on arrays of scales.
-            "QDQDisableWeightAdjustForInt32Bias": True,
-            "ActivationSymmetric": symmetric,
-        }
-        if parameters["method"] == "percentile":
-            options["CalibPercentile"] = 99.99
-        _quiet()
-        try:
-            quantize_static(
-                str(source),
-                str(work.target / graphs.MODEL_NAME),
-                _reader(read_samples(work.inputs["samples"], "calibration"), most),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod[_METHODS[parameters["method"]]],
-                nodes_to_exclude=_excluded(
-                    model, parameters.get("float_front", 0.0), parameters.get("float_back", 0.0)
-                ),
-                op_types_to_quantize=parameters.get("op_types"),
-                extra_options=options,
-            )
-        # The quantizer asserts and indexes its way through graphs that it does not know.
-        except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
-            raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
+        quantize_static_int8(
+            source,
+            work.target / graphs.MODEL_NAME,
+            work.inputs["samples"],
+            method=work.parameters["method"],
+            symmetric=work.parameters["symmetric"],
+            excluded=own_nodes(model),
+            op_types=work.parameters.get("op_types"),
+        )
         source.unlink()
-        return _finish(work, "int8")
+        return finish(work, "int8")
 
 
 class DynamicInt8:
@@ -95,7 +71,7 @@ class DynamicInt8:
         products = {"MatMul", "Gemm", "Attention", "LSTM"}
         if not products.intersection(node.op_type for node in model.graph.node):
             raise refuse("the graph has no matrix product: dynamic int8 would not make it faster")
-        _quiet()
+        logging.getLogger().setLevel(logging.ERROR)
         try:
             quantize_dynamic(
                 str(work.source / graphs.MODEL_NAME),
@@ -106,7 +82,7 @@ class DynamicInt8:
             )
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
             raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
-        return _finish(work, "int8-dynamic")
+        return finish(work, "int8-dynamic")
 
 
 class WeightInt8:
@@ -124,7 +100,7 @@ class WeightInt8:
         constants = {item.name: item for item in model.graph.initializer}
         axes: dict[str, int] = {}
         for node in model.graph.node:
-            if node.op_type in _QUANTIZABLE and len(node.input) > 1 and node.input[1] in constants:
+            if node.op_type in QUANTIZABLE and len(node.input) > 1 and node.input[1] in constants:
                 weight = constants[node.input[1]]
                 if weight.data_type == onnx.TensorProto.FLOAT and math.prod(weight.dims) >= 1024:
                     axes[weight.name] = _weight_axis(node, len(weight.dims))
@@ -145,7 +121,7 @@ class WeightInt8:
         del model.graph.node[:]
         model.graph.node.extend(nodes + kept)
         graphs.save(model, work.target)
-        return _finish(work, "int8-weights")
+        return finish(work, "int8-weights")
 
 
 class Float16:
@@ -160,7 +136,7 @@ class Float16:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         model = graphs.load(work.source)
-        _name_nodes(model)
+        name_nodes(model)
         try:
             half = convert_float_to_float16(
                 model,
@@ -170,7 +146,7 @@ class Float16:
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError) as error:
             raise refuse(f"onnxruntime.transformers.float16: {_short(error)}") from error
         graphs.save(half, work.target)
-        return _finish(work, "fp16")
+        return finish(work, "fp16")
 
 
 def quantize_weight(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -221,15 +197,73 @@ def _reader(samples: dict[str, NDArray[Any]], most: int) -> Any:
     return Reader()
 
 
-def _excluded(model: Any, front: float, back: float) -> list[str]:
-    """Return the nodes that stay float: the preprocessing, and contiguous segments at both ends."""
-    own = [node.name for node in model.graph.node if node.name.startswith(graphs.OWN_PREFIX)]
-    rest = [node.name for node in model.graph.node if not node.name.startswith(graphs.OWN_PREFIX)]
-    first, last = math.ceil(front * len(rest)), math.ceil(back * len(rest))
-    return own + rest[:first] + (rest[-last:] if last else [])
+def quantize_static_int8(
+    source: Path,
+    target: Path,
+    samples: Path,
+    *,
+    method: str,
+    symmetric: bool,
+    excluded: list[str],
+    op_types: list[str] | None = None,
+    ranges: Path | None = None,
+) -> Path:
+    """Write the int8 form of a float model.
+
+    Args:
+        source: The float model; its nodes have names.
+        target: File to write.
+        samples: Folder of sample data.
+        method: How ranges of activations are taken from calibration data.
+        symmetric: int8 activations with zero point 0.
+        excluded: Nodes that stay float.
+        op_types: Quantize only these; None: all that can be.
+        ranges: File that keeps the ranges between calls; they do not depend on what is excluded.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; the quantizer refuses the graph.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    options: dict[str, Any] = {
+        # Without this the weight adjustment of per-channel biases fails on arrays of scales.
+        "QDQDisableWeightAdjustForInt32Bias": True,
+        "ActivationSymmetric": symmetric,
+    }
+    if method == "percentile":
+        options["CalibPercentile"] = 99.99
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        quantize_static(
+            str(source),
+            str(target),
+            _reader(
+                read_samples(samples, "calibration"),
+                MAX_CALIBRATION_SAMPLES if method == "minmax" else _MAX_HISTOGRAM_SAMPLES,
+            ),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod[_METHODS[method]],
+            nodes_to_exclude=excluded,
+            op_types_to_quantize=op_types,
+            extra_options=options,
+            calibration_cache_path=ranges,
+        )
+    # The quantizer asserts and indexes its way through graphs that it does not know.
+    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
+        raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
+    return target
 
 
-def _name_nodes(model: Any) -> None:
+def own_nodes(model: Any) -> list[str]:
+    """Return the nodes of the baked preprocessing: their inputs go up to 255, and they cost next to nothing."""
+    return [node.name for node in model.graph.node if node.name.startswith(graphs.OWN_PREFIX)]
+
+
+def name_nodes(model: Any) -> None:
+    """Give every node a name of its own: quantizers speak of nodes by name."""
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         if not node.name:
@@ -240,18 +274,13 @@ def _name_nodes(model: Any) -> None:
             taken.add(name)
 
 
-def _finish(work: Work, fact: str) -> Outcome:
-    # Written again without chance bytes; IR stays what the runtime reads.
+def finish(work: Work, fact: str) -> Outcome:
+    """Write the target again without chance bytes; its IR stays what the runtime reads."""
     model = graphs.load(work.target)
     model.ir_version = graphs.load(work.source).ir_version
     (work.target / graphs.MODEL_NAME).unlink()
-    shutil.rmtree(work.target / "tmp", ignore_errors=True)
     graphs.save(model, work.target)
     return Outcome(work.facts | {fact}, dict(work.notes))
-
-
-def _quiet() -> None:
-    logging.getLogger().setLevel(logging.ERROR)
 
 
 def _short(error: BaseException) -> str:

@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.compiler.passes import refuse
+from edgeops.compiler.passes.samples import read_samples, spread
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
+
+_SEARCH_SAMPLES = 16
 
 
 def run_artifact(
@@ -39,3 +42,10 @@ def run_artifact(
             raise
         raise refuse(f"{runtime}: {error.code}: {error.what}") from error
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def few_samples(samples: Path) -> dict[str, NDArray[Any]]:
+    """Return the calibration samples that a search runs again and again: few, evenly spread, always the same."""
+    found = read_samples(samples, "calibration")
+    chosen = spread(len(next(iter(found.values()))), _SEARCH_SAMPLES)
+    return {name: np.asarray(array[chosen]) for name, array in found.items()}

@@ -40,7 +40,7 @@ typedef struct {
     uint32_t counter;
     char name[EO_BLOB_NAME_SIZE + 1];
     char version[EO_BLOB_VERSION_SIZE + 1];
-    uint8_t identity[32]; /* SHA-256 of the header */
+    uint8_t identity[32]; /* SHA-256 of the header and the signed part of the trailer */
 } eo_blob;
 
 /* Runs one inference: every pointer aligned to `arena_align`. Returns 0, or the model's own error. */

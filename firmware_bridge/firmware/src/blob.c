@@ -97,29 +97,32 @@ static eo_status parse(const uint8_t raw[EO_BLOB_HEADER_SIZE], uint32_t limit, e
         blob->code_size > limit - EO_BLOB_HEADER_SIZE - EO_BLOB_TRAILER_SIZE) {
         return EO_SIZE;
     }
-    eo_sha256 sha;
-    eo_sha256_init(&sha);
-    eo_sha256_update(&sha, raw, EO_BLOB_HEADER_SIZE);
-    eo_sha256_final(&sha, blob->identity);
     return EO_OK;
 }
 
-static bool read_trailer(eo_flash *flash, uint32_t at, uint8_t raw[EO_BLOB_TRAILER_SIZE], eo_blob *blob) {
+static bool read_trailer(eo_flash *flash, uint32_t at, const uint8_t header[EO_BLOB_HEADER_SIZE],
+                         uint8_t raw[EO_BLOB_TRAILER_SIZE], eo_blob *blob) {
     if (!flash->read(flash, at + EO_BLOB_HEADER_SIZE + blob->code_size, raw, EO_BLOB_TRAILER_SIZE)) {
         return false;
     }
+    eo_sha256 sha;
+    eo_sha256_init(&sha);
+    eo_sha256_update(&sha, header, EO_BLOB_HEADER_SIZE);
+    eo_sha256_update(&sha, raw, SIGNED_TRAILER_SIZE);
+    eo_sha256_final(&sha, blob->identity);
     blob->counter = get32(raw + 8);
     return memcmp(raw, "EOS1", 4) == 0 && read_text(raw + 12, EO_BLOB_VERSION_SIZE, blob->version) &&
            all(raw + 68, SIGNED_TRAILER_SIZE - 68, 0);
 }
 
 eo_status eo_blob_read(eo_flash *flash, uint32_t at, uint32_t limit, eo_blob *blob) {
-    uint8_t raw[EO_BLOB_HEADER_SIZE];
-    if (limit < sizeof raw || !flash->read(flash, at, raw, sizeof raw)) {
+    uint8_t header[EO_BLOB_HEADER_SIZE];
+    uint8_t trailer[EO_BLOB_TRAILER_SIZE];
+    if (limit < sizeof header || !flash->read(flash, at, header, sizeof header)) {
         return EO_FLASH;
     }
-    eo_status status = parse(raw, limit, blob);
-    if (status == EO_OK && !read_trailer(flash, at, raw, blob)) {
+    eo_status status = parse(header, limit, blob);
+    if (status == EO_OK && !read_trailer(flash, at, header, trailer, blob)) {
         status = EO_FORM;
     }
     return status;
@@ -186,7 +189,7 @@ eo_status eo_blob_check(const eo_blob_policy *policy, eo_flash *flash, uint32_t 
     if (eo_blob_ram(blob) > policy->ram) {
         return EO_SIZE;
     }
-    if (!read_trailer(flash, at, raw.trailer, blob)) {
+    if (!read_trailer(flash, at, raw.header, raw.trailer, blob)) {
         return EO_FORM;
     }
     const uint8_t *key = find_key(policy, raw.trailer + 4);

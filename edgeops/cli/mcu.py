@@ -1,0 +1,136 @@
+"""Look at microcontrollers on serial lines, install models on them, measure and watch them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeops.cli.output import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from firmware_bridge.link import Inference, SmpLink
+
+
+@click.group()
+def command() -> None:
+    """Look at microcontrollers on serial lines, install models on them, measure and watch them."""
+
+
+def _open(port: str) -> SmpLink:
+    from firmware_bridge.link import SmpLink
+    from firmware_bridge.ports import SerialPort
+
+    return SmpLink(SerialPort(port))
+
+
+@command.command("list")
+@json_option
+def list_ports(as_json: bool) -> None:
+    """List the serial ports of this machine."""
+    from firmware_bridge.ports import serial_ports
+
+    rows = [{"port": port, "description": description} for port, description in serial_ports()]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(("port", "description"), [tuple(row.values()) for row in rows])
+
+
+@command.command()
+@click.argument("port")
+@json_option
+def probe(port: str, as_json: bool) -> None:
+    """Ask the device at PORT (a device file, or socket://host:port) what it is and what it runs."""
+    from firmware_bridge.blobs import Cpu
+
+    with _open(port) as link:
+        firmware, info = link.system_info(), link.model_info()
+    cpu = next((one.name.lower().replace("_", "-") for one in Cpu if one.value == info.cpu), str(info.cpu))
+    facts = {
+        "firmware": firmware,
+        **info._asdict(),
+        "cpu": cpu,
+        "hash": info.hash.hex() if info.hash is not None else None,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(("fact", "value"), [(key, "-" if value is None else value) for key, value in facts.items()])
+
+
+@command.command()
+@click.argument("port")
+@click.argument("blob", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--confirm/--trial", default=True, show_default=True, help="Keep the model, or let its trial go on.")
+def install(port: str, blob: Path, confirm: bool) -> None:
+    """Install the signed model BLOB on the device at PORT: upload, trial, and confirm when it answers."""
+    from firmware_bridge import blobs
+    from firmware_bridge.link import check_fit
+
+    data = blob.read_bytes()
+    header, identity = blobs.read(data), blobs.identity(data)
+    with _open(port) as link:
+        check_fit(header, len(data), link.model_info())
+        with click.progressbar(length=len(data), label="upload") as bar:
+            link.upload(data, on_progress=lambda done, _size: bar.update(done - bar.pos))
+        link.test(identity)
+        link.reset()
+        if confirm:
+            # One inference first: what cannot run must not be kept.
+            link.infer(bytes(header.input.nbytes))
+            link.confirm(identity)
+        info = link.model_info()
+    click.echo(f"{info.model} {info.version} {'is on trial' if info.trial else 'is confirmed'}")
+
+
+@command.command()
+@click.argument("port")
+@click.option("--runs", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Inferences.")
+@json_option
+def measure(port: str, runs: int, as_json: bool) -> None:
+    """Time inferences of the model that the device at PORT runs, on zeros, by the device's own clock."""
+    from edgeops.contracts.errors import EdgeopsError
+
+    with _open(port) as link:
+        info = link.model_info()
+        if info.input_size is None:
+            raise EdgeopsError("E-MCU-REFUSED", f"{port}: the device runs no model", "edgeops mcu install PORT BLOB")
+        done = [link.infer(bytes(info.input_size)) for _ in range(runs)]
+    facts = {"model": info.model, "version": info.version, "runs": runs, **_durations(done)}
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(("fact", "value"), list(facts.items()))
+
+
+def _durations(done: list[Inference]) -> dict[str, float | int]:
+    """Return median and largest duration in milliseconds, and in ticks of the device's clock."""
+    ticks = sorted(one.ticks for one in done)
+    median, hz = ticks[len(ticks) // 2], done[0].ticks_hz or 1
+    return {
+        "median_ms": round(1000 * median / hz, 4),
+        "max_ms": round(1000 * ticks[-1] / hz, 4),
+        "median_ticks": median,
+        "ticks_hz": hz,
+    }
+
+
+@command.command()
+@click.argument("port")
+@click.option("--every", "every_s", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds.")
+@click.option("--count", type=click.IntRange(1), default=None, help="End after so many lines; default: never.")
+def monitor(port: str, every_s: float, count: int | None) -> None:
+    """Print the counters of the device at PORT again and again, one line of JSON each."""
+    import json
+
+    with _open(port) as link:
+        line = 0
+        while count is None or line < count:
+            if line:
+                time.sleep(every_s)
+            counters = {name: link.statistics(name) for name in ("smp", "model")}
+            click.echo(json.dumps(counters, sort_keys=True))
+            line += 1
