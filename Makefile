@@ -37,7 +37,7 @@ imports: $(STAMP)
 test: install system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest
 
-test-full: install system ## every test, exhaustive counts (up to 75 minutes)
+test-full: install system ## every test, with exhaustive counts
 	$(BIN)/pytest -m 'full or not full' --timeout=3600
 
 demo: install system ## compile, release, roll out and serve a real model on three agents

