@@ -40,6 +40,11 @@ def command() -> None:
 @click.option("--failure-max", default=0.0, show_default=True, help="Largest share of failed devices.")
 @click.option("--min-count", default=1, show_default=True, help="Reports before a share means anything.")
 @click.option("--timeout-s", default=3600.0, show_default=True, help="How long a group has.")
+@click.option("--error-rate-max", type=float, help="Largest share of requests that fail, of each profile.")
+@click.option("--error-rate-increase-max", type=float, help="How far it may be above the old release's.")
+@click.option("--latency-p95-ms-max", type=float, help="Largest 95th percentile of latency, of each profile.")
+@click.option("--latency-p95-ratio-max", type=float, help="Largest ratio of it to the old release's.")
+@click.option("--false-alarm", default=0.01, show_default=True, help="How likely these four may stop it wrongly.")
 @click.option("--start", is_flag=True, help="Start it at once.")
 def create(
     home: Path,
@@ -53,6 +58,11 @@ def create(
     failure_max: float,
     min_count: int,
     timeout_s: float,
+    error_rate_max: float | None,
+    error_rate_increase_max: float | None,
+    latency_p95_ms_max: float | None,
+    latency_p95_ratio_max: float | None,
+    false_alarm: float,
     start: bool,
     as_json: bool,
 ) -> None:
@@ -64,7 +74,17 @@ def create(
         model,
         version,
         groups=[group.strip() for group in groups.split(",")],
-        gates=GatesInfo(success_min=success_min, failure_max=failure_max, min_count=min_count, timeout_s=timeout_s),
+        gates=GatesInfo(
+            success_min=success_min,
+            failure_max=failure_max,
+            min_count=min_count,
+            timeout_s=timeout_s,
+            error_rate_max=error_rate_max,
+            error_rate_increase_max=error_rate_increase_max,
+            latency_p95_ms_max=latency_p95_ms_max,
+            latency_p95_ratio_max=latency_p95_ratio_max,
+            false_alarm=false_alarm,
+        ),
         devices=devices,
         profiles=profiles,
         labels=parse_labels(labels),

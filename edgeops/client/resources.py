@@ -113,6 +113,11 @@ class GatesInfo(Wire, frozen=True, kw_only=True):
     failure_max: float = 0.0
     min_count: int = 1
     timeout_s: float = 3600.0
+    error_rate_max: float | None = None
+    error_rate_increase_max: float | None = None
+    latency_p95_ms_max: float | None = None
+    latency_p95_ratio_max: float | None = None
+    false_alarm: float = 0.01
 
 
 class CountsInfo(Wire, frozen=True, kw_only=True):
@@ -148,6 +153,8 @@ class FigureInfo(Wire, frozen=True, kw_only=True):
     limit: float
     reported: int
     holds: bool | None
+    lower: float | None = None
+    upper: float | None = None
 
 
 class RolloutInfo(Wire, frozen=True, kw_only=True):

@@ -160,6 +160,23 @@ class TelemetryTotal(Base):
     updated_at_s: Mapped[float]
 
 
+class TelemetryRollup(Base):
+    """The exact merge of what all devices of a profile said of a model and release within one span of time."""
+
+    __tablename__ = "telemetry_rollups"
+
+    model: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    release: Mapped[str] = mapped_column(String(64), primary_key=True)
+    profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    span_s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[dict[str, int]] = mapped_column(JSON)
+    latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
+
+    __table_args__ = (Index("ix_telemetry_rollups_start_s", "span_s", "start_s"),)
+
+
 class EnrolmentTokenRow(Base):
     """A one-time token: only the hash of its secret is kept."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 
 from edgeops.control.database import Database
+from edgeops.control.ingest import rollups
 from edgeops.control.models import EnrolmentTokenRow, ProgressEvent, TelemetryWindow
 
 WINDOWS_S = 30 * 86400.0
@@ -13,7 +14,7 @@ TOKENS_S = 90 * 86400.0
 
 
 def prune(database: Database, now_s: float) -> None:
-    """Remove telemetry windows, progress steps and dead enrolment tokens that are past their time.
+    """Remove telemetry windows, progress steps and dead enrolment tokens that are past their time; compact roll-ups.
 
     Raises:
         EdgeopsError: The database cannot be used; nothing was changed.
@@ -22,3 +23,4 @@ def prune(database: Database, now_s: float) -> None:
         session.execute(delete(TelemetryWindow).where(TelemetryWindow.received_at_s < now_s - WINDOWS_S))
         session.execute(delete(ProgressEvent).where(ProgressEvent.received_at_s < now_s - PROGRESS_S))
         session.execute(delete(EnrolmentTokenRow).where(EnrolmentTokenRow.expires_at_s < now_s - TOKENS_S))
+        rollups.compact(session, now_s)

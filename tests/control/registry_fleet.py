@@ -18,6 +18,8 @@ from edgeops.contracts.deployment import (
     Slot,
 )
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.telemetry import ModelWindow, Telemetry
 from edgeops.control.assignment import components_of, new_unit
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
@@ -111,11 +113,29 @@ class SpeakingDevice:
         self.say(statement, now_s)
         return statement
 
-    def say(self, statement: Reported | Presence, now_s: float) -> None:
+    def say(self, statement: Reported | Presence | Telemetry, now_s: float) -> None:
         with self._database.write() as session:
             batch = Batch(session, [self.name], now_s)
             batch.look_for_repeated([statement])
             batch.apply(batch.devices[self.name], statement)
+            batch.finish()
+
+    def served(self, release: str, latencies_ms: list[float], *, now_s: float, errors: dict[str, int]) -> None:
+        """Tell of a window in which the model answered so fast, and failed so often."""
+        self.seq += 1
+        window = ModelWindow(
+            model=MODEL,
+            release=release,
+            digest="sha256:0",
+            latency_ms=QuantileSketch.of(latencies_ms),
+            requests=len(latencies_ms),
+            errors=errors,
+        )
+        telemetry = Telemetry(
+            fleet=FLEET, connection=self.name, unit="self", boot_id=self.boot_id, seq=self.seq,
+            start_s=now_s - 1, end_s=now_s, models=(window,),
+        )  # fmt: skip
+        self.say(telemetry, now_s)
 
     def obey(self, now_s: float, *, state: DeploymentState = DeploymentState.CONFIRMED, code: str = "E-TRIAL") -> None:
         """Report that all that is desired ended in `state`."""

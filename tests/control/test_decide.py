@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.sketches import QuantileSketch
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
 from edgeops.control.rollout.policy import Gates, Policy, check_policy, group_sizes, policy_text, read_policy
+from edgeops.control.rollout.regression import TELEMETRY_GATES, Arms, Requests
 
 NOW = 10_000.0
 A, C = Action, Counts
@@ -254,3 +256,65 @@ def test_policy_text_is_read_back() -> None:
     policy = Policy(groups=("5", "rest"), gates=LOOSE)
     assert read_policy(policy_text(policy)) == policy
     assert json.loads(policy_text(policy))["gates"]["min_count"] == 5
+
+
+def arms(new_failed: int, *, new: int = 4_000, old: int = 4_000, new_ms: float = 10.0) -> Arms:
+    """Requests to the new release, of which some failed, beside those to the old one, of which 1% failed."""
+    values = [new_ms] * (new - new_failed)
+    return Arms(
+        Requests(new - new_failed, new_failed, QuantileSketch.of(values)),
+        Requests(old - old // 100, old // 100, QuantileSketch.of([10.0] * (old - old // 100))),
+    )
+
+
+ASKED = Gates(timeout_s=100, error_rate_max=0.03, latency_p95_ratio_max=1.2)
+
+
+@pytest.mark.parametrize(
+    ("case", "requests", "now_s", "action"),
+    [
+        ("requests that do well let the group pass", arms(40), NOW, A.START_GROUP),
+        ("many failed requests stop", arms(400), NOW, A.STOP),
+        ("slow requests stop", arms(40, new_ms=20.0), NOW, A.STOP),
+        ("a few requests cannot be judged and wait", arms(0, new=20), NOW, A.WAIT),
+        ("a few requests cannot be judged and pause in the end", arms(0, new=20), NOW + 90, A.PAUSE),
+        ("no requests at all pause in the end", Arms(), NOW + 90, A.PAUSE),
+    ],
+)
+def test_gates_on_telemetry_table(case: str, requests: Arms, now_s: float, action: Action) -> None:
+    decision = decide(view(C(confirmed=3), gates=ASKED, requests={"p0": requests}), now_s)
+    assert decision.action is action, (case, decision)
+    assert len([figure for figure in decision.figures if figure.gate in TELEMETRY_GATES]) == 2
+
+
+def test_a_regression_in_one_profile_stops_that_profile_alone() -> None:
+    one_bad = {"p0": arms(40), "p1": arms(400)}
+    decision = decide(view(C(confirmed=3), C(confirmed=3), gates=ASKED, requests=one_bad), NOW)
+    assert decision.action is A.START_GROUP
+    assert list(decision.stop_profiles) == ["p1"]
+    assert "error_rate_max 0.1 " in decision.stop_profiles["p1"]
+    assert "is beyond 0.03, 4000 requests" in decision.stop_profiles["p1"]
+
+
+def test_requests_are_not_asked_about_where_no_gate_does() -> None:
+    """The control: without the gate the same requests let the rollout go on."""
+    decision = decide(view(C(confirmed=3), requests={"p0": arms(4_000)}), NOW)
+    assert decision.action is A.START_GROUP
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        {"error_rate_max": 0.0},
+        {"error_rate_max": 1.5},
+        {"error_rate_increase_max": -0.1},
+        {"latency_p95_ms_max": math.inf},
+        {"latency_p95_ratio_max": math.nan},
+        {"false_alarm": 0.0},
+        {"false_alarm": 0.9},
+    ],
+)
+def test_impossible_gates_on_telemetry_are_refused_by_name(gates: dict[str, float]) -> None:
+    with pytest.raises(EdgeopsError, match=next(iter(gates))) as refused:
+        check_policy(Policy(groups=("100%",), gates=Gates(**gates)), 3)
+    assert refused.value.code == "E-ROLLOUT-INVALID"

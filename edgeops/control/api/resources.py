@@ -159,6 +159,11 @@ class GatesResource(Request):
     failure_max: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_count: Annotated[int, Field(ge=1)] = 1
     timeout_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600.0
+    error_rate_max: Annotated[float, Field(gt=0, le=1)] | None = None
+    error_rate_increase_max: Annotated[float, Field(ge=0, le=1)] | None = None
+    latency_p95_ms_max: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
+    latency_p95_ratio_max: Annotated[float, Field(gt=0, le=1000)] | None = None
+    false_alarm: Annotated[float, Field(gt=0, le=0.5)] = 0.01
 
 
 class RolloutRequest(Request):
@@ -207,6 +212,8 @@ class FigureResource(BaseModel):
     limit: float
     reported: int
     holds: bool | None
+    lower: float | None = None
+    upper: float | None = None
 
 
 class RolloutResource(BaseModel):

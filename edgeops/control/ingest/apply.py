@@ -21,6 +21,7 @@ from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow, Telemetry
 from edgeops.contracts.wire import encode
 from edgeops.control.assignment import components_of, new_unit, reissue
+from edgeops.control.ingest.rollups import Rollups
 from edgeops.control.ingest.statements import Statement
 from edgeops.control.models import (
     Boot,
@@ -65,6 +66,7 @@ class Batch:
         self._unreached = set(session.scalars(unreached.distinct()))
         self._repeated: dict[type[ProgressEvent] | type[TelemetryWindow], set[_MessageKey]] = {}
         self._totals: dict[tuple[str, str, str, str], TelemetryTotal] = {}
+        self._rollups = Rollups(now_s)
 
     def look_for_repeated(self, statements: Iterable[Statement]) -> None:
         """Find out which of these were taken in before: one query for each kind."""
@@ -105,8 +107,12 @@ class Batch:
             if self._first_time(ProgressEvent, statement):
                 _apply_progress(self._session, statement, self._now_s)
         elif self._first_time(TelemetryWindow, statement):
-            self._apply_telemetry(statement)
+            self._apply_telemetry(device, statement)
         self._reached(device)
+
+    def finish(self) -> None:
+        """Write what was summed up over the batch; call it once, after the last statement."""
+        self._rollups.write(self._session)
 
     def _first_time(self, table: type[ProgressEvent] | type[TelemetryWindow], statement: Progress | Telemetry) -> bool:
         taken, key = self._repeated[table], _key(statement)
@@ -138,7 +144,7 @@ class Batch:
             for member in self._session.scalars(waiting):
                 member.reached = True
 
-    def _apply_telemetry(self, telemetry: Telemetry) -> None:
+    def _apply_telemetry(self, device: Device, telemetry: Telemetry) -> None:
         self._session.add(
             TelemetryWindow(
                 connection=telemetry.connection,
@@ -151,6 +157,7 @@ class Batch:
         )
         for window in telemetry.models:
             self._add_to_total(telemetry, window)
+            self._rollups.add(device.profile, window.model, _text(window.release, 64), window)
 
     def _add_to_total(self, telemetry: Telemetry, window: ModelWindow) -> None:
         key = (telemetry.connection, telemetry.unit, window.model, _text(window.release, 64))

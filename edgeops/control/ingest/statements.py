@@ -21,6 +21,8 @@ MAX_PRESENCE_BYTES = 1024
 MAX_COMPONENTS = 64
 MAX_MODELS = 64
 MAX_INTEGER = 1 << 53
+# What one window may count: sums over a fleet's life stay far below what a column holds.
+MAX_WINDOW_COUNT = 1_000_000_000
 MAX_ID_CHARACTERS = 64
 _KINDS: dict[str, type[Reported] | type[Progress] | type[Telemetry]] = {
     "reported": Reported,
@@ -111,7 +113,10 @@ def check_statement(statement: Reported | Progress | Telemetry) -> None:
         names, floats = [window.model for window in statement.models], [statement.start_s, statement.end_s]
         for window in statement.models:
             sketch = window.latency_ms
-            integers += [window.requests, sketch.zeros, *window.errors.values(), *sketch.bins.values()]
+            counts = [window.requests, sketch.zeros, *window.errors.values(), *sketch.bins.values()]
+            if any(count > MAX_WINDOW_COUNT for count in counts):
+                raise EdgeopsError("E-WIRE-MALFORMED", f"a window counts more than {MAX_WINDOW_COUNT}")
+            integers += counts
             floats += [sketch.total, sketch.maximum]
             if not all(key.removeprefix("-").isdecimal() and len(key) < 8 for key in sketch.bins):
                 raise EdgeopsError("E-WIRE-MALFORMED", "a latency bin has no number")

@@ -182,6 +182,7 @@ class Ingest:
                     refused += 1
                     device.rejected_messages += 1
                     device.rejected_last = f"{error.code}: {error.what}".replace("\0", "")[:512]
+            batch.finish()
         self.refused += refused
         self.accepted += len(messages) - refused
         self._on_change()

@@ -6,6 +6,7 @@ one that is offline for weeks neither passes a gate nor stalls it for ever.
     a gate cannot be evaluated         stop
     failures above failure_max         in the group: stop; only in one profile: it stops, the others go on
     successes below success_min        likewise, when all have reported or time is over
+    requests fail or are slow for sure in one profile: it stops, the others go on
     all gates hold for good            next group
     time is over, too few reported     pause
     otherwise                          wait
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.rollout.policy import Gates, read_policy
+from edgeops.control.rollout.regression import TELEMETRY_GATES, Arms, measure
 
 
 class Action(enum.Enum):
@@ -109,15 +111,34 @@ class RolloutView(NamedTuple):
         policy: The policy as it rests in its row; unreadable ones stop the rollout.
         groups: All groups in order.
         stopped_profiles: Profiles that a gate stopped earlier; they are judged no more.
+        requests: Profile → what its requests came to since the rollout began.
     """
 
     policy: bytes
     groups: Sequence[GroupView]
     stopped_profiles: frozenset[str] = frozenset()
+    requests: Mapping[str, Arms] = {}
+
+    @property
+    def profiles(self) -> frozenset[str]:
+        """All profiles of the rollout."""
+        return frozenset(name for group in self.groups for name in group.profiles)
 
 
 class Figure(NamedTuple):
-    """One gate as evaluated: whose, its value, its limit, over how many reports, and whether it holds."""
+    """One gate as evaluated: whose, its value, its limit, over how much, and whether it holds.
+
+    Args:
+        group: Its label.
+        profile: Empty: all profiles together.
+        gate: The gate's name in the policy.
+        value: What was measured; None: nothing was.
+        limit: What the policy says.
+        reported: Reports of devices, or requests, that it rests on.
+        holds: None: it cannot be said yet.
+        lower: Where the true value is not below, for sure enough; None: not known, or not a gate on telemetry.
+        upper: Where it is not above.
+    """
 
     group: str
     profile: str
@@ -126,12 +147,18 @@ class Figure(NamedTuple):
     limit: float
     reported: int
     holds: bool | None
+    lower: float | None = None
+    upper: float | None = None
 
     def text(self) -> str:
         """Return it for people."""
         who = f"group {self.group}" + (f", profile {self.profile}" if self.profile else "")
         if self.value is None:
             return f"{who}: {self.gate} has no reports"
+        if self.gate in TELEMETRY_GATES:
+            between = f"{_bound(self.lower)} to {_bound(self.upper)}"
+            said = {True: "is within", False: "is beyond", None: "may be beyond"}[self.holds]
+            return f"{who}: {self.gate} {self.value:.4g} ({between}) {said} {self.limit:.4g}, {self.reported} requests"
         relation = ("≥" if self.holds else "<") if self.gate == "success_min" else ("≤" if self.holds else ">")
         return f"{who}: {self.gate} {self.value:.4g} {relation} {self.limit:.4g} over {self.reported} reports"
 
@@ -197,13 +224,19 @@ def _judge(view: RolloutView, position: int, gates: Gates, now_s: float) -> Deci
     for name, counts in group.profiles.items():
         everyone = everyone.plus(counts if name in live else counts._replace(running=0, held=0, silent=0))
     whole = _verdict(group.label, "", everyone, gates, over)
-    by_profile = {name: _verdict(group.label, name, live[name], gates, over) for name in sorted(live)}
+    by_profile = {
+        name: _verdict(group.label, name, live[name], gates, over).along_with(
+            _requests_verdict(group.label, name, view.requests.get(name, Arms()), gates, len(view.profiles))
+        )
+        for name in sorted(live)
+        if live[name].total
+    }
     figures = whole.figures + tuple(figure for verdict in by_profile.values() for figure in verdict.figures)
     stop = {name: _why(verdict, live[name]) for name, verdict in by_profile.items() if verdict.fails}
 
     if whole.fails:
         return Decision(Action.STOP, _why(whole, everyone), position, figures, stop)
-    if stop and len(stop) == len(live):
+    if stop and len(stop) == len(by_profile):
         return Decision(Action.STOP, "; ".join(stop.values()), position, figures, stop)
     waiting = [v for name, v in {"": whole, **by_profile}.items() if not v.passes and name not in stop]
     if not waiting:
@@ -233,6 +266,43 @@ class _Verdict(NamedTuple):
     passes: bool
     fails: bool
     lacking: str
+
+    def along_with(self, other: _Verdict) -> _Verdict:
+        """Return the verdict of both."""
+        lacking = "; ".join(one.lacking for one in (self, other) if not one.passes)
+        return _Verdict(self.figures + other.figures, self.passes and other.passes, self.fails or other.fails, lacking)
+
+
+def _requests_verdict(label: str, profile: str, arms: Arms, gates: Gates, profiles: int) -> _Verdict:
+    """Judge what requests came to. What cannot be said yet neither passes nor fails."""
+    figures = tuple(
+        Figure(
+            group=label,
+            profile=profile,
+            gate=one.gate,
+            value=one.value,
+            limit=one.limit,
+            reported=one.requests,
+            holds=one.holds,
+            lower=_finite(one.interval.lower),
+            upper=_finite(one.interval.upper),
+        )
+        for one in measure(gates, arms, profiles)
+    )
+    return _Verdict(
+        figures,
+        passes=all(figure.holds is True for figure in figures),
+        fails=any(figure.holds is False for figure in figures),
+        lacking="; ".join(figure.text() for figure in figures if figure.holds is None),
+    )
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
+
+
+def _bound(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"
 
 
 def _verdict(label: str, profile: str, counts: Counts, gates: Gates, over: bool) -> _Verdict:

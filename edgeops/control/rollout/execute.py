@@ -9,13 +9,16 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState
+from edgeops.contracts.errors import ERROR_CODES, Fault
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import audit
 from edgeops.control.assignment import assign
 from edgeops.control.database import Database
+from edgeops.control.ingest import rollups
 from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
 from edgeops.control.rollout.freeze import frozen
+from edgeops.control.rollout.regression import Arms, Requests
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +81,29 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
             for group in groups
         ],
         stopped_profiles=frozenset(stopped),
+        requests=_requests(session, rollout),
     )
+
+
+def _requests(session: Session, rollout: Rollout) -> dict[str, Arms]:
+    """Return what the rollout's profiles were asked since it began, and how that went."""
+    arms: dict[str, Arms] = {}
+    if rollout.started_at_s is None:
+        return arms
+    for (profile, version), traffic in rollups.traffic(session, rollout.model, since_s=rollout.started_at_s).items():
+        # What a client did wrong is no fault of the release.
+        failed = sum(count for code, count in traffic.errors.items() if not _is_clients(code))
+        requests = Requests(traffic.requests, failed, traffic.latency_ms)
+        so_far = arms.get(profile, Arms())
+        if version == rollout.version:
+            arms[profile] = so_far._replace(new=requests)
+        else:
+            arms[profile] = so_far._replace(old=so_far.old.plus(requests))
+    return arms
+
+
+def _is_clients(code: str) -> bool:
+    return code in ERROR_CODES and ERROR_CODES[code].fault is Fault.USAGE
 
 
 def _counts(state: DeploymentState, reached: bool, code: str | None, number: int) -> Counts:

@@ -12,6 +12,12 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Declared, decode
 
 MAX_GROUPS = 64
+_TELEMETRY_LIMITS = (
+    ("error_rate_max", 0.0, 1.0),
+    ("latency_p95_ms_max", 0.0, 86_400_000.0),
+    ("latency_p95_ratio_max", 0.0, 1000.0),
+    ("false_alarm", 0.0, 0.5),
+)
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
 
 
@@ -24,12 +30,23 @@ class Gates(Declared, frozen=True, kw_only=True):
         min_count: How many devices must have reported before a share means anything; a group or profile that is
             smaller is judged when all of it has reported.
         timeout_s: How long a group has, in seconds. Then who was heard of and is not through has timed out.
+        error_rate_max: Largest share of requests that fail, in (0, 1]; None: not asked.
+        error_rate_increase_max: By how much that share may be above the old release's at the same time, in [0, 1].
+        latency_p95_ms_max: Largest 95th percentile of latency, in milliseconds.
+        latency_p95_ratio_max: Largest ratio of it to the old release's at the same time.
+        false_alarm: Probability that any of the four gates on telemetry is tripped over the whole rollout though it
+            holds, in (0, 0.5].
     """
 
     success_min: float = 1.0
     failure_max: float = 0.0
     min_count: int = 1
     timeout_s: float = 3600.0
+    error_rate_max: float | None = None
+    error_rate_increase_max: float | None = None
+    latency_p95_ms_max: float | None = None
+    latency_p95_ratio_max: float | None = None
+    false_alarm: float = 0.01
 
 
 class Policy(Declared, frozen=True, kw_only=True):
@@ -70,6 +87,13 @@ def check_gates(gates: Gates) -> None:
             raise _invalid(f"{field} is {value}", "Give a share between 0 and 1.")
     if gates.success_min == 0 and gates.failure_max == 1:
         raise _invalid("the gates let everything pass", "Raise success_min or lower failure_max.")
+    for field, low, high in _TELEMETRY_LIMITS:
+        value = getattr(gates, field)
+        if value is not None and not (math.isfinite(value) and low < value <= high):
+            raise _invalid(f"{field} is {value}", f"Give more than {low:g}, up to {high:g}.")
+    increase = gates.error_rate_increase_max
+    if increase is not None and not 0 <= increase <= 1:
+        raise _invalid(f"error_rate_increase_max is {increase}", "Give a difference of shares between 0 and 1.")
     if gates.min_count < 1:
         raise _invalid(f"min_count is {gates.min_count}", "At least one device must report.")
     if not (math.isfinite(gates.timeout_s) and 0 < gates.timeout_s <= 366 * 86400):

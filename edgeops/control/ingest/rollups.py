@@ -1,0 +1,129 @@
+"""Telemetry of all devices of a profile, merged per span of time: 15 minutes, later an hour, later a day.
+
+Merging is exact, so a sum over any spans is what the devices' own windows would have given.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.telemetry import ModelWindow
+from edgeops.contracts.wire import encode
+from edgeops.control.models import TelemetryRollup
+
+QUARTER_S, HOUR_S, DAY_S = 900, 3600, 86400
+# A span is kept for so long; then it becomes part of the next larger one, and the largest is removed.
+KEEP_S = {QUARTER_S: 2 * DAY_S, HOUR_S: 60 * DAY_S, DAY_S: 730 * DAY_S}
+MAX_CODES = 64
+OTHER_CODES = "other"
+_SKETCH = msgspec.json.Decoder(QuantileSketch)
+
+
+class Traffic(NamedTuple):
+    """What requests came to: how many were answered, error code → how many failed, and their latency."""
+
+    requests: int = 0
+    errors: dict[str, int] = {}
+    latency_ms: QuantileSketch = QuantileSketch()
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed."""
+        return sum(self.errors.values())
+
+    def plus(self, other: Traffic) -> Traffic:
+        """Return both; codes beyond the 64 most frequent become one."""
+        errors = dict(self.errors)
+        for code, count in other.errors.items():
+            errors[code] = errors.get(code, 0) + count
+        if len(errors) > MAX_CODES:
+            frequent = sorted(errors, key=lambda code: (code == OTHER_CODES, -errors[code], code))[: MAX_CODES - 1]
+            kept = {code: errors[code] for code in frequent if code != OTHER_CODES}
+            errors = {**kept, OTHER_CODES: sum(errors.values()) - sum(kept.values())}
+        return Traffic(self.requests + other.requests, errors, self.latency_ms.merge(other.latency_ms))
+
+
+_Key = tuple[str, str, str, int, int]
+
+
+class Rollups:
+    """Sums a batch up, and adds it to the tables' rows in one fixed order: two workers cannot block each other.
+
+    Args:
+        now_s: The control plane's clock; what arrives now belongs to the span of now, whatever a device's clock says.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self._start_s = int(now_s) // QUARTER_S * QUARTER_S
+        self._new: dict[_Key, Traffic] = {}
+
+    def add(self, profile: str, model: str, release: str, window: ModelWindow) -> None:
+        """Take in one model's window of one device."""
+        key = (model, release, profile, QUARTER_S, self._start_s)
+        so_far = self._new.get(key, Traffic()).plus(Traffic(window.requests, {}, window.latency_ms))
+        for code, count in window.errors.items():
+            so_far = so_far.plus(Traffic(errors={code.replace("\0", "")[:64]: count}))
+        self._new[key] = so_far
+
+    def write(self, session: Session) -> None:
+        """Add the sums to their rows."""
+        for key in sorted(self._new):
+            _add(session, key, self._new[key])
+
+
+def traffic(session: Session, model: str, *, since_s: float) -> dict[tuple[str, str], Traffic]:
+    """Return what devices said of a model since a time, by profile and release. Whole spans are counted."""
+    found: dict[tuple[str, str], Traffic] = {}
+    rows = select(TelemetryRollup).where(
+        TelemetryRollup.model == model, TelemetryRollup.start_s + TelemetryRollup.span_s > since_s
+    )
+    for row in session.scalars(rows):
+        key = (row.profile, row.release)
+        found[key] = found.get(key, Traffic()).plus(_traffic(row))
+    return found
+
+
+def compact(session: Session, now_s: float) -> None:
+    """Make larger spans of those that are past their time, and remove what is older than all."""
+    for span_s, larger_s in ((QUARTER_S, HOUR_S), (HOUR_S, DAY_S)):
+        due = select(TelemetryRollup).where(
+            TelemetryRollup.span_s == span_s,
+            # Only whole larger spans: one that is half made would be counted while it changes.
+            TelemetryRollup.start_s < (int(now_s) - KEEP_S[span_s]) // larger_s * larger_s,
+        )
+        sums: dict[_Key, Traffic] = {}
+        for row in session.scalars(due.with_for_update()):
+            key = (row.model, row.release, row.profile, larger_s, row.start_s // larger_s * larger_s)
+            sums[key] = sums.get(key, Traffic()).plus(_traffic(row))
+            session.delete(row)
+        session.flush()
+        for key in sorted(sums):
+            _add(session, key, sums[key])
+    session.execute(
+        delete(TelemetryRollup).where(
+            TelemetryRollup.span_s == DAY_S, TelemetryRollup.start_s < int(now_s) - KEEP_S[DAY_S]
+        )
+    )
+
+
+def _add(session: Session, key: _Key, traffic: Traffic) -> None:
+    row = session.get(TelemetryRollup, key, with_for_update=True)
+    if row is None:
+        # Another worker may make the same row now: whoever is second takes the first one's.
+        insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+        nothing = {"requests": 0, "errors": {}, "latency_ms": encode(QuantileSketch())}
+        values = dict(zip(("model", "release", "profile", "span_s", "start_s"), key, strict=True)) | nothing
+        session.execute(insert(TelemetryRollup).values(values).on_conflict_do_nothing())
+        row = session.get_one(TelemetryRollup, key, with_for_update=True)
+    merged = _traffic(row).plus(traffic)
+    row.requests, row.errors, row.latency_ms = merged.requests, merged.errors, encode(merged.latency_ms)
+
+
+def _traffic(row: TelemetryRollup) -> Traffic:
+    return Traffic(row.requests, dict(row.errors), _SKETCH.decode(row.latency_ms))
