@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeops.cli.options import home_option
+from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
@@ -27,7 +27,7 @@ def command() -> None:
 
 
 @command.command("list")
-@home_option
+@served_option
 @json_option
 def list_devices(home: Path, as_json: bool) -> None:
     """List all devices: version, state, latency, requests, errors, and what they refused last."""
@@ -41,7 +41,7 @@ def list_devices(home: Path, as_json: bool) -> None:
 
 
 @command.command("show")
-@home_option
+@served_option
 @json_option
 @click.argument("name")
 def show_device(home: Path, name: str, as_json: bool) -> None:
@@ -75,7 +75,7 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
 
 
 @command.command("token")
-@home_option
+@served_option
 @json_option
 @click.option("--profile", help="Only a device of this profile may use it.")
 @click.option("--name", help="The device gets this name.")

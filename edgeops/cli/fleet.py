@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeops.cli.options import home_option
+from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def command() -> None:
 
 
 @command.command("status")
-@home_option
+@served_option
 @json_option
 def status(home: Path, as_json: bool) -> None:
     """Show how many devices there are and are online, and whether the fleet is frozen."""
@@ -31,7 +31,7 @@ def status(home: Path, as_json: bool) -> None:
 
 
 @command.command("freeze")
-@home_option
+@served_option
 @json_option
 @click.option("--reason", default="", help="Why; it is shown to whoever tries to start a rollout.")
 def freeze(home: Path, reason: str, as_json: bool) -> None:
@@ -42,7 +42,7 @@ def freeze(home: Path, reason: str, as_json: bool) -> None:
 
 
 @command.command("thaw")
-@home_option
+@served_option
 @json_option
 def thaw(home: Path, as_json: bool) -> None:
     """Let rollouts go on; groups that were under way get their whole time anew."""
@@ -52,7 +52,7 @@ def thaw(home: Path, as_json: bool) -> None:
 
 
 @command.command("audit")
-@home_option
+@served_option
 @json_option
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
 def audit(home: Path, limit: int, as_json: bool) -> None:

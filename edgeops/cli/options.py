@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from edgeops.cli import contexts
+
+_CONTEXT = "edgeops.context"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -22,6 +25,43 @@ def home_option(function: F) -> F:
         show_envvar=True,
         help="The fleet's home.",
     )(function)
+
+
+def served_option(function: F) -> F:
+    """Add `--home` and `--context` for commands that speak to a running control plane, here or on another machine.
+
+    The function gets `home`: the fleet's home, or the context's folder, which has the same files for a client.
+    """
+
+    def chosen(context: click.Context, _: click.Parameter, name: str | None) -> None:
+        if name is not None:
+            context.meta[_CONTEXT] = contexts.context_folder(name)
+
+    def home_or_context(context: click.Context, _: click.Parameter, home: Path) -> Path:
+        folder: Path = context.meta.get(_CONTEXT, home)
+        return folder
+
+    home = click.option(
+        "--home",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="EDGEOPS_HOME",
+        default="edgeops-home",
+        show_default=True,
+        show_envvar=True,
+        callback=home_or_context,
+        help="The home of a fleet that this machine serves.",
+    )
+    context = click.option(
+        "--context",
+        envvar="EDGEOPS_CONTEXT",
+        show_envvar=True,
+        is_eager=True,
+        expose_value=False,
+        callback=chosen,
+        metavar="NAME",
+        help="A control plane on another machine, instead of a home; see `edgeops context`.",
+    )
+    return home(context(function))
 
 
 def keys_option(function: F) -> F:

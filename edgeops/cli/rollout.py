@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeops.cli.device import parse_labels
-from edgeops.cli.options import home_option
+from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
@@ -28,7 +28,7 @@ def command() -> None:
 
 
 @command.command("create")
-@home_option
+@served_option
 @json_option
 @click.argument("model")
 @click.argument("version")
@@ -45,6 +45,7 @@ def command() -> None:
 @click.option("--latency-p95-ms-max", type=float, help="Largest 95th percentile of latency, of each profile.")
 @click.option("--latency-p95-ratio-max", type=float, help="Largest ratio of it to the old release's.")
 @click.option("--false-alarm", default=0.01, show_default=True, help="How likely these four may stop it wrongly.")
+@click.option("--approval", is_flag=True, help="It starts only after somebody else has approved it.")
 @click.option("--start", is_flag=True, help="Start it at once.")
 def create(
     home: Path,
@@ -63,6 +64,7 @@ def create(
     latency_p95_ms_max: float | None,
     latency_p95_ratio_max: float | None,
     false_alarm: float,
+    approval: bool,
     start: bool,
     as_json: bool,
 ) -> None:
@@ -88,13 +90,14 @@ def create(
         devices=devices,
         profiles=profiles,
         labels=parse_labels(labels),
+        approval=approval,
         start=start,
     )
     _show(rollout, as_json)
 
 
 @command.command("status")
-@home_option
+@served_option
 @json_option
 @click.argument("rollout_id", type=int, required=False)
 @click.option("--watch", is_flag=True, help="Wait until it ends or pauses; exit with status 3 unless it succeeds.")
@@ -114,8 +117,19 @@ def status(home: Path, rollout_id: int | None, watch: bool, as_json: bool) -> No
         raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
 
 
+@command.command("approve")
+@served_option
+@json_option
+@click.argument("rollout_id", type=int)
+def approve(home: Path, rollout_id: int, as_json: bool) -> None:
+    """Say as a second person that a draft may start."""
+    from edgeops.client.api import Api
+
+    _show(Api.from_home(home).approve_rollout(rollout_id), as_json)
+
+
 @command.command("start")
-@home_option
+@served_option
 @json_option
 @click.argument("rollout_id", type=int)
 def start(home: Path, rollout_id: int, as_json: bool) -> None:
@@ -126,7 +140,7 @@ def start(home: Path, rollout_id: int, as_json: bool) -> None:
 
 
 @command.command("pause")
-@home_option
+@served_option
 @json_option
 @click.argument("rollout_id", type=int)
 def pause(home: Path, rollout_id: int, as_json: bool) -> None:
@@ -137,7 +151,7 @@ def pause(home: Path, rollout_id: int, as_json: bool) -> None:
 
 
 @command.command("resume")
-@home_option
+@served_option
 @json_option
 @click.argument("rollout_id", type=int)
 def resume(home: Path, rollout_id: int, as_json: bool) -> None:
@@ -148,7 +162,7 @@ def resume(home: Path, rollout_id: int, as_json: bool) -> None:
 
 
 @command.command("abort")
-@home_option
+@served_option
 @json_option
 @click.argument("rollout_id", type=int)
 def abort(home: Path, rollout_id: int, as_json: bool) -> None:
@@ -159,7 +173,7 @@ def abort(home: Path, rollout_id: int, as_json: bool) -> None:
 
 
 @command.command("revert")
-@home_option
+@served_option
 @json_option
 @click.argument("rollout_id", type=int)
 def revert(home: Path, rollout_id: int, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from edgeops.cli.options import home_option
 @click.option("--port", default=0, show_default=True, help="Port of the REST API; 0: the last one, or a free one.")
 @click.option("--broker", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
 @click.option("--database", metavar="URL", envvar="EDGEOPS_DATABASE", help="PostgreSQL instead of SQLite in the home.")
+@click.option("--approval", is_flag=True, help="Start no rollout that a second person has not approved.")
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done, not only what goes wrong.")
 def command(
     home: Path,
@@ -26,6 +27,7 @@ def command(
     port: int,
     broker: Literal["auto", "mosquitto", "iotcore"],
     database: str | None,
+    approval: bool,
     verbose: bool,
 ) -> None:
     """Serve a fleet until SIGTERM or Ctrl-C; one line of JSON on stdout says when it is ready, and where."""
@@ -34,4 +36,4 @@ def command(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    serve(ServeOptions(home, host, advertise, port, broker, database), on_ready=click.echo)
+    serve(ServeOptions(home, host, advertise, port, broker, database, approval), on_ready=click.echo)

@@ -131,6 +131,7 @@ class Api:
         devices: Sequence[str] = (),
         profiles: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
+        approval: bool = False,
         start: bool = False,
     ) -> resources.RolloutInfo:
         """Create a rollout.
@@ -143,6 +144,7 @@ class Api:
             devices: Names; empty: all that the release has a bundle for.
             profiles: Only these; empty: all.
             labels: Only devices with all of these.
+            approval: It starts only after somebody else has approved it.
             start: Start it at once.
 
         Raises:
@@ -156,6 +158,7 @@ class Api:
             "devices": list(devices),
             "profiles": list(profiles),
             "labels": dict(labels or {}),
+            "approval": approval,
             "start": start,
         }
         return self._call("POST", "/api/v1/rollouts", resources.RolloutInfo, wish)
@@ -185,11 +188,19 @@ class Api:
             page, after = self._items(path, list[resources.MemberInfo], query)
             yield from page
 
+    def approve_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+        """Say as a second person that a draft may start.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN, E-ROLLOUT-STATE, or E-ROLLOUT-APPROVAL: you made it yourself.
+        """
+        return self._act(rollout_id, "approve")
+
     def start_rollout(self, rollout_id: int) -> resources.RolloutInfo:
         """Start a draft.
 
         Raises:
-            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+            EdgeopsError: E-ROLLOUT-UNKNOWN, E-ROLLOUT-STATE, or E-ROLLOUT-APPROVAL: nobody else has approved it.
         """
         return self._act(rollout_id, "start")
 
@@ -236,6 +247,27 @@ class Api:
     def thaw(self) -> resources.FleetInfo:
         """Let rollouts go on."""
         return self._call("POST", "/api/v1/fleet/thaw", resources.FleetInfo)
+
+    def create_api_token(self, name: str, role: str, *, valid_s: float) -> resources.ApiTokenCreated:
+        """Make an API token.
+
+        Raises:
+            EdgeopsError: E-NAME; the name is taken. E-API-ROLE; only admins may.
+        """
+        wish = {"name": name, "role": role, "valid_s": valid_s}
+        return self._call("POST", "/api/v1/api-tokens", resources.ApiTokenCreated, wish)
+
+    def api_tokens(self) -> list[resources.ApiTokenInfo]:
+        """Return the API tokens by name."""
+        return self._items("/api/v1/api-tokens", list[resources.ApiTokenInfo])[0]
+
+    def revoke_api_token(self, name: str) -> None:
+        """End an API token at once.
+
+        Raises:
+            EdgeopsError: E-NAME; there is none of this name.
+        """
+        self._call("DELETE", f"/api/v1/api-tokens/{quote(name, safe='')}", resources.ApiTokens)
 
     def audit(self, limit: int = 100) -> list[resources.AuditInfo]:
         """Return the newest lines of the audit log, at most 500."""

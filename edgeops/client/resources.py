@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeops.contracts.access import Role
 from edgeops.contracts.wire import Wire
 
 
@@ -27,6 +28,33 @@ class Token(Wire, frozen=True, kw_only=True):
     expires_at_s: float
     used_at_s: float | None
     used_by: str | None
+
+
+class ApiTokenCreated(Wire, frozen=True, kw_only=True):
+    """A new API token; its text is shown once."""
+
+    id: str
+    token: str
+    expires_at_s: float
+
+
+class ApiTokenInfo(Wire, frozen=True, kw_only=True):
+    """An API token that was made earlier."""
+
+    id: str
+    name: str
+    role: Role
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    revoked_at_s: float | None
+    used_at_s: float | None
+
+
+class ApiTokens(Wire, frozen=True, kw_only=True):
+    """API tokens by name."""
+
+    items: tuple[ApiTokenInfo, ...]
 
 
 class FailureInfo(Wire, frozen=True, kw_only=True):
@@ -171,6 +199,8 @@ class RolloutInfo(Wire, frozen=True, kw_only=True):
     stopped_profiles: dict[str, str]
     created_at_s: float
     created_by: str
+    approval: bool = False
+    approved_by: str | None = None
     started_at_s: float | None
     ended_at_s: float | None
 

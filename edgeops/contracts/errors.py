@@ -108,11 +108,13 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),
     "E-ROLLOUT-UNKNOWN": ErrorCode(Fault.USAGE, "No such rollout."),
     "E-ROLLOUT-STATE": ErrorCode(Fault.USAGE, "The rollout's state does not allow this."),
+    "E-ROLLOUT-APPROVAL": ErrorCode(Fault.USAGE, "The rollout needs the approval of a second person."),
     "E-ROLLOUT-TIMEOUT": ErrorCode(Fault.PEER, "A device was heard of, but was not through in its group's time."),
     "E-ROLLOUT-STOPPED": ErrorCode(Fault.GATE, "A gate stopped the rollout."),
     "E-REPORT-DIGEST": ErrorCode(Fault.PEER, "A device says it runs the release, but names another bundle."),
     "E-REPORT-STALE": ErrorCode(Fault.PEER, "A device's report is older than one that was already accepted."),
     "E-API-AUTH": ErrorCode(Fault.USAGE, "The API token is missing or wrong."),
+    "E-API-ROLE": ErrorCode(Fault.USAGE, "The API token's role does not allow this."),
     "E-API-REQUEST": ErrorCode(Fault.USAGE, "The API request is not valid."),
 }
 

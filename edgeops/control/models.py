@@ -194,6 +194,22 @@ class EnrolmentTokenRow(Base):
     used_by: Mapped[str | None] = mapped_column(_NAME)
 
 
+class ApiToken(Base):
+    """An API token: only the hash of its secret is kept."""
+
+    __tablename__ = "api_tokens"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(_NAME, unique=True)
+    role: Mapped[str] = mapped_column(Word(32))
+    created_at_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at_s: Mapped[float]
+    revoked_at_s: Mapped[float | None]
+    used_at_s: Mapped[float | None]
+
+
 class Rollout(Base):
     """A release on its way through groups of devices. `policy` is the text that `decide` reads."""
 
@@ -210,6 +226,7 @@ class Rollout(Base):
     figures: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     created_at_s: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(64))
+    approved_by: Mapped[str | None] = mapped_column(String(64))
     started_at_s: Mapped[float | None]
     ended_at_s: Mapped[float | None]
 

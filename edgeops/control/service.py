@@ -79,6 +79,7 @@ class ServeOptions(NamedTuple):
         port: Port of the REST API; 0: the one of the last time, or a free one.
         broker: Which broker.
         database: SQLAlchemy URL of the registry; None: an SQLite file in the home.
+        approval: No rollout starts that a second person has not approved.
     """
 
     home: Path
@@ -87,6 +88,7 @@ class ServeOptions(NamedTuple):
     port: int = 0
     broker: BrokerKind = "auto"
     database: str | None = None
+    approval: bool = False
 
 
 class ControlPlane:
@@ -246,6 +248,7 @@ class ControlPlane:
             broker=ready.broker,
             artifacts_url=ready.artifacts,
             token=_token(self._home / TOKEN_NAME),
+            approval=self._options.approval,
             releases=trust.releases,
             wake=self._on_commit,
             health=self._health,

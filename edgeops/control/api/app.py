@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -17,19 +15,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from edgeops.__about__ import __version__
+from edgeops.contracts.access import Permission, Role
 from edgeops.contracts.deployment import Reported
 from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
-from edgeops.control import enrolment
+from edgeops.control import access, enrolment
 from edgeops.control.api import limits, problems, resources, views
 from edgeops.control.database import Database
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy
 from edgeops.control.rollout.selection import Selection
 
-ACTOR = "admin"
 PAGE_DEFAULT, PAGE_MAX = 100, 500
 _SCHEME = HTTPBearer(auto_error=False)
 _CONTRACTS = (Reported, Release, EnrolRequest, EnrolResponse)
@@ -47,7 +45,8 @@ class ControlApi(NamedTuple):
         root_json: Returns the TUF root that devices start from.
         broker: Where devices find the broker.
         artifacts_url: Where devices find the artifacts.
-        token: The admin's bearer token.
+        token: The bearer token of the home's owner, who is an admin.
+        approval: No rollout starts that a second person has not approved.
         releases: Returns the published releases.
         wake: Says that a rollout or a desired state changed, or a device joined.
         health: Returns the control plane's health.
@@ -62,6 +61,7 @@ class ControlApi(NamedTuple):
     broker: BrokerAddress
     artifacts_url: str
     token: str
+    approval: bool
     releases: Callable[[], Sequence[Release]]
     wake: Callable[[], None]
     health: Callable[[], resources.Health]
@@ -72,10 +72,13 @@ def api_app(control: ControlApi) -> FastAPI:
     app = FastAPI(title="edgeops control plane", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     problems.install(app)
     app.include_router(_health(control))
-    app.include_router(_enrolment_tokens(control), dependencies=[Depends(_bearer(control.token))])
-    app.include_router(_registry(control), dependencies=[Depends(_bearer(control.token))])
-    app.include_router(_rollouts(control), dependencies=[Depends(_bearer(control.token))])
-    app.include_router(_fleet(control), dependencies=[Depends(_bearer(control.token))])
+    door = access.Doorkeeper(control.database, control.token)
+    readers = [Depends(_may(door, Permission.READ))]
+    app.include_router(_enrolment_tokens(control, door), dependencies=readers)
+    app.include_router(_registry(control), dependencies=readers)
+    app.include_router(_rollouts(control, door), dependencies=readers)
+    app.include_router(_fleet(control, door), dependencies=readers)
+    app.include_router(_access(control, door), dependencies=[Depends(_may(door, Permission.ADMINISTER))])
     app.include_router(_bootstrap(control))
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
@@ -105,14 +108,13 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def _bearer(token: str) -> Callable[..., None]:
-    """Return a dependency that lets only the bearer of the token in; the comparison takes constant time."""
-    expected = hashlib.sha256(token.encode()).digest()
+def _may(door: access.Doorkeeper, permission: Permission) -> Callable[..., access.Caller]:
+    """Return a dependency that lets only those in who may do this, and says who it is."""
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]) -> None:
-        offered = given.credentials if given is not None else ""
-        if not hmac.compare_digest(hashlib.sha256(offered.encode()).digest(), expected):
-            raise EdgeopsError("E-API-AUTH", "the API token is missing or wrong", "It is in api.token of the home.")
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]) -> access.Caller:
+        caller = door.identify(given.credentials if given is not None else "", time.time())
+        access.check_allowed(caller, permission)
+        return caller
 
     return check
 
@@ -127,16 +129,17 @@ def _health(control: ControlApi) -> APIRouter:
     return router
 
 
-def _enrolment_tokens(control: ControlApi) -> APIRouter:
+def _enrolment_tokens(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/enrolment-tokens", tags=["enrolment"])
+    enroller = Depends(_may(door, Permission.ENROLL))
 
     @router.post("", status_code=201, summary="Make a one-time token with which one device can join")
-    def create(wish: resources.TokenRequest) -> resources.TokenCreated:
+    def create(wish: resources.TokenRequest, caller: access.Caller = enroller) -> resources.TokenCreated:
         issued = enrolment.issue_token(
             control.database,
             control.trust(),
             enrolment.TokenScope(wish.profile, wish.name, wish.labels),
-            actor=ACTOR,
+            actor=caller.name,
             now_s=time.time(),
             valid_s=wish.valid_s,
         )
@@ -178,20 +181,27 @@ def _registry(control: ControlApi) -> APIRouter:
     return router
 
 
-def _rollouts(control: ControlApi) -> APIRouter:
+def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
+    proposer, operator = Depends(_may(door, Permission.PROPOSE)), Depends(_may(door, Permission.ROLL_OUT))
 
     def shown(rollout_id: int) -> resources.RolloutResource:
         with control.database.read() as session:
             return views.rollout_by_id(session, rollout_id)
 
     @router.post("", status_code=201, summary="Create a rollout, and start it if asked to")
-    def create(wish: resources.RolloutRequest) -> resources.RolloutResource:
+    def create(wish: resources.RolloutRequest, caller: access.Caller = proposer) -> resources.RolloutResource:
+        if wish.start:
+            access.check_allowed(caller, Permission.ROLL_OUT)
         release = _release(control.releases(), wish.model, wish.version)
-        policy = Policy(groups=tuple(wish.groups), gates=Gates(**wish.gates.model_dump()))
+        policy = Policy(
+            groups=tuple(wish.groups),
+            gates=Gates(**wish.gates.model_dump()),
+            approval=wish.approval or control.approval,
+        )
         selection = Selection(devices=tuple(wish.devices), profiles=tuple(wish.profiles), labels=wish.labels)
         rollout_id = manage.create(
-            control.database, release, policy, selection, actor=ACTOR, now_s=time.time(), start=wish.start
+            control.database, release, policy, selection, actor=caller.name, now_s=time.time(), start=wish.start
         )
         control.wake()
         return shown(rollout_id)
@@ -212,11 +222,12 @@ def _rollouts(control: ControlApi) -> APIRouter:
 
     def act(name: str, action: Callable[..., None], summary: str) -> None:
         @router.post(f"/{{rollout_id}}/{name}", summary=summary, name=name)
-        def do(rollout_id: _RolloutId) -> resources.RolloutResource:
-            action(control.database, rollout_id, actor=ACTOR, now_s=time.time())
+        def do(rollout_id: _RolloutId, caller: access.Caller = operator) -> resources.RolloutResource:
+            action(control.database, rollout_id, actor=caller.name, now_s=time.time())
             control.wake()
             return shown(rollout_id)
 
+    act("approve", manage.approve, "Say as a second person that a draft may start")
     act("start", manage.start, "Start a draft")
     act("pause", manage.pause, "Give the release to no further group until resumed")
     act("resume", manage.resume, "Let a paused rollout go on")
@@ -225,8 +236,9 @@ def _rollouts(control: ControlApi) -> APIRouter:
     return router
 
 
-def _fleet(control: ControlApi) -> APIRouter:
+def _fleet(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/fleet", tags=["fleet"])
+    operator = Depends(_may(door, Permission.ROLL_OUT))
 
     def shown() -> resources.Fleet:
         with control.database.read() as session:
@@ -237,13 +249,13 @@ def _fleet(control: ControlApi) -> APIRouter:
         return shown()
 
     @router.post("/freeze", summary="Let no rollout start or go on until thawed")
-    def freeze_fleet(wish: resources.FreezeRequest) -> resources.Fleet:
-        freeze.freeze(control.database, reason=wish.reason, actor=ACTOR, now_s=time.time())
+    def freeze_fleet(wish: resources.FreezeRequest, caller: access.Caller = operator) -> resources.Fleet:
+        freeze.freeze(control.database, reason=wish.reason, actor=caller.name, now_s=time.time())
         return shown()
 
     @router.post("/thaw", summary="Let rollouts go on; groups under way get their whole time anew")
-    def thaw_fleet() -> resources.Fleet:
-        freeze.thaw(control.database, actor=ACTOR, now_s=time.time())
+    def thaw_fleet(caller: access.Caller = operator) -> resources.Fleet:
+        freeze.thaw(control.database, actor=caller.name, now_s=time.time())
         control.wake()
         return shown()
 
@@ -251,6 +263,30 @@ def _fleet(control: ControlApi) -> APIRouter:
     def audit(before: _Before = 1 << 53, limit: _Limit = PAGE_DEFAULT) -> resources.AuditLog:
         with control.database.read() as session:
             return views.audit_page(session, before=before, limit=limit)
+
+    return router
+
+
+def _access(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/api-tokens", tags=["access"])
+    admin = Depends(_may(door, Permission.ADMINISTER))
+
+    @router.post("", status_code=201, summary="Make an API token with a role; its text is told once")
+    def create(wish: resources.ApiTokenRequest, caller: access.Caller = admin) -> resources.ApiTokenCreated:
+        issued = access.issue(
+            control.database, wish.name, Role(wish.role), actor=caller.name, now_s=time.time(), valid_s=wish.valid_s
+        )
+        return resources.ApiTokenCreated(id=issued.id, token=issued.text, expires_at_s=issued.expires_at_s)
+
+    @router.get("", summary="List the API tokens by name")
+    def tokens() -> resources.ApiTokens:
+        with control.database.read() as session:
+            return views.api_tokens(session)
+
+    @router.delete("/{name}", summary="End an API token at once")
+    def revoke(name: str, caller: access.Caller = admin) -> resources.ApiTokens:
+        access.revoke(control.database, name, actor=caller.name, now_s=time.time())
+        return tokens()
 
     return router
 

@@ -16,10 +16,12 @@ log = logging.getLogger(__name__)
 
 _STATUS = {
     "E-API-AUTH": 401,
+    "E-API-ROLE": 403,
     "E-DEVICE-UNKNOWN": 404,
     "E-ENROLL": 403,
     "E-NAME": 422,
     "E-RELEASE-UNKNOWN": 404,
+    "E-ROLLOUT-APPROVAL": 403,
     "E-ROLLOUT-INVALID": 422,
     "E-ROLLOUT-STATE": 409,
     "E-ROLLOUT-UNKNOWN": 404,

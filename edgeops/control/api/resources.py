@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from edgeops.control.access import MAX_VALID_S
 from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
 from edgeops.control.rollout.policy import MAX_GROUPS
 
@@ -60,6 +61,41 @@ class Tokens(BaseModel):
     """Tokens, newest first."""
 
     items: list[Token]
+
+
+class ApiTokenRequest(Request):
+    """A wish for an API token: whose it is, and what it may do."""
+
+    name: Name
+    role: Literal["viewer", "data-scientist", "engineer", "operator", "admin"]
+    valid_s: Annotated[float, Field(gt=0, le=MAX_VALID_S)] = 90 * 86400.0
+
+
+class ApiTokenCreated(BaseModel):
+    """A new API token. `token` is shown once."""
+
+    id: str
+    token: str
+    expires_at_s: float
+
+
+class ApiTokenResource(BaseModel):
+    """An API token that was made; its secret is not kept. `used_at_s` is exact to an hour."""
+
+    id: str
+    name: str
+    role: str
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    revoked_at_s: float | None
+    used_at_s: float | None
+
+
+class ApiTokens(BaseModel):
+    """API tokens by name."""
+
+    items: list[ApiTokenResource]
 
 
 class FailureResource(BaseModel):
@@ -176,6 +212,7 @@ class RolloutRequest(Request):
     devices: Annotated[list[Name], Field(max_length=10_000)] = []
     profiles: Annotated[list[Name], Field(max_length=1000)] = []
     labels: Labels = {}
+    approval: bool = False
     start: bool = False
 
 
@@ -230,6 +267,8 @@ class RolloutResource(BaseModel):
     stopped_profiles: dict[str, str]
     created_at_s: float
     created_by: str
+    approval: bool
+    approved_by: str | None
     started_at_s: float | None
     ended_at_s: float | None
 

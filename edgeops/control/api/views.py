@@ -15,6 +15,7 @@ from edgeops.contracts.sketches import QuantileSketch
 from edgeops.control.api import resources
 from edgeops.control.assignment import components_of
 from edgeops.control.models import (
+    ApiToken,
     AuditEntry,
     Device,
     EnrolmentTokenRow,
@@ -28,7 +29,7 @@ from edgeops.control.models import (
 )
 from edgeops.control.rollout.execute import read_view
 from edgeops.control.rollout.freeze import frozen
-from edgeops.control.rollout.policy import Gates, read_policy
+from edgeops.control.rollout.policy import Policy, read_policy
 
 PROGRESS_SHOWN = 50
 _REPORTED = msgspec.json.Decoder(Reported)
@@ -82,6 +83,12 @@ def tokens(session: Session) -> resources.Tokens:
     return resources.Tokens(items=[_copy(resources.Token, row) for row in rows])
 
 
+def api_tokens(session: Session) -> resources.ApiTokens:
+    """Return the API tokens by name."""
+    rows = session.scalars(select(ApiToken).order_by(ApiToken.name).limit(500))
+    return resources.ApiTokens(items=[_copy(resources.ApiTokenResource, row) for row in rows])
+
+
 def rollout_list(session: Session) -> resources.Rollouts:
     """Return the newest rollouts."""
     rows = session.scalars(select(Rollout).order_by(Rollout.id.desc()).limit(100)).all()
@@ -99,7 +106,8 @@ def rollout_by_id(session: Session, rollout_id: int) -> resources.RolloutResourc
 
 def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutResource:
     """Return a rollout with its groups' counts."""
-    gates = _gates(rollout)
+    policy = _policy(rollout)
+    gates = policy.gates if policy is not None else None
     view = read_view(session, rollout)
     rows = session.scalars(
         select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id).order_by(RolloutGroup.position)
@@ -131,6 +139,8 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
         stopped_profiles={row.profile: row.reason for row in stopped},
         created_at_s=rollout.created_at_s,
         created_by=rollout.created_by,
+        approval=policy is not None and policy.approval,
+        approved_by=rollout.approved_by,
         started_at_s=rollout.started_at_s,
         ended_at_s=rollout.ended_at_s,
     )
@@ -199,9 +209,9 @@ def audit_page(session: Session, *, before: int, limit: int) -> resources.AuditL
     return resources.AuditLog(items=items, next=items[-1].id if len(found) > limit else None)
 
 
-def _gates(rollout: Rollout) -> Gates | None:
+def _policy(rollout: Rollout) -> Policy | None:
     try:
-        return read_policy(rollout.policy).gates
+        return read_policy(rollout.policy)
     except EdgeopsError:
         return None
 

@@ -17,7 +17,7 @@ from edgeops.control.database import Database
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rollout.freeze import check_not_frozen
 from edgeops.control.rollout.order import fair_order
-from edgeops.control.rollout.policy import Policy, check_policy, policy_text
+from edgeops.control.rollout.policy import Policy, check_policy, policy_text, read_policy
 from edgeops.control.rollout.selection import Selection, candidates, new_member, selection_text
 
 
@@ -63,6 +63,7 @@ def create(
             figures=[],
             created_at_s=now_s,
             created_by=actor,
+            approved_by=None,
             started_at_s=None,
             ended_at_s=None,
         )
@@ -147,6 +148,22 @@ def resume(database: Database, rollout_id: int, *, actor: str, now_s: float) -> 
             group.window_from_s = now_s
 
 
+def approve(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
+    """Say as a second person that a rollout may start.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it is no draft any more. E-ROLLOUT-APPROVAL;
+            the actor made it.
+    """
+    with database.write() as session:
+        rollout = _change(session, rollout_id, (RolloutState.DRAFT,), RolloutState.DRAFT, actor, now_s, "approve")
+        if rollout.created_by == actor:
+            raise EdgeopsError(
+                "E-ROLLOUT-APPROVAL", f"{actor} made rollout {rollout_id}", "Somebody else must approve it."
+            )
+        rollout.approved_by = actor
+
+
 def abort(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
     """End a rollout: no further device gets the release; who has it keeps it.
 
@@ -198,6 +215,12 @@ def _give_back(session: Session, rollout: Rollout, member: RolloutMember, unit: 
 def _start(session: Session, rollout_id: int, actor: str, now_s: float) -> None:
     check_not_frozen(session)
     rollout = _change(session, rollout_id, (RolloutState.DRAFT,), RolloutState.RUNNING, actor, now_s)
+    if read_policy(rollout.policy).approval and rollout.approved_by is None:
+        raise EdgeopsError(
+            "E-ROLLOUT-APPROVAL",
+            f"nobody but {rollout.created_by} has looked at rollout {rollout_id}",
+            f"Somebody else: `edgeops rollout approve {rollout_id}`.",
+        )
     rollout.started_at_s = now_s
     mine, theirs = aliased(RolloutMember), aliased(RolloutMember)
     overlapping = exists(
@@ -225,6 +248,7 @@ def _change(
     state: RolloutState,
     actor: str,
     now_s: float,
+    verb: str | None = None,
 ) -> Rollout:
     rollout = session.get(Rollout, rollout_id, with_for_update=True)
     if rollout is None:
@@ -233,5 +257,5 @@ def _change(
         needed = " or ".join(sorted(allowed))
         raise EdgeopsError("E-ROLLOUT-STATE", f"rollout {rollout_id} is {rollout.state}, not {needed}")
     rollout.state = state
-    audit.record(session, at_s=now_s, actor=actor, action=f"rollout.{state}", subject=f"rollout/{rollout_id}")
+    audit.record(session, at_s=now_s, actor=actor, action=f"rollout.{verb or state}", subject=f"rollout/{rollout_id}")
     return rollout

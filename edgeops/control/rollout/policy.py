@@ -56,10 +56,12 @@ class Policy(Declared, frozen=True, kw_only=True):
         groups: Each `30%` (that share of all devices has it when the group is through), `5` (so many more devices)
             or `rest`. The last one must reach all devices.
         gates: The gates of every group.
+        approval: It starts only after a second person has approved it.
     """
 
     groups: tuple[str, ...]
     gates: Gates = Gates()
+    approval: bool = False
 
 
 def read_policy(data: bytes) -> Policy:
