@@ -14,6 +14,7 @@ from edgeops.agent.slots import Slots
 from edgeops.agent.trust_desk import TrustDesk, slot_of
 from edgeops.contracts.deployment import Component, Slot
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.releases.offline import OfflineRepository
 from edgeops.transport.http import Cancelled, HttpClient, RemoteFile, part_of
 from edgeops.trust.tuf_client import Target
 
@@ -79,12 +80,16 @@ class Fetcher:
                 byte if there is not enough room.
             Cancelled: As asked.
         """
-        target = self._desk.look_up(request.want, request.floor_number)
+        target = self._desk.look_up(
+            request.want,
+            request.floor_number,
+            is_here=lambda target: self._has_arrived(target) or slots.holds_whole(slot_of(target)),
+        )
         slot = slot_of(target)
         if slots.holds_whole(slot):
             return Staged(slot, None)
         durable.make_private_dir(self._downloads)
-        file = self._downloads / f"{target.sha256}.edgeops"
+        file = self._file_of(target)
         self._check_room(target, file, slots, request.reserve)
         self._download(target, file, on_progress, cancelled)
         if cancelled.is_set():
@@ -94,6 +99,15 @@ class Fetcher:
         finally:
             durable.remove_tree(file)
 
+    def bring(self, stick: OfflineRepository, target: Target) -> None:
+        """Take a target's bytes from an exported release: the next `fetch` finds them arrived.
+
+        Raises:
+            EdgeopsError: As `OfflineRepository.save`.
+        """
+        durable.make_private_dir(self._downloads)
+        stick.save(target, part_of(self._file_of(target)))
+
     def forget(self) -> None:
         """Remove all that is on its way. Only while nothing is.
 
@@ -101,6 +115,13 @@ class Fetcher:
             EdgeopsError: E-DISK-WRITE.
         """
         durable.remove_tree(self._downloads)
+
+    def _file_of(self, target: Target) -> Path:
+        return self._downloads / f"{target.sha256}.edgeops"
+
+    def _has_arrived(self, target: Target) -> bool:
+        part = part_of(self._file_of(target))
+        return part.exists() and part.stat().st_size == target.length
 
     @staticmethod
     def _check_room(target: Target, file: Path, slots: Slots, reserve: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event
-from edgeops.agent.store import ComponentRecord
+from edgeops.agent.store import ComponentRecord, LocalChoice
 from edgeops.contracts.deployment import Component, DeploymentState, Slot
 
 ON_ITS_WAY = frozenset(
@@ -40,6 +42,18 @@ def event_for(record: ComponentRecord, want: Component | None, generation: int, 
     # The same again. It is tried again only where it was lost after it had been good, and within the budget.
     lost = record.state in (DeploymentState.CONFIRMED, DeploymentState.IDLE)
     return Event.WANTED if lost and record.attempts < MAX_ATTEMPTS else None
+
+
+def with_local(wanted: Iterable[Component], generation: int, local: Mapping[str, LocalChoice]) -> list[Component]:
+    """Return what is wanted of a desired state, where what was chosen at the device since then goes first.
+
+    Args:
+        wanted: Components of the desired state.
+        generation: Its generation; what was chosen before a later one was accepted counts no more.
+        local: What was chosen at the device.
+    """
+    standing = {name: choice.component for name, choice in local.items() if choice.generation >= generation}
+    return [*(component for component in wanted if component.name not in standing), *standing.values()]
 
 
 def repair_at_start(record: ComponentRecord, active: Slot | None) -> Effect | None:

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from edgeops import durable
 from edgeops.agent.slots import Slots
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Desired, Failure, SelfTestFigures
@@ -52,16 +54,25 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
     port: int | None = None
 
 
+class LocalChoice(Wire, frozen=True, kw_only=True):
+    """What a person chose at the device itself. It stands until the fleet wants something of a later generation."""
+
+    component: Component
+    generation: int
+
+
 class UnitRecord(Wire, frozen=True, kw_only=True):
     """What must never go back.
 
     Args:
         generation: Newest generation that was accepted.
         numbers: Model → number of the release that was last confirmed; older ones need a signed downgrade.
+        local: Component → what was chosen for it at the device.
     """
 
     generation: int = 0
     numbers: dict[str, int] = {}
+    local: dict[str, LocalChoice] = {}
 
 
 class StateDirectory:
@@ -137,7 +148,7 @@ class StateDirectory:
         record = self._read(self.root / "unit.json", UnitRecord) or UnitRecord()
         desired = self.read_desired()
         floor = max(record.generation, desired.generation if desired is not None else 0)
-        return UnitRecord(generation=floor, numbers=record.numbers)
+        return msgspec.structs.replace(record, generation=floor)
 
     def write_unit(self, record: UnitRecord) -> None:
         """Keep the floors.

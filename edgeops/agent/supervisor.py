@@ -17,13 +17,16 @@ from typing import Any
 import msgspec
 
 from edgeops import durable
+from edgeops.agent import inbox
 from edgeops.agent.deployment import Deployment, House
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
 from edgeops.agent.fetching import Fetcher
+from edgeops.agent.installing import bring
 from edgeops.agent.loop import Loop
+from edgeops.agent.plan import with_local
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
-from edgeops.agent.store import StateDirectory
+from edgeops.agent.store import LocalChoice, StateDirectory
 from edgeops.agent.telemetry import TelemetryQueue, Windows, device_window
 from edgeops.agent.trust_desk import Postponed, TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
@@ -53,6 +56,7 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 300
 TIDY_EVERY_S = 60.0
+INBOX_EVERY_S = 2.0
 STOP_WITHIN_S = 10.0
 CAPABILITIES_WITHIN_S = 120.0
 MAX_ENVELOPES = 64
@@ -118,6 +122,7 @@ class Supervisor:
         self._verifying = False
         self._envelopes: deque[bytes] = deque(maxlen=MAX_ENVELOPES)
         self._verify_tries = 0
+        self._installing = False
 
     def run(self) -> None:
         """Serve, pursue what is desired and report, until a signal says to stop.
@@ -139,6 +144,7 @@ class Supervisor:
             threading.Thread(target=self._find_capabilities, name="capabilities", daemon=True).start()
             self._loop.after(self._settings.telemetry_window_s, self._window_over)
             self._loop.after(TIDY_EVERY_S, self._tidy)
+            self._look_into_inbox()
             self._link.start()
             self._write_facts()
             self._loop.run()
@@ -205,7 +211,7 @@ class Supervisor:
         # The state before its generation: a cut between the two has the broker's retained message taken once more.
         self._state.write_desired(desired)
         if desired.generation > self._unit.generation:
-            self._keep_unit(msgspec.structs.replace(self._unit, generation=desired.generation))
+            self._keep_unit(msgspec.structs.replace(self._unit, generation=desired.generation, local={}))
         self._refused = None
         self._pursue(desired)
 
@@ -218,7 +224,7 @@ class Supervisor:
     def _pursue(self, desired: Desired) -> None:
         wanted: dict[str, Component] = {}
         self._unsupported = {}
-        for component in desired.components:
+        for component in with_local(desired.components, desired.generation, self._unit.local):
             try:
                 check_name(component.name, "component")
                 if component.kind is not ComponentKind.MODEL:
@@ -236,6 +242,46 @@ class Supervisor:
                     continue
             self._deployments[name].pursue(wanted.get(name), desired.generation)
         self._uplink.report()
+
+    # Releases on a stick
+
+    def _look_into_inbox(self) -> None:
+        """Take up a release that a person has brought: verified and copied on a thread."""
+        file = next(inbox.waiting(self._state.root), None)
+        if file is None or self._installing:
+            self._loop.after(INBOX_EVERY_S, self._look_into_inbox)
+            return
+        self._installing = True
+
+        def work() -> None:
+            outcome: Component | EdgeopsError
+            try:
+                outcome = bring(file, self._desk, self._house.fetcher, self._unit.numbers)
+            except EdgeopsError as error:
+                outcome = error
+            self._loop.post(lambda: self._brought(file, outcome))
+
+        threading.Thread(target=work, name="install", daemon=True).start()
+
+    def _brought(self, file: Path, outcome: Component | EdgeopsError) -> None:
+        self._installing = False
+        try:
+            if isinstance(outcome, EdgeopsError):
+                raise outcome
+            if outcome.name not in self._deployments:
+                self._open(outcome.name).start()
+            choice = LocalChoice(component=outcome, generation=self._unit.generation)
+            self._keep_unit(msgspec.structs.replace(self._unit, local={**self._unit.local, outcome.name: choice}))
+            self._deployments[outcome.name].pursue(outcome, self._unit.generation)
+            said = inbox.Answer(component=outcome.name, release=outcome.release)
+        except EdgeopsError as error:
+            log.warning("the release of a stick is refused: %s", error)
+            said = inbox.Answer(code=error.code, what=error.what, next_step=error.next_step)
+        try:
+            inbox.answer(file, said)
+        except EdgeopsError as error:
+            log.error("%s", error)
+        self._loop.after(INBOX_EVERY_S, self._look_into_inbox)
 
     def _unsupported_report(self, component: Component, generation: int, error: EdgeopsError) -> ComponentReport:
         failure = Failure(code=error.code, what=error.what, release=component.release, at_s=self._clock.now())
@@ -325,7 +371,7 @@ class Supervisor:
                 deployment.close()
                 del self._deployments[name]
                 durable.remove_tree(self._state.component_dir(name))
-        if not any(deployment.fetching for deployment in self._deployments.values()):
+        if not self._installing and not any(deployment.fetching for deployment in self._deployments.values()):
             self._house.fetcher.forget()
         self._loop.after(TIDY_EVERY_S, self._tidy)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from edgeops.contracts.deployment import Component, Desired, Slot
+from edgeops.contracts.deployment import Component, ComponentKind, Desired, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SELF_UNIT
+from edgeops.releases.offline import OfflineRepository
 from edgeops.trust import desired as desired_statements
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import Target, TufClient
@@ -64,12 +67,16 @@ class TrustDesk:
                 raise Postponed(error.code, error.what, error.next_step) from error
             return self._verified(envelope, floor_generation)
 
-    def look_up(self, want: Component, floor_number: int) -> Target:
+    def look_up(
+        self, want: Component, floor_number: int, *, is_here: Callable[[Target], bool] = lambda target: False
+    ) -> Target:
         """Return the file of the bundle that a component is to hold, after all checks that need no byte of it.
 
         Args:
             want: What the desired state asks for.
             floor_number: Number of the release that was last confirmed.
+            is_here: Whether a target's bytes are on this device: while the server is away, such a bundle is judged
+                by the metadata that was verified before, until that expires.
 
         Raises:
             EdgeopsError: E-TRUST-TARGET; not released, or not what the desired state says. E-BUNDLE-PROFILE; for
@@ -77,8 +84,66 @@ class TrustDesk:
                 `TufClient.refresh`.
         """
         with self._lock:
-            self._refresh()
-            target = self._tuf.target(want.target)
+            try:
+                self._refresh()
+                target = self._tuf.target(want.target)
+            except EdgeopsError as error:
+                known = self._known(want.target) if error.code in ("E-NET-UNREACHABLE", "E-NET-RESPONSE") else None
+                if known is None or not is_here(known):
+                    raise
+                target = known
+        self._check(want, target, floor_number)
+        return target
+
+    def admit(self, stick: OfflineRepository, floor_of: Callable[[str], int]) -> tuple[Component, Target]:
+        """Return what an exported release brings for this device, verified by its metadata as over the network.
+
+        Validly signed metadata is kept also if the release is refused, so a stick that is older than what this device
+        knows is refused as a rollback.
+
+        Args:
+            stick: The release.
+            floor_of: Number of the release of a model that was last confirmed.
+
+        Raises:
+            EdgeopsError: E-RELEASE-INVALID; the file is damaged. E-BUNDLE-PROFILE; it holds nothing for this device.
+                E-TRUST-DOWNGRADE; it is older than what ran. Otherwise as `TufClient.refresh` and `target`.
+        """
+        mine = f"{self._profile}.edgeops"
+        path = next((path for path in stick.index.targets if PurePosixPath(path).name == mine), None)
+        if path is None:
+            raise EdgeopsError("E-BUNDLE-PROFILE", f"the release has no bundle for a {self._profile}")
+        with self._lock:
+            tuf = self._tuf.by_way_of(stick.metadata_url, stick)
+            try:
+                tuf.refresh()
+                target = tuf.target(path)
+            finally:
+                self._tuf.forget()
+                self._note_freshness()
+        custom = target.custom
+        want = Component(
+            name=custom.model, kind=ComponentKind.MODEL, release=custom.version, target=path, digest=custom.digest
+        )
+        self._check(want, target, floor_of(custom.model))
+        return want, target
+
+    def stale_s(self) -> float | None:
+        """Return for how long nothing may change any more for want of fresh metadata; None: it is fresh."""
+        now_s = self._clock.now()
+        until_s, last_s = self.freshness
+        if until_s is not None and now_s < until_s:
+            return None
+        return now_s - last_s if last_s is not None else 0.0
+
+    def _known(self, path: str) -> Target | None:
+        """Return a target as the cache describes it; None: not there, or no longer valid."""
+        try:
+            return self._tuf.target(path)
+        except EdgeopsError:
+            return None
+
+    def _check(self, want: Component, target: Target, floor_number: int) -> None:
         custom = target.custom
         if custom.profile != self._profile:
             raise EdgeopsError(
@@ -93,15 +158,6 @@ class TrustDesk:
                 f"{want.name} {want.release} is release number {custom.number}, number {floor_number} ran here",
                 "Sign a downgrade to go back.",
             )
-        return target
-
-    def stale_s(self) -> float | None:
-        """Return for how long nothing may change any more for want of fresh metadata; None: it is fresh."""
-        now_s = self._clock.now()
-        until_s, last_s = self.freshness
-        if until_s is not None and now_s < until_s:
-            return None
-        return now_s - last_s if last_s is not None else 0.0
 
     def _verified(self, envelope: bytes, floor_generation: int) -> Desired:
         return desired_statements.verify(
@@ -118,7 +174,10 @@ class TrustDesk:
         try:
             self._tuf.refresh()
         finally:
-            self.freshness = Freshness(self._tuf.expires_s(), self._tuf.last_fresh_s)
+            self._note_freshness()
+
+    def _note_freshness(self) -> None:
+        self.freshness = Freshness(self._tuf.expires_s(), self._tuf.last_fresh_s)
 
 
 def slot_of(target: Target) -> Slot:

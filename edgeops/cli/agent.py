@@ -96,6 +96,35 @@ def run(
 
 @command.command()
 @_STATE
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@json_option
+def install(root: Path, file: Path, as_json: bool) -> None:
+    """Install an exported release from FILE, without network.
+
+    FILE is what `edgeops release export` wrote. It is verified, self-tested and tried as one that came over the network, by the agent if it runs. What was installed
+    here stands until the fleet wants something of a later generation.
+    """
+    from edgeops.agent.installing import install as bring_in
+    from edgeops.agent.settings import Settings
+
+    done = bring_in(root, file, Settings())
+    if done.failure is not None and str(done.state) in ("rejected", "failed"):
+        raise EdgeopsError(
+            done.failure.code,
+            f"{done.component} {done.release} is {done.state}: {done.failure.what}",
+            "See agent status.",
+        )
+    if as_json:
+        print_json(done._asdict())
+    else:
+        when = "it serves" if done.by_agent else "it serves when the agent runs"
+        click.echo(
+            f"{done.component} {done.release} is {done.state}" + (f"; {when}" if done.state == "confirmed" else "")
+        )
+
+
+@command.command()
+@_STATE
 @json_option
 def status(root: Path, as_json: bool) -> None:
     """Show how this device stands, from its state directory alone; works while the agent runs, and without it."""

@@ -90,15 +90,25 @@ def _show(release: Release, as_json: bool) -> None:
 @click.argument("version")
 @click.option("--to", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
 @click.option("--profile", "profiles", multiple=True, help="Take only this profile's bundle; may be given again.")
+@click.option(
+    "--valid-for",
+    "days",
+    type=click.IntRange(1, 365),
+    help="Days that devices may take it; the online keys sign for it [as the served timestamp: at most 7].",
+)
 @json_option
-def export_release(home: Path, model: str, version: str, to: Path, profiles: tuple[str, ...], as_json: bool) -> None:
+def export_release(
+    home: Path, model: str, version: str, to: Path, profiles: tuple[str, ...], days: int | None, as_json: bool
+) -> None:
     """Write a published release as one file for devices without network.
 
-    It holds the signed metadata and the bundles; a device verifies them as it does over the network.
+    `edgeops agent install` takes it on a device. It holds the signed metadata and the bundles; a device verifies them
+    as it does over the network. It is never valid for longer than the roles that offline keys sign.
     """
-    from edgeops.releases import offline
+    from edgeops.releases.export import export
 
-    made = offline.export(home, model, version, to, profiles=profiles)
+    valid_for_s = None if days is None else days * 86400.0
+    made = export(home, model, version, to, profiles=profiles, valid_for_s=valid_for_s)
     if as_json:
         print_json({"path": str(made.path), "length": made.length, "valid_until_s": made.valid_until_s})
     else:

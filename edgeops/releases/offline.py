@@ -1,4 +1,4 @@
-"""A release as one file for devices without network: the same signed metadata and targets, verified the same way."""
+"""An exported release as a repository for devices without network: the same metadata, verified the same way."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import msgspec
 from tuf.api.exceptions import DownloadHTTPError
@@ -17,10 +16,8 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.releases import catalog
-from edgeops.releases.bundles import EPOCH, check_archive_end
-from edgeops.trust.publisher import Publisher
+from edgeops.contracts.wire import Wire, decode
+from edgeops.releases.bundles import check_archive_end
 from edgeops.trust.tuf_client import Target
 
 URL = "offline://repository"
@@ -42,47 +39,6 @@ class Index(Wire, frozen=True, kw_only=True):
     version: str
     targets: tuple[str, ...]
     schema_version: int = msgspec.field(default=1, name="schema")
-
-
-class Exported(NamedTuple):
-    """A file that was written: its size, and when its signed metadata ceases to allow changes."""
-
-    path: Path
-    length: int
-    valid_until_s: float
-
-
-def export(home: Path, model: str, version: str, to: Path, *, profiles: Sequence[str] = ()) -> Exported:
-    """Write one published release as a file: for all its profiles, or for these.
-
-    Args:
-        home: The fleet's home.
-        model: The release's model.
-        version: The release's version.
-        to: File to write; an existing one is replaced at once.
-        profiles: Profiles to take along; none: all.
-
-    Raises:
-        EdgeopsError: E-RELEASE-UNKNOWN; no such release, or none for such a profile. E-TRUST-KEY; not a fleet's home.
-            E-TRUST-METADATA or E-TRUST-TARGET; the repository is damaged. E-DISK-FULL or E-DISK-WRITE.
-    """
-    publisher = Publisher(home)
-    with publisher.changing():
-        release = catalog.release(home, model, version)
-        chosen = [target for target in release.targets if not profiles or target.profile in profiles]
-        if missing := sorted(set(profiles) - {target.profile for target in chosen}):
-            raise EdgeopsError("E-RELEASE-UNKNOWN", f"{model} {version} has no bundle for {', '.join(missing)}")
-        index = Index(
-            fleet=publisher.fleet, model=model, version=version, targets=tuple(target.path for target in chosen)
-        )
-        published = publisher.targets()
-        files = {f"metadata/{path.name}": path for path in publisher.metadata_files([item.path for item in chosen])}
-        for target in chosen:
-            blob = publisher.target_file(target.path, published[target.path])
-            folder = target.path.rpartition("/")[0]
-            files[f"targets/{folder}/{blob.name}"] = blob
-        _write(to, encode(index), files)
-        return Exported(to, to.stat().st_size, publisher.valid_until_s())
 
 
 class OfflineRepository(FetcherInterface):
@@ -189,23 +145,3 @@ class OfflineRepository(FetcherInterface):
                     yield block
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             raise EdgeopsError("E-RELEASE-INVALID", f"{self._path}: {name}: {error}", _HINT) from error
-
-
-def _write(to: Path, index: bytes, files: dict[str, Path]) -> None:
-    temporary = to.parent / f".{to.name}.tmp"
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(zipfile.ZipInfo(INDEX_NAME, EPOCH), index)
-            for name in sorted(files):
-                with archive.open(zipfile.ZipInfo(name, EPOCH), "w") as out, files[name].open("rb") as source:
-                    while block := source.read(_BLOCK):
-                        out.write(block)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-    except (RuntimeError, zipfile.LargeZipFile) as error:
-        temporary.unlink(missing_ok=True)
-        raise EdgeopsError("E-RELEASE-INVALID", f"{to}: {error}", "Export fewer profiles at a time.") from error
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise durable.disk_error(error, to) from error
-    durable.rename(temporary, to)

@@ -1,11 +1,12 @@
-"""The next edition of the repository: what changes, signed, in the order in which it must reach the disk."""
+"""The first and the next editions of the repository: what changes, signed, in the order in which it reaches the disk."""
 
 from __future__ import annotations
 
 import copy
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 
-from securesystemslib.signer import Key
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
@@ -23,10 +24,21 @@ class Edition:
         state: The present repository.
         keys: The private keys that are at hand.
         now_s: When it is signed.
+        lifetime_s: Life of the top-level roles.
+        skip: Versions of snapshot and timestamp that were signed and given away: they are left out.
     """
 
-    def __init__(self, state: RepositoryState, keys: KeyStore, now_s: float) -> None:
+    def __init__(
+        self,
+        state: RepositoryState,
+        keys: KeyStore,
+        now_s: float,
+        *,
+        lifetime_s: Mapping[str, float] = roles.LIFETIME_S,
+        skip: int = 0,
+    ) -> None:
         self.state, self._keys, self._now_s = state, keys, now_s
+        self._lifetime_s, self._skip = lifetime_s, skip
         self.root: Root = copy.deepcopy(state.root.signed)
         self.targets: Targets = copy.deepcopy(state.targets.signed)
         self._touched: set[str] = set()
@@ -74,6 +86,16 @@ class Edition:
         """Return the delegated roles between the top and a target: its model's role and its bin."""
         name = roles.model_role(model)
         return name, _bin_of(self._role(name, self.state.targets.signed).signed, path)
+
+    def offline_until(self, paths: Iterable[str]) -> datetime.datetime:
+        """Return when the first of the roles on the way to these targets expires that only offline keys renew."""
+        found = [self.state.root.signed.expires, self.state.targets.signed.expires]
+        for path in paths:
+            model = roles.model_of_path(path)
+            role, part = self.way_to(model, path)
+            found.append(self._role(role, self.state.targets.signed).signed.expires)
+            found.append(self.bins(model)[part].signed.expires)
+        return min(found)
 
     def delegate(self, model: str, keys: Sequence[Key], threshold: int) -> None:
         """Give a model a role and empty bins, which these keys sign."""
@@ -192,8 +214,8 @@ class Edition:
         return MetadataFile(f"{metadata.signed.version}.{name}.json", to_bytes(metadata))
 
     def _seal_top(self, role: str, signed: Targets | Snapshot | Timestamp, version: int) -> MetadataFile:
-        signed.version = version + 1
-        signed.expires = roles.expiry(self._now_s, roles.LIFETIME_S[role])
+        signed.version = version + 1 + (self._skip if role in (SNAPSHOT, TIMESTAMP) else 0)
+        signed.expires = roles.expiry(self._now_s, self._lifetime_s[role])
         metadata: AnyMetadata = Metadata(signed)
         # While a root changes, what both the old and the new one accept is valid at every moment.
         self._sign(metadata, role, [self.state.root.signed.roles[role], self.root.roles[role]])
@@ -275,3 +297,34 @@ def _verifies(root: Root, role: str, data: bytes) -> bool:
     except RepositoryError:
         return False
     return True
+
+
+def first_edition(
+    signers: Mapping[str, Sequence[CryptoSigner]], thresholds: Mapping[str, int], now_s: float
+) -> list[MetadataFile]:
+    """Return the first edition, the root before all."""
+    expires = {role: roles.expiry(now_s, lifetime_s) for role, lifetime_s in roles.LIFETIME_S.items()}
+    root = Root(expires=expires[ROOT], consistent_snapshot=True)
+    for role in roles.LIFETIME_S:
+        for signer in signers[role]:
+            root.add_key(signer.public_key, role)
+        root.roles[role].threshold = thresholds.get(role, 1)
+    targets = Targets(
+        expires=expires[TARGETS],
+        delegations=roles.first_delegations(signers[roles.DESIRED][0].public_key),
+    )
+    snapshot = Snapshot(expires=expires[SNAPSHOT])
+    files = [
+        MetadataFile("1.root.json", _signed(Metadata(root), signers[ROOT])),
+        MetadataFile("1.targets.json", _signed(Metadata(targets), signers[TARGETS])),
+        MetadataFile("1.snapshot.json", _signed(Metadata(snapshot), signers[SNAPSHOT])),
+    ]
+    timestamp = Timestamp(expires=expires[TIMESTAMP])
+    timestamp.snapshot_meta = MetaFile.from_data(1, files[-1].data, ["sha256"])
+    return [*files, MetadataFile("timestamp.json", _signed(Metadata(timestamp), signers[TIMESTAMP]))]
+
+
+def _signed(metadata: AnyMetadata, signers: Sequence[CryptoSigner]) -> bytes:
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return to_bytes(metadata)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import Metadata, MetaFile, Role, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Role, Signed, TargetFile
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
@@ -21,8 +21,8 @@ from edgeops.contracts.release import TargetCustom
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.trust import keys, roles
 from edgeops.trust.authority import FleetAuthority
-from edgeops.trust.edition import Edition, delegated_models
-from edgeops.trust.repository import AnyMetadata, MetadataFile, Repository, to_bytes
+from edgeops.trust.edition import Edition, delegated_models, first_edition
+from edgeops.trust.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,13 @@ class RoleStatus(NamedTuple):
     threshold: int
     keys: int
     keys_here: int
+
+
+class Loan(NamedTuple):
+    """A snapshot and a timestamp for devices without network: file name → content, and until when a target holds."""
+
+    files: Mapping[str, bytes]
+    valid_until_s: float
 
 
 class FleetFile(Wire, frozen=True, kw_only=True):
@@ -158,7 +165,7 @@ class Publisher:
         for role in (roles.SNAPSHOT, roles.TIMESTAMP, roles.DESIRED):
             signers[role] = [_new_key(home / KEYS, role.removesuffix("-state"), "ed25519", None)]
         FleetAuthority.create(home / CA, fleet, now)
-        files = _first_metadata(signers, {roles.ROOT: root.threshold, roles.TARGETS: targets.threshold}, now())
+        files = first_edition(signers, {roles.ROOT: root.threshold, roles.TARGETS: targets.threshold}, now())
         first_root = hashlib.sha256(files[0].data).hexdigest()
         repository = Repository(home / REPOSITORY, first_root)
         repository.make()
@@ -245,13 +252,38 @@ class Publisher:
         names = {name for path in paths for name in edition.way_to(roles.model_of_path(path), path)}
         return self._repository.files_of(edition.state, names)
 
-    def valid_until_s(self) -> float:
-        """Return when the present timestamp expires: until then, what was fetched now may be installed.
+    def valid_until_s(self, paths: Sequence[str]) -> float:
+        """Return until when these targets, fetched now, may be installed.
 
         Raises:
-            EdgeopsError: E-TRUST-METADATA; the repository is damaged.
+            EdgeopsError: As `metadata_files`.
         """
-        return self._repository.load().timestamp.signed.expires.timestamp()
+        state = self._repository.load()
+        online = (state.timestamp.signed.expires, state.snapshot.signed.expires)
+        return min(self._edition().offline_until(paths), *online).timestamp()
+
+    def lend(self, paths: Sequence[str], valid_for_s: float) -> Loan:
+        """Sign a snapshot and a timestamp that hold for longer, for a device that no server reaches.
+
+        They are never served: the repository goes on with the versions after them, which hold for as long as ever, so
+        that a device with network still notices soon when news is held back.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; an online key is not here. Otherwise as `metadata_files`; E-DISK-FULL or
+                E-DISK-WRITE.
+        """
+        with self._repository.locked():
+            state, now_s = self._repository.load(), self._now()
+            lifetime_s = {**roles.LIFETIME_S, **dict.fromkeys(_ONLINE, valid_for_s)}
+            lent = Edition(state, self._keys, now_s, lifetime_s=lifetime_s)
+            following = Edition(state, self._keys, now_s, skip=1)
+            lent.touch(roles.SNAPSHOT)
+            following.touch(roles.SNAPSHOT)
+            files = lent.sealed()
+            # First: what is given away is then older than what is served, and no device goes back to it.
+            self._repository.commit(following.sealed())
+            until = min(self._edition().offline_until(paths), roles.expiry(now_s, valid_for_s))
+            return Loan({file.name: file.data for file in files}, until.timestamp())
 
     def changing(self) -> contextlib.AbstractContextManager[None]:
         """Hold the repository, so that what is read and what is published then belong together."""
@@ -428,34 +460,3 @@ def _new_key(folder: Path, name: str, scheme: keys.KeyScheme, secret: bytes | No
 
 def _custom(target: TargetFile) -> TargetCustom | None:
     return None if target.custom is None else msgspec.convert(target.custom, TargetCustom)
-
-
-def _first_metadata(
-    signers: Mapping[str, Sequence[CryptoSigner]], thresholds: Mapping[str, int], now_s: float
-) -> list[MetadataFile]:
-    """Return the first edition, the root before all."""
-    expires = {role: roles.expiry(now_s, lifetime_s) for role, lifetime_s in roles.LIFETIME_S.items()}
-    root = Root(expires=expires[roles.ROOT], consistent_snapshot=True)
-    for role in roles.LIFETIME_S:
-        for signer in signers[role]:
-            root.add_key(signer.public_key, role)
-        root.roles[role].threshold = thresholds.get(role, 1)
-    targets = Targets(
-        expires=expires[roles.TARGETS],
-        delegations=roles.first_delegations(signers[roles.DESIRED][0].public_key),
-    )
-    snapshot = Snapshot(expires=expires[roles.SNAPSHOT])
-    files = [
-        MetadataFile("1.root.json", _signed(Metadata(root), signers[roles.ROOT])),
-        MetadataFile("1.targets.json", _signed(Metadata(targets), signers[roles.TARGETS])),
-        MetadataFile("1.snapshot.json", _signed(Metadata(snapshot), signers[roles.SNAPSHOT])),
-    ]
-    timestamp = Timestamp(expires=expires[roles.TIMESTAMP])
-    timestamp.snapshot_meta = MetaFile.from_data(1, files[-1].data, ["sha256"])
-    return [*files, MetadataFile("timestamp.json", _signed(Metadata(timestamp), signers[roles.TIMESTAMP]))]
-
-
-def _signed(metadata: AnyMetadata, signers: Sequence[CryptoSigner]) -> bytes:
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return to_bytes(metadata)

@@ -109,6 +109,17 @@ class TufClient:
         self._limits = limits
         self._trusted: TrustedMetadataSet | None = None
 
+    def by_way_of(self, metadata_url: str, fetcher: FetcherInterface) -> TufClient:
+        """Return a client of the same cache, clock and limits that is given its metadata by another way.
+
+        What it has kept is known to this one after `forget`.
+        """
+        return TufClient(self._dir, metadata_url, fetcher, self._clock, limits=self._limits)
+
+    def forget(self) -> None:
+        """Have what is believed read and verified again from the cache: somebody else may have written to it."""
+        self._trusted = None
+
     def bootstrap(self, root_bytes: bytes, expect_sha256: str) -> None:
         """Take the first root, if it is the one that the enrolment token names. The same one again changes nothing.
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from bundle_making import make_bundle
+from fleet_device import FolderFetcher
+from raw_repository import URL
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases import assemble
 from edgeops.releases.bundles import unpack
-from edgeops.releases.offline import INDEX_NAME, OfflineRepository, export
+from edgeops.releases.export import export
+from edgeops.releases.offline import INDEX_NAME, OfflineRepository
 from edgeops.releases.publish import publish
 from edgeops.trust.publisher import Publisher
 from edgeops.trust.time import Clock
@@ -170,3 +173,47 @@ def test_what_is_no_export_is_refused(home: Path, tmp_path: Path):
     refused("E-RELEASE-UNKNOWN", lambda: export(home, "adder", "9.0.0", tmp_path / "usb"))
     refused("E-RELEASE-UNKNOWN", lambda: export(home, "adder", "1.0.0", tmp_path / "usb", profiles=["toaster"]))
     assert not (tmp_path / "usb").exists()
+
+
+def live(home: Path, state: Path, *, now_s: float) -> TufClient:
+    """A device that reads the served repository."""
+    state.mkdir(exist_ok=True)
+    found = TufClient(
+        state, URL, FolderFetcher(home / "repository"), Clock(state / "floor", system=lambda: now_s, build_s=0)
+    )
+    found.bootstrap((home / "repository" / "metadata" / "1.root.json").read_bytes(), Publisher(home).root_sha256())
+    return found
+
+
+def test_an_export_may_hold_for_months_while_the_served_metadata_holds_for_a_week(home: Path, tmp_path: Path):
+    made = export(home, "adder", "1.0.0", tmp_path / "usb", valid_for_s=90 * 86400.0, now=lambda: NOW_S)
+    assert made.valid_until_s == NOW_S + 90 * 86400
+    in_time_s, late_s = made.valid_until_s - 1, made.valid_until_s + 1
+    with OfflineRepository(made.path) as stick:
+        device = client(home, tmp_path / "device", stick, now_s=in_time_s)
+        device.refresh()
+        assert device.target("adder/1.0.0/intel-nuc.edgeops")
+        refused("E-TRUST-EXPIRED", client(home, tmp_path / "late", stick, now_s=late_s).refresh)
+        # What is served is newer and holds for a week: a freeze still shows, and the stick is no way back.
+        online = live(home, tmp_path / "online", now_s=NOW_S)
+        online.refresh()
+        assert online.expires_s() == NOW_S + 7 * 86400
+        refused("E-TRUST-METADATA", client(home, tmp_path / "online", stick).refresh)
+    # A device that took the stick goes on with the served repository, when it is renewed too.
+    live(home, tmp_path / "device", now_s=NOW_S).refresh()
+    Publisher(home, now=lambda: in_time_s).renew()
+    live(home, tmp_path / "device", now_s=in_time_s).refresh()
+
+
+def test_an_export_never_holds_for_longer_than_what_offline_keys_signed(home: Path, tmp_path: Path):
+    made = export(home, "adder", "1.0.0", tmp_path / "usb", valid_for_s=3650 * 86400.0, now=lambda: NOW_S)
+    assert made.valid_until_s == NOW_S + 365 * 86400
+    with OfflineRepository(made.path) as stick:
+        refused("E-TRUST-EXPIRED", client(home, tmp_path / "late", stick, now_s=made.valid_until_s).refresh)
+
+
+def test_a_failed_write_of_an_export_leaves_a_repository_that_goes_on(home: Path, tmp_path: Path):
+    with pytest.raises(EdgeopsError):
+        export(home, "adder", "1.0.0", tmp_path / "no" / "usb", valid_for_s=90 * 86400.0, now=lambda: NOW_S)
+    release(home, tmp_path, "1.1.0")
+    live(home, tmp_path / "device", now_s=NOW_S).refresh()
