@@ -29,11 +29,12 @@ def command() -> None:
 @command.command("list")
 @served_option
 @json_option
-def list_devices(home: Path, as_json: bool) -> None:
+@click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
+def list_devices(home: Path, where: str, as_json: bool) -> None:
     """List all devices: version, state, latency, requests, errors, and what they refused last."""
     from edgeops.client.api import Api
 
-    devices = list(Api.from_home(home).devices())
+    devices = list(Api.from_home(home).devices(where))
     if as_json:
         print_json(devices)
         return

@@ -36,6 +36,8 @@ def command() -> None:
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Only this device; repeatable.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="Only this profile; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with it; repeatable.")
+@click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
+@click.option("--group", metavar="NAME", help="Only devices of this device group.")
 @click.option("--success-min", default=1.0, show_default=True, help="Smallest share of confirmed devices.")
 @click.option("--failure-max", default=0.0, show_default=True, help="Largest share of failed devices.")
 @click.option("--min-count", default=1, show_default=True, help="Reports before a share means anything.")
@@ -55,6 +57,8 @@ def create(
     devices: tuple[str, ...],
     profiles: tuple[str, ...],
     labels: tuple[str, ...],
+    where: str,
+    group: str | None,
     success_min: float,
     failure_max: float,
     min_count: int,
@@ -90,6 +94,8 @@ def create(
         devices=devices,
         profiles=profiles,
         labels=parse_labels(labels),
+        where=where,
+        group=group,
         approval=approval,
         start=start,
     )

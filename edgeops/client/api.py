@@ -101,11 +101,15 @@ class Api:
         """Return the tokens that were made, newest first."""
         return self._items("/api/v1/enrolment-tokens", list[resources.Token])[0]
 
-    def devices(self) -> Iterator[resources.DeviceInfo]:
-        """Yield all devices by name."""
+    def devices(self, where: str = "") -> Iterator[resources.DeviceInfo]:
+        """Yield all devices by name, or those that a query finds.
+
+        Raises:
+            EdgeopsError: E-QUERY; the query cannot be read.
+        """
         after: str | None = ""
         while after is not None:
-            query = {"limit": str(PAGE), "after": after}
+            query = {"limit": str(PAGE), "after": after, "where": where}
             page, after = self._items("/api/v1/devices", list[resources.DeviceInfo], query)
             yield from page
 
@@ -131,6 +135,8 @@ class Api:
         devices: Sequence[str] = (),
         profiles: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
+        where: str = "",
+        group: str | None = None,
         approval: bool = False,
         start: bool = False,
     ) -> resources.RolloutInfo:
@@ -144,6 +150,8 @@ class Api:
             devices: Names; empty: all that the release has a bundle for.
             profiles: Only these; empty: all.
             labels: Only devices with all of these.
+            where: Only devices that this query finds.
+            group: Only devices of this group.
             approval: It starts only after somebody else has approved it.
             start: Start it at once.
 
@@ -158,6 +166,8 @@ class Api:
             "devices": list(devices),
             "profiles": list(profiles),
             "labels": dict(labels or {}),
+            "where": where,
+            "group": group,
             "approval": approval,
             "start": start,
         }
@@ -248,6 +258,35 @@ class Api:
         """Let rollouts go on."""
         return self._call("POST", "/api/v1/fleet/thaw", resources.FleetInfo)
 
+    def create_group(self, name: str, *, query: str = "", devices: Sequence[str] = ()) -> resources.DeviceGroup:
+        """Make a device group, by a query or by names.
+
+        Raises:
+            EdgeopsError: E-GROUP; the name is taken. E-QUERY; the query cannot be read. E-DEVICE-UNKNOWN.
+        """
+        wish = {"name": name, "query": query, "devices": list(devices)}
+        return self._call("POST", "/api/v1/groups", resources.DeviceGroup, wish)
+
+    def groups(self) -> list[resources.DeviceGroup]:
+        """Return the device groups, with who is in each now."""
+        return self._items("/api/v1/groups", list[resources.DeviceGroup])[0]
+
+    def group(self, name: str) -> resources.DeviceGroup:
+        """Return one device group.
+
+        Raises:
+            EdgeopsError: E-GROUP.
+        """
+        return self._call("GET", f"/api/v1/groups/{_part(name)}", resources.DeviceGroup)
+
+    def remove_group(self, name: str) -> None:
+        """Remove a device group.
+
+        Raises:
+            EdgeopsError: E-GROUP.
+        """
+        self._call("DELETE", f"/api/v1/groups/{_part(name)}", resources.DeviceGroups)
+
     def create_api_token(self, name: str, role: str, *, valid_s: float) -> resources.ApiTokenCreated:
         """Make an API token.
 
@@ -267,7 +306,7 @@ class Api:
         Raises:
             EdgeopsError: E-NAME; there is none of this name.
         """
-        self._call("DELETE", f"/api/v1/api-tokens/{quote(name, safe='')}", resources.ApiTokens)
+        self._call("DELETE", f"/api/v1/api-tokens/{_part(name)}", resources.ApiTokens)
 
     def audit(self, limit: int = 100) -> list[resources.AuditInfo]:
         """Return the newest lines of the audit log, at most 500."""

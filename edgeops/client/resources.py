@@ -51,6 +51,22 @@ class ApiTokenInfo(Wire, frozen=True, kw_only=True):
     used_at_s: float | None
 
 
+class DeviceGroup(Wire, frozen=True, kw_only=True):
+    """A device group; `devices` are those who are in it now."""
+
+    name: str
+    query: str
+    devices: tuple[str, ...]
+    created_at_s: float
+    created_by: str
+
+
+class DeviceGroups(Wire, frozen=True, kw_only=True):
+    """Device groups by name."""
+
+    items: tuple[DeviceGroup, ...]
+
+
 class ApiTokens(Wire, frozen=True, kw_only=True):
     """API tokens by name."""
 

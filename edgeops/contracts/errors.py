@@ -108,6 +108,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),
     "E-ROLLOUT-UNKNOWN": ErrorCode(Fault.USAGE, "No such rollout."),
     "E-ROLLOUT-STATE": ErrorCode(Fault.USAGE, "The rollout's state does not allow this."),
+    "E-QUERY": ErrorCode(Fault.USAGE, "A query over devices cannot be read; line and column are named."),
+    "E-GROUP": ErrorCode(Fault.USAGE, "No such device group, or its name is taken."),
     "E-ROLLOUT-APPROVAL": ErrorCode(Fault.USAGE, "The rollout needs the approval of a second person."),
     "E-ROLLOUT-TIMEOUT": ErrorCode(Fault.PEER, "A device was heard of, but was not through in its group's time."),
     "E-ROLLOUT-STOPPED": ErrorCode(Fault.GATE, "A gate stopped the rollout."),

@@ -210,6 +210,18 @@ class ApiToken(Base):
     used_at_s: Mapped[float | None]
 
 
+class DeviceGroup(Base):
+    """A named group: all that the query finds, or the named devices where there is none."""
+
+    __tablename__ = "device_groups"
+
+    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    query: Mapped[str] = mapped_column(Text)
+    devices: Mapped[list[str]] = mapped_column(JSON)
+    created_at_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+
+
 class Rollout(Base):
     """A release on its way through groups of devices. `policy` is the text that `decide` reads."""
 

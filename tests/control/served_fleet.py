@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from fake_device import FakeDevice, join
 
+from edgeops.cli import root
 from edgeops.client.api import Api
 from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo, OutputTolerance
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.control.broker import mosquitto
@@ -77,6 +80,15 @@ class Serving:
     @property
     def api(self) -> Api:
         return Api.from_home(self.home)
+
+
+def run(serving: Serving, *words: str) -> Any:
+    """Type a command about a served fleet; return what it printed, read where it is JSON."""
+    result = CliRunner().invoke(root, [words[0], words[1], "--home", str(serving.home), *words[2:]])
+    if isinstance(result.exception, EdgeopsError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout) if "--json" in words else result.stdout
 
 
 def make_release(home: Path, version: str) -> None:

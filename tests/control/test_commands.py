@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from served_fleet import MODEL, Fleet, Serving, wait_for
+from served_fleet import MODEL, Fleet, Serving, run, wait_for
 
 from edgeops.cli import root
 from edgeops.contracts.enrolment import EnrolmentToken
 from edgeops.contracts.errors import EdgeopsError
-
-
-def run(serving: Serving, *words: str) -> Any:
-    result = CliRunner().invoke(root, [words[0], words[1], "--home", str(serving.home), *words[2:]])
-    if isinstance(result.exception, EdgeopsError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout) if "--json" in words else result.stdout
 
 
 def test_a_rollout_is_created_watched_and_seen_per_device(served: Serving, fleet: Fleet) -> None:

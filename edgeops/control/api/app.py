@@ -24,6 +24,7 @@ from edgeops.contracts.wire import decode, encode
 from edgeops.control import access, enrolment
 from edgeops.control.api import limits, problems, resources, views
 from edgeops.control.database import Database
+from edgeops.control.groups import manage as groups
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy
 from edgeops.control.rollout.selection import Selection
@@ -76,6 +77,7 @@ def api_app(control: ControlApi) -> FastAPI:
     readers = [Depends(_may(door, Permission.READ))]
     app.include_router(_enrolment_tokens(control, door), dependencies=readers)
     app.include_router(_registry(control), dependencies=readers)
+    app.include_router(_groups(control, door), dependencies=readers)
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
     app.include_router(_access(control, door), dependencies=[Depends(_may(door, Permission.ADMINISTER))])
@@ -164,10 +166,16 @@ def _registry(control: ControlApi) -> APIRouter:
 
     @router.get("/devices", summary="List devices by name")
     def devices(
-        after: _After = "", limit: _Limit = PAGE_DEFAULT, profile: str | None = None, online: bool | None = None
+        after: _After = "",
+        limit: _Limit = PAGE_DEFAULT,
+        profile: str | None = None,
+        online: bool | None = None,
+        where: Annotated[str, Query(max_length=2000, description="A query over devices")] = "",
     ) -> resources.Devices:
         with control.database.read() as session:
-            return views.device_page(session, after=after, limit=limit, profile=profile, online=online)
+            return views.device_page(
+                session, after=after, limit=limit, profile=profile, online=online, where=where, now_s=time.time()
+            )
 
     @router.get("/devices/{connection}", summary="Show a device with its reports and newest steps")
     def device(connection: str) -> resources.DeviceDetail:
@@ -177,6 +185,36 @@ def _registry(control: ControlApi) -> APIRouter:
     @router.get("/releases", summary="List the published releases")
     def releases() -> resources.Releases:
         return resources.Releases(items=[msgspec.to_builtins(release) for release in control.releases()])
+
+    return router
+
+
+def _groups(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/groups", tags=["groups"])
+    engineer = Depends(_may(door, Permission.ENROLL))
+
+    @router.post("", status_code=201, summary="Make a device group: by a query, or by names")
+    def create(wish: resources.GroupRequest, caller: access.Caller = engineer) -> resources.DeviceGroupResource:
+        now_s = time.time()
+        groups.create(
+            control.database, wish.name, query=wish.query, devices=wish.devices, actor=caller.name, now_s=now_s
+        )
+        return group(wish.name)
+
+    @router.get("", summary="List device groups, with who is in each now")
+    def device_groups() -> resources.DeviceGroups:
+        with control.database.read() as session:
+            return views.device_groups(session, time.time())
+
+    @router.get("/{name}", summary="Show a device group, with who is in it now")
+    def group(name: str) -> resources.DeviceGroupResource:
+        with control.database.read() as session:
+            return views.device_group(session, name, time.time())
+
+    @router.delete("/{name}", summary="Remove a device group; its devices stay as they are")
+    def remove(name: str, caller: access.Caller = engineer) -> resources.DeviceGroups:
+        groups.remove(control.database, name, actor=caller.name, now_s=time.time())
+        return device_groups()
 
     return router
 
@@ -199,7 +237,13 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             gates=Gates(**wish.gates.model_dump()),
             approval=wish.approval or control.approval,
         )
-        selection = Selection(devices=tuple(wish.devices), profiles=tuple(wish.profiles), labels=wish.labels)
+        selection = Selection(
+            devices=tuple(wish.devices),
+            profiles=tuple(wish.profiles),
+            labels=wish.labels,
+            where=wish.where,
+            group=wish.group or "",
+        )
         rollout_id = manage.create(
             control.database, release, policy, selection, actor=caller.name, now_s=time.time(), start=wish.start
         )

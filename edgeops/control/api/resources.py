@@ -212,8 +212,34 @@ class RolloutRequest(Request):
     devices: Annotated[list[Name], Field(max_length=10_000)] = []
     profiles: Annotated[list[Name], Field(max_length=1000)] = []
     labels: Labels = {}
+    where: Annotated[str, Field(max_length=2000)] = ""
+    group: Name | None = None
     approval: bool = False
     start: bool = False
+
+
+class GroupRequest(Request):
+    """A wish for a device group: by a query, or by names."""
+
+    name: Name
+    query: Annotated[str, Field(max_length=2000)] = ""
+    devices: Annotated[list[Name], Field(max_length=10_000)] = []
+
+
+class DeviceGroupResource(BaseModel):
+    """A device group. `devices` are those who are in it now."""
+
+    name: str
+    query: str
+    devices: list[str]
+    created_at_s: float
+    created_by: str
+
+
+class DeviceGroups(BaseModel):
+    """Device groups by name."""
+
+    items: list[DeviceGroupResource]
 
 
 class CountsResource(BaseModel):

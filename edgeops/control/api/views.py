@@ -14,10 +14,12 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.control.api import resources
 from edgeops.control.assignment import components_of
+from edgeops.control.groups import manage as groups
 from edgeops.control.models import (
     ApiToken,
     AuditEntry,
     Device,
+    DeviceGroup,
     EnrolmentTokenRow,
     ProgressEvent,
     Rollout,
@@ -38,15 +40,24 @@ _Totals = dict[tuple[str, str, str, str], TelemetryTotal]
 
 
 def device_page(
-    session: Session, *, after: str, limit: int, profile: str | None, online: bool | None
+    session: Session, *, after: str, limit: int, profile: str | None, online: bool | None, where: str, now_s: float
 ) -> resources.Devices:
-    """Return the devices after a name, in order of names."""
+    """Return the devices after a name, in order of names.
+
+    Raises:
+        EdgeopsError: E-QUERY; `where` cannot be read.
+    """
     query = select(Device).where(Device.connection > after).order_by(Device.connection).limit(limit + 1)
     if profile is not None:
         query = query.where(Device.profile == profile)
     if online is not None:
         query = query.where(Device.online.is_(online))
-    found = session.scalars(query).all()
+    if where:
+        everyone = session.scalars(query.limit(None)).all()
+        names = set(groups.found(session, everyone, where, now_s))
+        found: Sequence[Device] = [device for device in everyone if device.connection in names]
+    else:
+        found = session.scalars(query).all()
     devices = found[:limit]
     return resources.Devices(
         items=_devices(session, devices), next=devices[-1].connection if len(found) > limit else None
@@ -87,6 +98,28 @@ def api_tokens(session: Session) -> resources.ApiTokens:
     """Return the API tokens by name."""
     rows = session.scalars(select(ApiToken).order_by(ApiToken.name).limit(500))
     return resources.ApiTokens(items=[_copy(resources.ApiTokenResource, row) for row in rows])
+
+
+def device_groups(session: Session, now_s: float) -> resources.DeviceGroups:
+    """Return the groups by name, with the devices that are in each now."""
+    rows = session.scalars(select(DeviceGroup).order_by(DeviceGroup.name).limit(500)).all()
+    return resources.DeviceGroups(items=[device_group(session, row.name, now_s) for row in rows])
+
+
+def device_group(session: Session, name: str, now_s: float) -> resources.DeviceGroupResource:
+    """Return one group.
+
+    Raises:
+        EdgeopsError: E-GROUP.
+    """
+    row = groups.group(session, name)
+    return resources.DeviceGroupResource(
+        name=row.name,
+        query=row.query,
+        devices=groups.members(session, row, now_s),
+        created_at_s=row.created_at_s,
+        created_by=row.created_by,
+    )
 
 
 def rollout_list(session: Session) -> resources.Rollouts:

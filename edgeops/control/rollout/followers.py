@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember
 from edgeops.control.rollout.execute import give
 from edgeops.control.rollout.freeze import frozen
-from edgeops.control.rollout.selection import Selection, matches, new_member, profiles_of, read_selection
+from edgeops.control.rollout.selection import new_member, profiles_of, read_selection, selected
+
+log = logging.getLogger(__name__)
 
 
 def take_in_followers(database: Database, now_s: float) -> bool:
@@ -26,20 +31,20 @@ def take_in_followers(database: Database, now_s: float) -> bool:
         EdgeopsError: The database cannot be used; nothing was changed.
     """
     with database.read() as session:
-        if not _newcomers(session):
+        if not _newcomers(session, now_s):
             return False
     given = 0
     with database.write() as session:
         if frozen(session) is not None:
             return False
-        for rollout, selection, devices in _newcomers(session):
+        for rollout, devices in _newcomers(session, now_s):
             last = session.scalars(
                 select(RolloutGroup)
                 .where(RolloutGroup.rollout_id == rollout.id)
                 .order_by(RolloutGroup.position.desc())
                 .limit(1)
             ).one()
-            added = [new_member(rollout, last.position, device) for device in devices if matches(selection, device)]
+            added = [new_member(rollout, last.position, device) for device in devices]
             session.add_all(added)
             session.flush()
             if last.started_at_s is not None:
@@ -51,7 +56,7 @@ def take_in_followers(database: Database, now_s: float) -> bool:
     return given > 0
 
 
-def _newcomers(session: Session) -> list[tuple[Rollout, Selection, list[Device]]]:
+def _newcomers(session: Session, now_s: float) -> list[tuple[Rollout, list[Device]]]:
     """Return, for the newest rollout of each model, the devices that it selects and does not hold yet."""
     newest = (
         select(func.max(Rollout.id))
@@ -72,7 +77,12 @@ def _newcomers(session: Session) -> list[tuple[Rollout, Selection, list[Device]]
                 ~known,
             )
         )
-        devices = [device for device in candidates if matches(selection, device)]
+        try:
+            devices = selected(session, selection, candidates.all(), now_s)
+        except EdgeopsError as error:
+            # A group that was removed since selects nobody any more.
+            log.warning("rollout %d takes nobody in: %s", rollout.id, error)
+            continue
         if devices:
-            found.append((rollout, selection, devices))
+            found.append((rollout, devices))
     return found

@@ -46,10 +46,11 @@ def create(
 
     Raises:
         EdgeopsError: E-ROLLOUT-INVALID; impossible gates or groups, or a named device that the release has no bundle
-            for. E-DEVICE-UNKNOWN; a named device is not enrolled. Nothing is written.
+            for. E-DEVICE-UNKNOWN; a named device is not enrolled. E-QUERY or E-GROUP; the selection's query cannot be
+            read, or its group is not there. Nothing is written.
     """
     with database.write() as session:
-        chosen = candidates(session, release, selection)
+        chosen = candidates(session, release, selection, now_s)
         sizes = check_policy(policy, len(chosen))
         ordered = fair_order(chosen, f"{release.model}/{release.version}")
         rollout = Rollout(

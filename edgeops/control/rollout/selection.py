@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,16 +13,27 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import Declared, decode
+from edgeops.control.groups import manage as groups
 from edgeops.control.models import Device, Rollout, RolloutMember, RolloutProfile
 from edgeops.control.rollout.order import Candidate
 
 
 class Selection(Declared, frozen=True, kw_only=True):
-    """All devices that the release has a bundle for, narrowed by names, profiles and labels (all of them)."""
+    """All devices that the release has a bundle for, narrowed by all that is given.
+
+    Args:
+        devices: Names.
+        profiles: Profiles, any of them.
+        labels: Labels, all of them.
+        where: A query; a device that joins later must fulfil it too.
+        group: A named group; for who joins later, as it is then.
+    """
 
     devices: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    where: str = ""
+    group: str = ""
 
 
 def selection_text(selection: Selection) -> bytes:
@@ -37,21 +50,34 @@ def read_selection(data: bytes) -> Selection:
     return decode(data, Selection, what="rollout selection")
 
 
-def matches(selection: Selection, device: Device) -> bool:
-    """Whether a device is selected."""
-    return (
-        (not selection.devices or device.connection in selection.devices)
+def selected(session: Session, selection: Selection, devices: Sequence[Device], now_s: float) -> list[Device]:
+    """Return those devices that are selected.
+
+    Raises:
+        EdgeopsError: E-QUERY or E-GROUP; the query cannot be read, or the group is not there.
+    """
+    chosen = [
+        device
+        for device in devices
+        if (not selection.devices or device.connection in selection.devices)
         and (not selection.profiles or device.profile in selection.profiles)
         and all(device.labels.get(key) == value for key, value in selection.labels.items())
-    )
+    ]
+    if selection.where:
+        names = set(groups.found(session, chosen, selection.where, now_s))
+        chosen = [device for device in chosen if device.connection in names]
+    if selection.group:
+        names = set(groups.members(session, groups.group(session, selection.group), now_s))
+        chosen = [device for device in chosen if device.connection in names]
+    return chosen
 
 
-def candidates(session: Session, release: Release, selection: Selection) -> list[Candidate]:
+def candidates(session: Session, release: Release, selection: Selection, now_s: float) -> list[Candidate]:
     """Return the devices that a selection means.
 
     Raises:
         EdgeopsError: E-DEVICE-UNKNOWN; a named device is not enrolled. E-ROLLOUT-INVALID; the release has no bundle
-            for a named device.
+            for a named device. E-QUERY or E-GROUP.
     """
     bundled = {target.profile for target in release.targets}
     devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None))).all()
@@ -67,8 +93,7 @@ def candidates(session: Session, release: Release, selection: Selection) -> list
             )
     return [
         Candidate(device.connection, SELF_UNIT, device.profile)
-        for device in devices
-        if device.profile in bundled and matches(selection, device)
+        for device in selected(session, selection, [one for one in devices if one.profile in bundled], now_s)
     ]
 
 

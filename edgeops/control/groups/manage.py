@@ -1,0 +1,88 @@
+"""Named groups: of devices that were named, or of all that a query finds at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.names import check_name
+from edgeops.control import audit
+from edgeops.control.database import Database
+from edgeops.control.groups.facts import facts_of
+from edgeops.control.groups.query import parse
+from edgeops.control.models import Device, DeviceGroup
+
+MAX_DEVICES = 10_000
+
+
+def create(
+    database: Database, name: str, *, query: str = "", devices: Sequence[str] = (), actor: str, now_s: float
+) -> None:
+    """Make a group: dynamic with a query, static with names.
+
+    Raises:
+        EdgeopsError: E-NAME; not a name. E-GROUP; taken, or neither or both of query and devices. E-QUERY; the query
+            cannot be read. E-DEVICE-UNKNOWN; a named device is not enrolled.
+    """
+    check_name(name, "group")
+    if bool(query) == bool(devices):
+        raise EdgeopsError("E-GROUP", f"group {name} needs either a query or devices", "Give one of both.")
+    if query:
+        parse(query)
+    with database.write() as session:
+        if session.get(DeviceGroup, name) is not None:
+            raise EdgeopsError("E-GROUP", f"there is a group {name} already", "Remove it, or choose another name.")
+        enrolled = set(session.scalars(select(Device.connection).where(Device.revoked_at_s.is_(None))))
+        for device in devices:
+            if device not in enrolled:
+                raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {device!r}", "See `edgeops device list`.")
+        session.add(
+            DeviceGroup(name=name, query=query, devices=sorted(set(devices)), created_at_s=now_s, created_by=actor)
+        )
+        audit.record(session, at_s=now_s, actor=actor, action="group.create", subject=f"group/{name}", query=query)
+
+
+def remove(database: Database, name: str, *, actor: str, now_s: float) -> None:
+    """Remove a group; devices and rollouts stay as they are.
+
+    Raises:
+        EdgeopsError: E-GROUP; there is none of this name.
+    """
+    with database.write() as session:
+        session.delete(group(session, name))
+        audit.record(session, at_s=now_s, actor=actor, action="group.remove", subject=f"group/{name}")
+
+
+def group(session: Session, name: str) -> DeviceGroup:
+    """Return a group's row.
+
+    Raises:
+        EdgeopsError: E-GROUP; there is none of this name.
+    """
+    row = session.get(DeviceGroup, name)
+    if row is None:
+        raise EdgeopsError("E-GROUP", f"there is no group {name[:80]!r}", "See `edgeops group list`.")
+    return row
+
+
+def members(session: Session, row: DeviceGroup, now_s: float) -> list[str]:
+    """Return the names of the devices that are in a group now, in order. Revoked devices are in none."""
+    devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None)).order_by(Device.connection)).all()
+    if not row.query:
+        named = set(row.devices)
+        return [device.connection for device in devices if device.connection in named]
+    return found(session, devices, row.query, now_s)
+
+
+def found(session: Session, devices: Sequence[Device], query: str, now_s: float) -> list[str]:
+    """Return the names of those devices that a query finds.
+
+    Raises:
+        EdgeopsError: E-QUERY.
+    """
+    predicate = parse(query)
+    facts = facts_of(session, devices, now_s)
+    return [device.connection for device in devices if predicate(facts[device.connection])]
