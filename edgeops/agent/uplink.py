@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from paho.mqtt.client import MQTTMessageInfo
 from securesystemslib.signer import Signer
@@ -16,7 +16,14 @@ from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.telemetry import TelemetryQueue
 from edgeops.contracts.deployment import ComponentReport, Failure, Presence, Progress, Reported
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
+from edgeops.contracts.telemetry import (
+    MAX_BATCH_BYTES,
+    MAX_WINDOWS_PER_BATCH,
+    DeviceWindow,
+    ModelWindow,
+    Telemetry,
+    TelemetryBatch,
+)
 from edgeops.contracts.topics import SELF_UNIT, presence_topic, unit_topic
 from edgeops.contracts.wire import encode
 from edgeops.transport.mqtt import LastWill, MqttLink
@@ -25,7 +32,7 @@ from edgeops.trust import reported as statements
 log = logging.getLogger(__name__)
 
 REPORT_DELAY_S = 0.1
-MAX_IN_FLIGHT = 8
+MAX_IN_FLIGHT = 4
 ACK_LOOK_EVERY_S = 0.5
 
 
@@ -126,21 +133,33 @@ class Uplink:
         self.send_telemetry()
 
     def send_telemetry(self) -> None:
-        """Send what is kept, a few windows at a time; each is forgotten once the broker has it."""
+        """Send what is kept, a few messages at a time; a window is forgotten once the broker has it.
+
+        A window that waits alone is signed for itself; those of a time without link share signatures.
+        """
         self._forget_acknowledged()
-        for number in self._queue.waiting(MAX_IN_FLIGHT):
-            if number in self._in_flight:
-                continue
-            window = self._queue.read(number)
-            if window is None:
-                self._queue.remove(number)
-                continue
-            info = self._sign_and_publish("telemetry", window)
+        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH)
+        windows = []
+        for number in list(waiting):
+            if number not in self._in_flight:
+                window = self._queue.read(number)
+                if window is None:
+                    self._queue.remove(number)
+                else:
+                    windows.append((number, window))
+        for group in grouped(windows):
+            told = [window for _, window in group]
+            info = self._sign_and_publish("telemetry", told[0] if len(told) == 1 else self._batch(told))
             if info is None:
                 break
-            self._in_flight[number] = info
+            self._in_flight.update(dict.fromkeys((number for number, _ in group), info))
         if self._in_flight and self._ack_look is None:
             self._ack_look = self._loop.after(ACK_LOOK_EVERY_S, self._look_again)
+
+    def _batch(self, windows: list[Telemetry]) -> TelemetryBatch:
+        return TelemetryBatch(
+            fleet=self._enrolment.fleet, connection=self._enrolment.connection, unit=SELF_UNIT, windows=tuple(windows)
+        )
 
     def next_seq(self) -> int:
         """Return the next sequence number of this boot."""
@@ -168,7 +187,7 @@ class Uplink:
             self._sign_and_publish("reported", self._compose(self.next_seq()), retain=True)
 
     def _sign_and_publish(
-        self, leaf: str, statement: Reported | Progress | Telemetry, *, retain: bool = False
+        self, leaf: str, statement: Reported | Progress | Telemetry | TelemetryBatch, *, retain: bool = False
     ) -> MQTTMessageInfo | None:
         if self._link is None or not self._link.connected:
             return None
@@ -184,6 +203,21 @@ class Uplink:
 
     def _presence(self, *, online: bool) -> bytes:
         return encode(Presence(online=online, boot_id=self.boot_id))
+
+
+def grouped(windows: Iterable[tuple[int, Telemetry]]) -> Iterator[list[tuple[int, Telemetry]]]:
+    """Give windows in the groups that share a signature: within their bounds of number and bytes, in order."""
+    group: list[tuple[int, Telemetry]] = []
+    length = 0
+    for number, window in windows:
+        own = len(encode(window))
+        if group and (len(group) == MAX_WINDOWS_PER_BATCH or length + own > MAX_BATCH_BYTES):
+            yield group
+            group, length = [], 0
+        group.append((number, window))
+        length += own
+    if group:
+        yield group
 
 
 def compose_report(

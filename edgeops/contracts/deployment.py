@@ -12,6 +12,7 @@ DESIRED_TYPE = "application/vnd.edgeops.desired+json"
 REPORTED_TYPE = "application/vnd.edgeops.reported+json"
 PROGRESS_TYPE = "application/vnd.edgeops.progress+json"
 TELEMETRY_TYPE = "application/vnd.edgeops.telemetry+json"
+TELEMETRY_BATCH_TYPE = "application/vnd.edgeops.telemetry-batch+json"
 EVIDENCE_TYPE = "application/vnd.edgeops.evidence+json"
 
 

@@ -63,3 +63,18 @@ class Telemetry(Wire, frozen=True, kw_only=True):
     device: DeviceWindow | None = None
     dropped_windows: int = 0
     schema_version: int = msgspec.field(default=1, name="schema")
+
+
+# Windows that one signature covers, and the bytes of them: a device that was away for a day tells it in a few messages.
+MAX_WINDOWS_PER_BATCH = 16
+MAX_BATCH_BYTES = 256 << 10
+
+
+class TelemetryBatch(Wire, frozen=True, kw_only=True):
+    """Several windows of one unit under one signature. Each counts for itself: it may come again in another message."""
+
+    fleet: str
+    connection: str
+    unit: str
+    windows: tuple[Telemetry, ...]
+    schema_version: int = msgspec.field(default=1, name="schema")

@@ -1,4 +1,4 @@
-"""The first and the next editions of the repository: what changes, signed, in the order in which it reaches the disk."""
+"""The first and the next editions of the repository: what changes, signed, in the order in which it is written."""
 
 from __future__ import annotations
 

@@ -43,6 +43,17 @@ def seal(payload: bytes, payload_type: str, signer: Signer, *, max_bytes: int = 
     return data
 
 
+def payload_type(data: bytes) -> str:
+    """Return what kind of statement an envelope says that it is. Nothing is verified.
+
+    Raises:
+        EdgeopsError: E-WIRE-SIZE; too large. E-WIRE-MALFORMED; not an envelope.
+    """
+    if len(data) > MAX_ENVELOPE_BYTES:
+        raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {MAX_ENVELOPE_BYTES} are allowed")
+    return decode(data, _Envelope, what="signed envelope").payloadType
+
+
 def unseal(data: bytes, payload_type: str, keys: Mapping[str, Key], *, max_bytes: int = MAX_ENVELOPE_BYTES) -> bytes:
     """Return the payload of an envelope that one of `keys` signed as a statement of this type.
 

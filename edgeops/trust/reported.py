@@ -1,4 +1,4 @@
-"""What a device says, signed by its own key: reported state, progress, telemetry."""
+"""What a device says, signed by its own key: reported state, progress, telemetry in windows and batches of them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ from typing import TypeVar
 
 from securesystemslib.signer import Key, Signer
 
-from edgeops.contracts.deployment import PROGRESS_TYPE, REPORTED_TYPE, TELEMETRY_TYPE, Progress, Reported
+from edgeops.contracts.deployment import (
+    PROGRESS_TYPE,
+    REPORTED_TYPE,
+    TELEMETRY_BATCH_TYPE,
+    TELEMETRY_TYPE,
+    Progress,
+    Reported,
+)
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.telemetry import Telemetry
+from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import decode, encode
 from edgeops.trust import envelopes
 
-Statement = TypeVar("Statement", Reported, Progress, Telemetry)
-_TYPES: dict[type[Reported | Progress | Telemetry], str] = {
+Statement = TypeVar("Statement", Reported, Progress, Telemetry, TelemetryBatch)
+_TYPES: dict[type[Reported | Progress | Telemetry | TelemetryBatch], str] = {
     Reported: REPORTED_TYPE,
     Progress: PROGRESS_TYPE,
     Telemetry: TELEMETRY_TYPE,
+    TelemetryBatch: TELEMETRY_BATCH_TYPE,
 }
 
 
-def sign(statement: Reported | Progress | Telemetry, signer: Signer) -> bytes:
+def sign(statement: Reported | Progress | Telemetry | TelemetryBatch, signer: Signer) -> bytes:
     """Return the signed envelope of a device's statement.
 
     Raises:
@@ -45,7 +53,24 @@ def verify(data: bytes, kind: type[Statement], *, key: Key, fleet: str, connecti
             it speaks of another fleet, device or unit.
     """
     statement = decode(envelopes.unseal(data, _TYPES[kind], {key.keyid: key}), kind, what=kind.__name__.lower())
-    meant = (statement.fleet, statement.connection, statement.unit)
-    if meant != (fleet, connection, unit):
-        raise EdgeopsError("E-TRUST-DEVICE", f"a statement of {'/'.join(meant)[:200]} came from {connection}/{unit}")
+    said: tuple[Telemetry, ...] = statement.windows if isinstance(statement, TelemetryBatch) else ()
+    if len(said) > MAX_WINDOWS_PER_BATCH:
+        raise EdgeopsError("E-WIRE-MALFORMED", f"a batch of {len(said)} windows; {MAX_WINDOWS_PER_BATCH} are allowed")
+    for part in (statement, *said):
+        meant = (part.fleet, part.connection, part.unit)
+        if meant != (fleet, connection, unit):
+            raise EdgeopsError(
+                "E-TRUST-DEVICE", f"a statement of {'/'.join(meant)[:200]} came from {connection}/{unit}"
+            )
     return statement
+
+
+def verify_telemetry(data: bytes, *, key: Key, fleet: str, connection: str, unit: str) -> tuple[Telemetry, ...]:
+    """Return the windows of a telemetry message: one that was signed for itself, or a batch under one signature.
+
+    Raises:
+        EdgeopsError: As `verify`.
+    """
+    if envelopes.payload_type(data) == TELEMETRY_BATCH_TYPE:
+        return verify(data, TelemetryBatch, key=key, fleet=fleet, connection=connection, unit=unit).windows
+    return (verify(data, Telemetry, key=key, fleet=fleet, connection=connection, unit=unit),)

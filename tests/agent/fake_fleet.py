@@ -125,16 +125,16 @@ class FakeFleet:
         kinds: dict[str, tuple[type[Any], list[Any]]] = {
             "reported": (Reported, self.reports),
             "progress": (Progress, self.progress),
-            "telemetry": (Telemetry, self.telemetry),
         }
-        if topic.leaf in kinds:
+        if topic.leaf not in (*kinds, "telemetry"):
+            return
+        key = DeviceIdentity.public_key_from_certificate(self.certificates[topic.connection])
+        speaker: dict[str, Any] = {"key": key, "fleet": FLEET, "connection": topic.connection, "unit": topic.unit}
+        if topic.leaf == "telemetry":
+            self.telemetry += statements.verify_telemetry(message.payload, **speaker)
+        else:
             kind, heap = kinds[topic.leaf]
-            key = DeviceIdentity.public_key_from_certificate(self.certificates[topic.connection])
-            heap.append(
-                statements.verify(
-                    message.payload, kind, key=key, fleet=FLEET, connection=topic.connection, unit=topic.unit
-                )
-            )
+            heap.append(statements.verify(message.payload, kind, **speaker))
 
     # Enrolment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import ModelWindow, Telemetry
+from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, ModelWindow, Telemetry, TelemetryBatch
 from edgeops.contracts.topics import presence_topic, unit_topic
 from edgeops.contracts.wire import encode
 from edgeops.control import enrolment
@@ -71,8 +72,10 @@ class House:
     def say(self, *messages: tuple[str, bytes], now_s: float = NOW) -> None:
         self.ingest.take([Message(topic, payload, False, lambda: None) for topic, payload in messages], now_s=now_s)
 
-    def sealed(self, statement: Reported | Progress | Telemetry, by: str | None = None) -> tuple[str, bytes]:
-        leaf = {Reported: "reported", Progress: "progress", Telemetry: "telemetry"}[type(statement)]
+    def sealed(
+        self, statement: Reported | Progress | Telemetry | TelemetryBatch, by: str | None = None
+    ) -> tuple[str, bytes]:
+        leaf = {Reported: "reported", Progress: "progress"}.get(type(statement), "telemetry")
         signer = self.identities[by or statement.connection].signer
         topic = unit_topic(statement.fleet, statement.connection, statement.unit, leaf)
         return topic, statements.sign(statement, signer)
@@ -296,6 +299,70 @@ def test_repeated_progress_and_telemetry_count_once(house: House) -> None:
         assert (total.requests, total.errors) == (3, {"E-RUNTIME-INPUT": 2})
         merged = msgspec.json.decode(total.latency_ms, type=QuantileSketch)
     assert merged == QuantileSketch.of([1.0, 2.0]).merge(QuantileSketch.of([8.0]))
+
+
+def telemetry_batch(*numbers: int, **more: object) -> TelemetryBatch:
+    windows = tuple(telemetry(number) for number in numbers)
+    return TelemetryBatch(fleet=FLEET, connection="dev-a", unit="self", **{"windows": windows, **more})  # type: ignore[arg-type]
+
+
+def requests_counted(house: House) -> int:
+    with house.database.read() as session:
+        return sum(total.requests for total in session.scalars(select(TelemetryTotal)))
+
+
+def test_the_windows_of_a_batch_share_a_signature_and_count_once_each(house: House) -> None:
+    house.say(house.sealed(telemetry_batch(1, 2, 3)))
+    assert (house.count(TelemetryWindow), requests_counted(house)) == (3, 6)
+    # The link broke before the broker's answer: some come again, alone and in another batch.
+    house.say(house.sealed(telemetry(2)), house.sealed(telemetry_batch(3, 4)), house.sealed(telemetry_batch(1, 2, 3)))
+    assert (house.count(TelemetryWindow), requests_counted(house)) == (4, 8)
+    assert house.rejected() == (0, "")
+
+
+@pytest.mark.parametrize("what", ["signed by another", "changed", "another device's window", "too many", "bad window"])
+def test_forged_telemetry_is_counted_against_its_device_and_nowhere_else(house: House, what: str) -> None:
+    """What a broker that lies can bring: none of it moves a rollout's gates."""
+    if what == "signed by another":
+        topic, payload = house.sealed(telemetry_batch(1, 2), by="dev-b")
+    elif what == "changed":
+        topic, payload = house.sealed(telemetry_batch(1, 2))
+        envelope = msgspec.json.decode(payload)
+        forged = encode(telemetry_batch(1, 2, 3))
+        payload = msgspec.json.encode({**envelope, "payload": base64.b64encode(forged).decode()})
+    elif what == "another device's window":
+        stolen = msgspec.structs.replace(telemetry(1), connection="dev-b")
+        topic, payload = house.sealed(telemetry_batch(windows=(telemetry(2), stolen)))
+    elif what == "too many":
+        topic, payload = house.sealed(telemetry_batch(*range(1, MAX_WINDOWS_PER_BATCH + 2)))
+    else:
+        topic, payload = house.sealed(telemetry_batch(windows=(telemetry(2), telemetry(-1))))
+    house.say((topic, payload))
+    assert (house.count(TelemetryWindow), requests_counted(house)) == (0, 0)
+    assert house.rejected()[0] == 1
+    assert house.rejected("dev-b")[0] == 0
+    assert house.ingest.refused == 1
+
+
+@pytest.mark.parametrize("kind", ["telemetry", "batch", "progress", "reported"])
+def test_without_the_signature_check_a_broker_could_forge_health(
+    house: House, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: the same forged words are believed once nobody looks at the signature."""
+    forged = {
+        "telemetry": telemetry(1), "batch": telemetry_batch(1, 2), "progress": progress(1), "reported": report()
+    }[kind]  # fmt: skip
+    message = house.sealed(forged, by="dev-b")
+    house.say(message)
+    assert house.rejected()[1].startswith("E-TRUST-SIGNATURE")
+    assert house.count(TelemetryWindow) + house.count(ProgressEvent) == 0
+    monkeypatch.setattr(envelopes.Envelope, "verify", lambda *_: {})
+    house.say(message)
+    assert house.rejected()[0] == 1
+    if kind == "reported":
+        assert house.newest() == ("b1", 1)
+    else:
+        assert house.count(TelemetryWindow) + house.count(ProgressEvent) == (2 if kind == "batch" else 1)
 
 
 def test_presence_says_who_is_online(house: House) -> None:

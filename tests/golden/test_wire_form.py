@@ -25,7 +25,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import Wire, decode, encode
 
 FOLDER = Path(__file__).parent / "wire"
@@ -69,6 +69,14 @@ ONE_OF_EACH: dict[str, Wire] = {
             ),
         ),
         device=DeviceWindow(uptime_s=100.0, temperature_c=51.5),
+    ),
+    "telemetry-batch": TelemetryBatch(
+        fleet="demo", connection="pi-1", unit="self",
+        windows=(
+            Telemetry(
+                fleet="demo", connection="pi-1", unit="self", boot_id="b1", seq=6, start_s=T0, end_s=T0 + 9, models=(),
+            ),
+        ),
     ),
     "release": Release(
         model="m", version="1.1.0", number=2, created_at_s=T0,

@@ -24,12 +24,6 @@ MAX_INTEGER = 1 << 53
 # What one window may count: sums over a fleet's life stay far below what a column holds.
 MAX_WINDOW_COUNT = 1_000_000_000
 MAX_ID_CHARACTERS = 64
-_KINDS: dict[str, type[Reported] | type[Progress] | type[Telemetry]] = {
-    "reported": Reported,
-    "progress": Progress,
-    "telemetry": Telemetry,
-}
-
 Statement = Reported | Progress | Telemetry | Presence
 
 
@@ -50,8 +44,8 @@ def device_key(certificate_pem: str) -> Key:
     return certificates.public_key(certificate_pem.encode())
 
 
-def read_statement(topic: UnitTopic, payload: bytes, fleet: str, known: Known | None) -> Statement:
-    """Check a device's message completely.
+def read_statements(topic: UnitTopic, payload: bytes, fleet: str, known: Known | None) -> tuple[Statement, ...]:
+    """Check a device's message completely; return what it says: one statement, or the windows of a batch.
 
     Args:
         topic: Its topic; only there does the broker vouch for the sender.
@@ -69,22 +63,22 @@ def read_statement(topic: UnitTopic, payload: bytes, fleet: str, known: Known | 
     if topic.leaf == "presence":
         if len(payload) > MAX_PRESENCE_BYTES:
             raise EdgeopsError("E-WIRE-SIZE", f"presence of {len(payload)} bytes")
-        return decode(payload, Presence, what="presence")
-    kind = _KINDS.get(topic.leaf)
-    if kind is None:
+        return (decode(payload, Presence, what="presence"),)
+    if topic.leaf not in ("reported", "progress", "telemetry"):
         raise EdgeopsError("E-TOPIC", f"devices send nothing as {topic.leaf}")
     if len(payload) > MAX_STATEMENT_BYTES:
         raise EdgeopsError("E-WIRE-SIZE", f"{topic.leaf} of {len(payload)} bytes")
-    statement: Reported | Progress | Telemetry = reported.verify(  # type: ignore[type-var]  # one of them, not a mix
-        payload,
-        kind,
-        key=device_key(known.certificate_pem),
-        fleet=topic.fleet,
-        connection=topic.connection,
-        unit=topic.unit,
-    )
-    check_statement(statement)
-    return statement
+    key, speaker = device_key(known.certificate_pem), {"connection": topic.connection, "unit": topic.unit}
+    statements: tuple[Reported | Progress | Telemetry, ...]
+    if topic.leaf == "telemetry":
+        statements = reported.verify_telemetry(payload, key=key, fleet=fleet, **speaker)
+    elif topic.leaf == "progress":
+        statements = (reported.verify(payload, Progress, key=key, fleet=fleet, **speaker),)
+    else:
+        statements = (reported.verify(payload, Reported, key=key, fleet=fleet, **speaker),)
+    for statement in statements:
+        check_statement(statement)
+    return statements
 
 
 def check_statement(statement: Reported | Progress | Telemetry) -> None:

@@ -17,7 +17,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import UnitTopic, control_filters, parse_topic
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
-from edgeops.control.ingest.statements import Known, Statement, read_statement
+from edgeops.control.ingest.statements import Known, Statement, read_statements
 from edgeops.control.models import Device
 from edgeops.transport.mqtt import Message, backoff_s
 
@@ -47,7 +47,7 @@ class _Refusal(NamedTuple):
 
 class _Accepted(NamedTuple):
     topic: UnitTopic
-    statement: Statement
+    statements: tuple[Statement, ...]
     retained: bool
 
 
@@ -165,19 +165,15 @@ class Ingest:
         speakers = {item.connection if isinstance(item, _Refusal) else item.topic.connection for item in checked}
         with self._database.write() as session:
             batch = Batch(session, speakers, now_s)
-            batch.look_for_repeated(item.statement for item in checked if isinstance(item, _Accepted))
+            accepted = [item for item in checked if isinstance(item, _Accepted)]
+            batch.look_for_repeated(statement for item in accepted for statement in item.statements)
             for item in checked:
                 connection = item.connection if isinstance(item, _Refusal) else item.topic.connection
                 device = batch.devices.get(connection)
                 if device is None:
                     refused += 1
                     continue
-                error = item.error if isinstance(item, _Refusal) else None
-                if isinstance(item, _Accepted) and not self._is_stale(item):
-                    try:
-                        batch.apply(device, item.statement)
-                    except EdgeopsError as stale:
-                        error = stale
+                error = item.error if isinstance(item, _Refusal) else self._apply(batch, device, item)
                 if error is not None:
                     refused += 1
                     device.rejected_messages += 1
@@ -187,14 +183,20 @@ class Ingest:
         self.accepted += len(messages) - refused
         self._on_change()
 
-    def _is_stale(self, item: _Accepted) -> bool:
+    def _apply(self, batch: Batch, device: Device, item: _Accepted) -> EdgeopsError | None:
+        """Apply what a message says; return what is wrong with it, while its other statements stand."""
+        error = None
+        for statement in item.statements:
+            if not self._is_stale(statement, retained=item.retained):
+                try:
+                    batch.apply(device, statement)
+                except EdgeopsError as stale:
+                    error = stale
+        return error
+
+    def _is_stale(self, statement: Statement, *, retained: bool) -> bool:
         """Whether it is a broker's memory of a device that may be gone since: it says online, but not now."""
-        return (
-            self._live_presence_only
-            and item.retained
-            and isinstance(item.statement, Presence)
-            and item.statement.online
-        )
+        return self._live_presence_only and retained and isinstance(statement, Presence) and statement.online
 
     def _known(self, connections: set[str]) -> dict[str, Known]:
         with self._database.read() as session:
@@ -207,11 +209,11 @@ class Ingest:
 
     def _check(self, topic: UnitTopic, message: Message, known: dict[str, Known]) -> _Accepted | _Refusal:
         try:
-            statement = read_statement(topic, message.payload, self._fleet, known.get(topic.connection))
+            statements = read_statements(topic, message.payload, self._fleet, known.get(topic.connection))
         except EdgeopsError as error:
             log.info("refused a message of %s: %s", topic.connection, error)
             return _Refusal(topic.connection, error)
-        return _Accepted(topic, statement, message.retain)
+        return _Accepted(topic, statements, message.retain)
 
 
 def _topic(text: str) -> UnitTopic | None:

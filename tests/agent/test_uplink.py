@@ -1,0 +1,107 @@
+"""Telemetry on its way: kept until the broker has it, and after a time without link told in few signed messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from securesystemslib.signer import CryptoSigner
+
+from edgeops.agent.enrolment import Enrolment
+from edgeops.agent.loop import Loop
+from edgeops.agent.telemetry import TelemetryQueue
+from edgeops.agent.uplink import MAX_IN_FLIGHT, Uplink, grouped
+from edgeops.contracts.deployment import TELEMETRY_BATCH_TYPE, TELEMETRY_TYPE
+from edgeops.contracts.enrolment import BrokerAddress
+from edgeops.contracts.telemetry import MAX_BATCH_BYTES, MAX_WINDOWS_PER_BATCH, DeviceWindow, Telemetry
+from edgeops.contracts.wire import encode
+from edgeops.trust import envelopes
+from edgeops.trust import reported as statements
+
+SIGNER = CryptoSigner.generate_ecdsa()
+ENROLMENT = Enrolment(
+    fleet="demo", connection="pi-1", profile="pi", server="https://x", artifacts_url="https://x",
+    broker=BrokerAddress(host="x", port=1, tls=True),
+)  # fmt: skip
+
+
+class Info:
+    """What MQTT says of a message."""
+
+    published = False
+
+    def is_published(self) -> bool:
+        return self.published
+
+
+class Link:
+    """Keeps what is published; its broker answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.sent: list[tuple[str, bytes, Info]] = []
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> Info:
+        self.sent.append((topic, payload, Info()))
+        return self.sent[-1][2]
+
+    def acknowledge(self) -> None:
+        for _, _, info in self.sent:
+            info.published = True
+
+    def telemetry(self) -> list[bytes]:
+        return [payload for topic, payload, _ in self.sent if topic.endswith("/telemetry")]
+
+
+def uplink(folder: Path, link: Link) -> tuple[Uplink, TelemetryQueue]:
+    queue = TelemetryQueue(folder / "queue", 1000)
+    made = Uplink(Loop(), ENROLMENT, SIGNER, queue, lambda: 1.0)
+    made.attach(link, lambda seq: None)  # type: ignore[arg-type,return-value]
+    return made, queue
+
+
+def told(payloads: list[bytes]) -> list[int]:
+    speaker = {"key": SIGNER.public_key, "fleet": "demo", "connection": "pi-1", "unit": "self"}
+    return [window.seq for payload in payloads for window in statements.verify_telemetry(payload, **speaker)]  # type: ignore[arg-type]
+
+
+def test_a_window_alone_is_signed_for_itself(tmp_path: Path) -> None:
+    link = Link()
+    up, _ = uplink(tmp_path, link)
+    link.connected = True
+    up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    assert [envelopes.payload_type(payload) for payload in link.telemetry()] == [TELEMETRY_TYPE]
+
+
+def test_a_backlog_shares_signatures_and_is_forgotten_only_when_the_broker_has_it(tmp_path: Path) -> None:
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    count = 2 * MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + 1
+    for _ in range(count):
+        up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    assert link.telemetry() == []
+    link.connected = True
+    up.send_telemetry()
+    up.send_telemetry()
+    first = link.telemetry()
+    assert [envelopes.payload_type(payload) for payload in first] == [TELEMETRY_BATCH_TYPE] * MAX_IN_FLIGHT
+    assert len(queue) == count
+    for _ in range(3):
+        link.acknowledge()
+        up.send_telemetry()
+    assert len(queue) == 0
+    assert told(link.telemetry()) == list(range(1, count + 1))
+    assert len(link.telemetry()) == 2 * MAX_IN_FLIGHT + 1
+
+
+def test_groups_stay_within_their_bounds_and_in_order() -> None:
+    def window(seq: int, length: int) -> Telemetry:
+        return Telemetry(
+            fleet="demo", connection="pi-1", unit="self", boot_id="b" * length, seq=seq, start_s=0, end_s=1, models=()
+        )  # fmt: skip
+
+    windows = [(seq, window(seq, 1 if seq % 7 else MAX_BATCH_BYTES // 3)) for seq in range(100)]
+    groups = list(grouped(windows))
+    assert [item for group in groups for item in group] == windows
+    assert all(len(group) <= MAX_WINDOWS_PER_BATCH for group in groups)
+    assert all(len(group) == 1 or sum(len(encode(part)) for _, part in group) <= MAX_BATCH_BYTES for group in groups)
+    assert [len(group) for group in grouped([(1, window(1, 2 * MAX_BATCH_BYTES)), (2, window(2, 1))])] == [1, 1]
