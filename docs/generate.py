@@ -26,7 +26,7 @@ _LEAVES = {
     "cmd": ("1", "a command that is no state; has expiry and idempotency key; answered on `res/{id}`"),
     "reported": ("1, retained", "signed by the device: observed generation, slots, versions, capabilities"),
     "progress": ("1", "monotonic step per generation and component; terminal states"),
-    "telemetry": ("1", "one window of sketches; `boot_id`, `seq`"),
+    "telemetry": ("1", "one window of sketches, or a batch of them; `boot_id`, `seq`"),
     "log": ("0", "log lines, rate-limited"),
     "res": ("1", "the answer to a command"),
 }
