@@ -205,8 +205,16 @@ class Supervisor:
         """Keep a verified desired state, then pursue it.
 
         Raises:
-            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is not accepted.
+            EdgeopsError: E-TRUST-REPLAY; another one of this generation was accepted: two control planes, perhaps
+                after a restore, speak for one fleet. E-DISK-FULL or E-DISK-WRITE. It is not accepted.
         """
+        kept = self._state.read_desired()
+        if kept is not None and kept.generation == desired.generation and kept.components != desired.components:
+            raise EdgeopsError(
+                "E-TRUST-REPLAY",
+                f"generation {desired.generation} with other components than those that were accepted",
+                "Let one control plane only use the fleet's keys.",
+            )
         self._clock.observe(desired.issued_at_s)
         # The state before its generation: a cut between the two has the broker's retained message taken once more.
         self._state.write_desired(desired)

@@ -107,10 +107,7 @@ def renew(home: Path, key_folders: tuple[Path, ...], online: bool, as_json: bool
 def rotate(
     home: Path, key_folders: tuple[Path, ...], role: str, old: str | None, public_key: Path | None, as_json: bool
 ) -> None:
-    """Replace a key of ROLE (as `status` names it); the old one is worth nothing from then on.
-
-    After `rotate desired-state`, start the control plane anew.
-    """
+    """Replace a key of ROLE (as `status` names it); the old one is worth nothing from then on."""
     from edgeops.trust.keys import load_public
     from edgeops.trust.publisher import Publisher
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from edgeops import durable
 from edgeops.contracts.deployment import Desired
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.control.enrolment import CONTROL_IDENTITY
 from edgeops.releases import catalog
@@ -39,6 +40,7 @@ class FleetTrust:
         self._home = home
         self._authority = FleetAuthority.load(home / "ca")
         self._publisher = Publisher(home)
+        self._edition = self._publisher.edition_mark()
         self._signer = self._publisher.desired_signer()
         self.fleet: str = self._authority.fleet
         self.ca_pem: bytes = self._authority.ca_pem
@@ -73,7 +75,23 @@ class FleetTrust:
 
     def sign(self, desired: Desired) -> bytes:
         """Return a desired state's signed envelope."""
+        self._look_for_another_key()
         return desired_state.issue(desired, self._signer)
+
+    def desired_keyid(self) -> str:
+        """Return the id of the key that signs desired state now: `edgeops trust rotate` may have changed it."""
+        self._look_for_another_key()
+        return self._signer.public_key.keyid
+
+    def _look_for_another_key(self) -> None:
+        edition = self._publisher.edition_mark()
+        if edition == self._edition:
+            return
+        try:
+            self._signer = self._publisher.desired_signer()
+        except EdgeopsError as error:
+            log.error("the key of desired state could not be read again; the one before signs on: %s", error)
+        self._edition = edition
 
     def releases(self) -> list[Release]:
         """Return the published releases."""

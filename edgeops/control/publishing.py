@@ -45,13 +45,21 @@ class DesiredPublisher:
         database: The registry.
         fleet: The fleet.
         sign: Turns a desired state into its signed envelope.
+        keyid: The key that `sign` signs with now; when it is another one, all is published again.
         link: The control plane's MQTT link.
     """
 
     def __init__(
-        self, database: Database, fleet: str, sign: Callable[[Desired], bytes], link: Callable[[], MqttLink]
+        self,
+        database: Database,
+        fleet: str,
+        sign: Callable[[Desired], bytes],
+        keyid: Callable[[], str],
+        link: Callable[[], MqttLink],
     ) -> None:
-        self._database, self._fleet, self._sign, self._link = database, fleet, sign, link
+        self._database, self._fleet, self._sign, self._keyid, self._link = database, fleet, sign, keyid, link
+        # What was signed before this process began is published again when its link is made.
+        self._signed_with = keyid()
         self._wake = threading.Event()
         self._all_again = threading.Event()
         self._stopping = threading.Event()
@@ -86,6 +94,10 @@ class DesiredPublisher:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
+                if self._signed_with != (keyid := self._keyid()):
+                    log.warning("desired state is signed by another key from now on: %s", keyid[:16])
+                    self._all_again.set()
+                    self._signed_with = keyid
                 if self._all_again.is_set():
                     want_all_again(self._database)
                     self._all_again.clear()

@@ -201,7 +201,9 @@ class ControlPlane:
 
     def _start_workers(self) -> None:
         stack, trust = self._stack, self._trust
-        self._publisher = DesiredPublisher(self._database, trust.fleet, trust.sign, lambda: self._link)
+        self._publisher = DesiredPublisher(
+            self._database, trust.fleet, trust.sign, trust.desired_keyid, lambda: self._link
+        )
         self._engine = RolloutEngine(self._database, self._publisher.wake)
         persistent = self._broker.kind == "mosquitto"
         self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)

@@ -195,6 +195,10 @@ class Publisher:
         """
         return hashlib.sha256(self.root_bytes()).hexdigest()
 
+    def edition_mark(self) -> object:
+        """Return what differs after each change of the repository, and costs no reading."""
+        return self._repository.mark()
+
     def desired_signer(self) -> CryptoSigner:
         """Return the key that signs desired state.
 

@@ -98,6 +98,14 @@ class Repository:
         targets = _read_verified(self._metadata, TARGETS, top.version, Targets, root)
         return RepositoryState(self._metadata, roots, timestamp, snapshot, targets)
 
+    def mark(self) -> object:
+        """Return what differs after each change: `timestamp.json` is replaced then, and written last."""
+        try:
+            stat = (self._metadata / f"{TIMESTAMP}.json").stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
     def root_bytes(self) -> bytes:
         """Return the newest root as it is served.
 

@@ -267,3 +267,27 @@ def test_a_local_choice_stands_until_a_later_generation():
     assert with_local((fleets, other), 8, local) == [fleets, other]
     assert with_local((), 7, local) == [chosen]
     assert with_local((fleets,), 7, {}) == [fleets]
+
+
+def test_a_second_voice_in_one_generation_is_refused_and_told(fleet: FakeFleet, tmp_path: Path):
+    """Two control planes with the same keys: what was accepted stands, and the report says that there is another."""
+    releases = []
+    for number in (1, 2):
+        bundle = small_bundle(tmp_path / f"bundle-{number}", add=float(number))
+        releases.append(fleet.publish(bundle, f"{number}.0.0", number))
+    first, second = releases
+    agent = Agent(fleet, tmp_path / "device").start()
+    try:
+        fleet.desire(first)
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        fleet.send(fleet.envelope(second))
+        assert fleet.wait_refused("E-TRUST-REPLAY").refused is not None
+        assert agent.added() == 1
+        # Signed anew by the same voice it passes; a later generation ends the quarrel.
+        fleet.send(fleet.envelope(first))
+        wait_for(lambda: fleet.reports[-1].refused is None, "what was signed anew was refused")
+        fleet.desire(second)
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        assert agent.added() == 2
+    finally:
+        agent.stop()

@@ -154,6 +154,7 @@ def operations(fleet: Fleet) -> dict[str, Callable[[], object]]:
         "first of a model": lambda: publisher.publish([fleet.bundle(model="new")]),
         "delegate": lambda: publisher.delegate("new"),
         "renew": lambda: publisher.renew(offline=True),
+        "lend": lambda: publisher.lend(["m/1.0.0/pi.edgeops"], 90 * DAY_S),
         **{
             f"rotate {role}": lambda role=role: publisher.rotate(role)  # type: ignore[misc]
             for role in ("root", "targets", "snapshot", "timestamp", "desired-state", "model-m")
@@ -161,7 +162,7 @@ def operations(fleet: Fleet) -> dict[str, Callable[[], object]]:
     }
 
 
-QUICK = ("publish", "first of a model", "rotate root", "rotate timestamp", "rotate desired-state")
+QUICK = ("publish", "first of a model", "lend", "rotate root", "rotate timestamp", "rotate desired-state")
 NAMES = [
     *QUICK,
     *(
