@@ -56,7 +56,8 @@ def verify(data: bytes, kind: type[Statement], *, key: Key, fleet: str, connecti
     said: tuple[Telemetry, ...] = statement.windows if isinstance(statement, TelemetryBatch) else ()
     if len(said) > MAX_WINDOWS_PER_BATCH:
         raise EdgeopsError("E-WIRE-MALFORMED", f"a batch of {len(said)} windows; {MAX_WINDOWS_PER_BATCH} are allowed")
-    for part in (statement, *said):
+    parts: list[Reported | Progress | Telemetry | TelemetryBatch] = [statement, *said]
+    for part in parts:
         meant = (part.fleet, part.connection, part.unit)
         if meant != (fleet, connection, unit):
             raise EdgeopsError(
