@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
+import zoneinfo
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeops.cli.device import parse_labels
 from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 
 if TYPE_CHECKING:
     from edgeops.client.api import Api
-    from edgeops.client.resources import RolloutInfo
+    from edgeops.client.resources import RolloutInfo, RolloutPlan, RolloutWish
 
 WATCH_EVERY_S = 0.5
+TROUBLED_SHOWN = 20
 
 
 @click.group()
@@ -32,7 +36,16 @@ def command() -> None:
 @json_option
 @click.argument("model")
 @click.argument("version")
-@click.option("--groups", default="100%", show_default=True, help="Shares, counts or rest, such as 10%,50%,100%.")
+@click.option("--groups", default="", metavar="LIST", help="Shares, counts or rest: 10%,50%,100% [100%].")
+@click.option("--rate", type=click.IntRange(min=1), metavar="N", help="Instead of groups: N devices a minute.")
+@click.option("--rate-factor", default=1.0, show_default=True, help="Each minute's devices over the minute before.")
+@click.option("--bake-s", default=0.0, show_default=True, help="How long a group serves before it can pass.")
+@click.option("--not-before", type=click.DateTime(["%Y-%m-%dT%H:%M"]), help="First start, in --time-zone.")
+@click.option("--window", default="", metavar="22:00-05:00", help="Groups start only then, in --time-zone.")
+@click.option("--days", default="", metavar="LIST", help="Days on which the window opens, such as mon,tue.")
+@click.option("--time-zone", default="UTC", show_default=True, metavar="NAME", help="IANA name: Europe/Berlin.")
+@click.option("--retries", default=0, show_default=True, help="How often a device that failed gets it again.")
+@click.option("--on-failure", type=click.Choice(["stop", "pause", "revert"]), default="stop", show_default=True)
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Only this device; repeatable.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="Only this profile; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with it; repeatable.")
@@ -49,57 +62,66 @@ def command() -> None:
 @click.option("--false-alarm", default=0.01, show_default=True, help="How likely these four may stop it wrongly.")
 @click.option("--approval", is_flag=True, help="It starts only after somebody else has approved it.")
 @click.option("--start", is_flag=True, help="Start it at once.")
-def create(
-    home: Path,
-    model: str,
-    version: str,
+@click.option("--plan", is_flag=True, help="Only show what it would do.")
+def create(home: Path, plan: bool, as_json: bool, **options: Any) -> None:
+    """Create a rollout of a published release."""
+    from edgeops.client.api import Api
+
+    wish = _wish(**options)
+    api = Api.from_home(home)
+    if plan:
+        _show_plan(api.plan_rollout(wish), as_json)
+    else:
+        _show(api.create_rollout(wish), as_json)
+
+
+def _wish(
     groups: str,
+    rate: int | None,
+    rate_factor: float,
+    not_before: datetime.datetime | None,
+    window: str,
+    days: str,
+    time_zone: str,
     devices: tuple[str, ...],
     profiles: tuple[str, ...],
     labels: tuple[str, ...],
-    where: str,
-    group: str | None,
-    success_min: float,
-    failure_max: float,
-    min_count: int,
-    timeout_s: float,
-    error_rate_max: float | None,
-    error_rate_increase_max: float | None,
-    latency_p95_ms_max: float | None,
-    latency_p95_ratio_max: float | None,
-    false_alarm: float,
-    approval: bool,
-    start: bool,
-    as_json: bool,
-) -> None:
-    """Create a rollout of a published release."""
-    from edgeops.client.api import Api
-    from edgeops.client.resources import GatesInfo
+    **rest: Any,
+) -> RolloutWish:
+    """Return the wish that the options make.
 
-    rollout = Api.from_home(home).create_rollout(
-        model,
-        version,
-        groups=[group.strip() for group in groups.split(",")],
-        gates=GatesInfo(
-            success_min=success_min,
-            failure_max=failure_max,
-            min_count=min_count,
-            timeout_s=timeout_s,
-            error_rate_max=error_rate_max,
-            error_rate_increase_max=error_rate_increase_max,
-            latency_p95_ms_max=latency_p95_ms_max,
-            latency_p95_ratio_max=latency_p95_ratio_max,
-            false_alarm=false_alarm,
+    Raises:
+        EdgeopsError: E-CONFIG; a label or the time zone cannot be read.
+    """
+    from edgeops.client.resources import GatesInfo, Rate, RolloutWish, Schedule
+
+    gates = {name: rest.pop(name) for name in GatesInfo.__struct_fields__}
+    return RolloutWish(
+        groups=_listed(groups),
+        rate=None if rate is None else Rate(per_minute=rate, factor=rate_factor),
+        schedule=Schedule(
+            not_before_s=None if not_before is None else not_before.replace(tzinfo=_zone(time_zone)).timestamp(),
+            window=window,
+            days=_listed(days),
+            time_zone=time_zone,
         ),
+        gates=GatesInfo(**gates),
         devices=devices,
         profiles=profiles,
         labels=parse_labels(labels),
-        where=where,
-        group=group,
-        approval=approval,
-        start=start,
+        **rest,
     )
-    _show(rollout, as_json)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def _zone(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise EdgeopsError("E-CONFIG", f"there is no time zone {name!r}", "Give an IANA name: Europe/Berlin.") from None
 
 
 @command.command("status")
@@ -120,6 +142,56 @@ def status(home: Path, rollout_id: int | None, watch: bool, as_json: bool) -> No
     rollout = _watch(api, rollout_id) if watch else api.rollout(rollout_id)
     _show(rollout, as_json)
     if watch and rollout.state != RolloutState.SUCCEEDED:
+        raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
+
+
+@command.command("explain")
+@served_option
+@json_option
+@click.argument("rollout_id", type=int)
+def explain(home: Path, rollout_id: int, as_json: bool) -> None:
+    """Say why a rollout stands where it stands: gates with their figures, and devices that did not get through."""
+    from edgeops.client.api import Api
+
+    api = Api.from_home(home)
+    rollout = api.rollout(rollout_id)
+    troubled = [member for member in api.members(rollout_id) if member.code or member.state == DeploymentState.HELD]
+    if as_json:
+        print_json({"rollout": rollout, "devices": troubled})
+        return
+    _show(rollout, as_json)
+    print_table(
+        ("group", "profile", "gate", "value", "at least", "at most", "limit", "over", "verdict"),
+        [
+            (
+                f.group, f.profile or "all", f.gate, _figure(f.value), _figure(f.lower), _figure(f.upper),
+                _figure(f.limit), f.reported, {True: "holds", False: "tripped", None: "not yet to be said"}[f.holds],
+            )
+            for f in rollout.figures
+        ],
+    )  # fmt: skip
+    for profile, reason in rollout.stopped_profiles.items():
+        click.echo(f"profile {profile} was stopped: {reason}")
+    if troubled:
+        print_table(
+            ("device", "group", "state", "code", "detail"),
+            [(m.connection, m.group, m.state, m.code or "", m.detail) for m in troubled[:TROUBLED_SHOWN]],
+        )
+        if len(troubled) > TROUBLED_SHOWN:
+            click.echo(f"and {len(troubled) - TROUBLED_SHOWN} more; --json lists all")
+
+
+@command.command("watch")
+@served_option
+@click.argument("rollout_id", type=int)
+def watch(home: Path, rollout_id: int) -> None:
+    """Show a rollout's progress until it ends or pauses; exit with status 3 unless it succeeds."""
+    from edgeops.cli.rollout_progress import shown_live
+    from edgeops.client.api import Api
+
+    api = Api.from_home(home)
+    rollout = shown_live(lambda: api.rollout(rollout_id), every_s=WATCH_EVERY_S)
+    if rollout.state != RolloutState.SUCCEEDED:
         raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
 
 
@@ -187,6 +259,41 @@ def revert(home: Path, rollout_id: int, as_json: bool) -> None:
     from edgeops.client.api import Api
 
     _show(Api.from_home(home).revert_rollout(rollout_id), as_json)
+
+
+def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    click.echo(f"{plan.model} {plan.version}: {plan.devices} devices, {plan.online} online now, {_size(plan.bytes)}")
+    print_table(
+        ("group", "devices", "profiles", "fetch at most"),
+        [
+            (
+                group.label,
+                sum(group.devices.values()),
+                ", ".join(f"{profile} {count}" for profile, count in group.devices.items()),
+                _size(group.bytes),
+            )
+            for group in plan.groups
+        ],
+    )
+    wait_s = plan.first_start_s - time.time()
+    click.echo(
+        f"starts {'at once' if wait_s < 1 else f'in {wait_s / 60:.0f} min'}; serves {plan.least_s:.0f} s at least"
+    )
+    if plan.typical_s is None:
+        click.echo("no device has got this model by a rollout yet: how long they need is not known")
+    else:
+        click.echo(f"devices needed {plan.typical_s:.1f} s so far (median, measured)")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _list(api: Api, as_json: bool) -> None:

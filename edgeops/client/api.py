@@ -125,53 +125,22 @@ class Api:
         """Return the published releases."""
         return self._items("/api/v1/releases", list[Release])[0]
 
-    def create_rollout(
-        self,
-        model: str,
-        version: str,
-        *,
-        groups: Sequence[str] = ("100%",),
-        gates: resources.GatesInfo | None = None,
-        devices: Sequence[str] = (),
-        profiles: Sequence[str] = (),
-        labels: Mapping[str, str] | None = None,
-        where: str = "",
-        group: str | None = None,
-        approval: bool = False,
-        start: bool = False,
-    ) -> resources.RolloutInfo:
+    def create_rollout(self, wish: resources.RolloutWish) -> resources.RolloutInfo:
         """Create a rollout.
 
-        Args:
-            model: The model.
-            version: A published release of it.
-            groups: Each `30%`, `5` or `rest`; see the reference of rollouts.
-            gates: The gates of every group; None: the strict defaults.
-            devices: Names; empty: all that the release has a bundle for.
-            profiles: Only these; empty: all.
-            labels: Only devices with all of these.
-            where: Only devices that this query finds.
-            group: Only devices of this group.
-            approval: It starts only after somebody else has approved it.
-            start: Start it at once.
+        Raises:
+            EdgeopsError: E-RELEASE-UNKNOWN, E-DEVICE-UNKNOWN, E-QUERY, E-GROUP, or E-ROLLOUT-INVALID: impossible gates
+                or groups.
+        """
+        return self._call("POST", "/api/v1/rollouts", resources.RolloutInfo, msgspec.to_builtins(wish))
+
+    def plan_rollout(self, wish: resources.RolloutWish) -> resources.RolloutPlan:
+        """Return what a rollout would do; nothing is created.
 
         Raises:
-            EdgeopsError: E-RELEASE-UNKNOWN, E-DEVICE-UNKNOWN, or E-ROLLOUT-INVALID: impossible gates or groups.
+            EdgeopsError: What creating it would raise.
         """
-        wish = {
-            "model": model,
-            "version": version,
-            "groups": list(groups),
-            "gates": msgspec.to_builtins(gates or resources.GatesInfo()),
-            "devices": list(devices),
-            "profiles": list(profiles),
-            "labels": dict(labels or {}),
-            "where": where,
-            "group": group,
-            "approval": approval,
-            "start": start,
-        }
-        return self._call("POST", "/api/v1/rollouts", resources.RolloutInfo, wish)
+        return self._call("POST", "/api/v1/rollouts/plan", resources.RolloutPlan, msgspec.to_builtins(wish))
 
     def rollouts(self) -> list[resources.RolloutInfo]:
         """Return the newest rollouts."""

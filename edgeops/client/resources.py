@@ -164,6 +164,84 @@ class GatesInfo(Wire, frozen=True, kw_only=True):
     false_alarm: float = 0.01
 
 
+class Rate(Wire, frozen=True, kw_only=True):
+    """A ramp instead of groups: devices a minute, growing by a factor after each minute that passed."""
+
+    per_minute: int
+    factor: float = 1.0
+
+
+class Schedule(Wire, frozen=True, kw_only=True):
+    """When groups of a rollout may start: from a time on, and in a daily window of wall time."""
+
+    not_before_s: float | None = None
+    window: str = ""
+    days: tuple[str, ...] = ()
+    time_zone: str = "UTC"
+
+
+class RolloutWish(Wire, frozen=True, kw_only=True):
+    """What a rollout should be; see the reference of rollouts.
+
+    Args:
+        model: The model.
+        version: A published release of it.
+        groups: Each `30%`, `5` or `rest`; empty: all at once, or by `rate`.
+        rate: A ramp instead of groups.
+        bake_s: How long a group serves before it can pass.
+        schedule: When groups may start.
+        retries: How often a device that failed gets it again.
+        on_failure: `stop`, `pause` or `revert`.
+        gates: The gates of every group.
+        devices: Names; empty: all that the release has a bundle for.
+        profiles: Only these; empty: all.
+        labels: Only devices with all of these.
+        where: Only devices that this query finds.
+        group: Only devices of this group.
+        approval: It starts only after somebody else has approved it.
+        start: Start it at once.
+    """
+
+    model: str
+    version: str
+    groups: tuple[str, ...] = ()
+    rate: Rate | None = None
+    bake_s: float = 0.0
+    schedule: Schedule = Schedule()
+    retries: int = 0
+    on_failure: str = "stop"
+    gates: GatesInfo = GatesInfo()
+    devices: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    where: str = ""
+    group: str | None = None
+    approval: bool = False
+    start: bool = False
+
+
+class PlannedGroup(Wire, frozen=True, kw_only=True):
+    """A group as it would be: profile → devices, and the bytes that they fetch at most."""
+
+    label: str
+    devices: dict[str, int]
+    bytes: int
+
+
+class RolloutPlan(Wire, frozen=True, kw_only=True):
+    """What a rollout would do. `typical_s`: the median time that devices needed so far; None: there were none."""
+
+    model: str
+    version: str
+    groups: tuple[PlannedGroup, ...]
+    devices: int
+    online: int
+    bytes: int
+    first_start_s: float
+    least_s: float
+    typical_s: float | None
+
+
 class CountsInfo(Wire, frozen=True, kw_only=True):
     """Devices of one profile in one group, by how they stand."""
 
@@ -174,6 +252,7 @@ class CountsInfo(Wire, frozen=True, kw_only=True):
     running: int
     held: int
     silent: int
+    retriable: int = 0
     codes: dict[str, int]
 
 
@@ -215,6 +294,7 @@ class RolloutInfo(Wire, frozen=True, kw_only=True):
     stopped_profiles: dict[str, str]
     created_at_s: float
     created_by: str
+    on_failure: str = "stop"
     approval: bool = False
     approved_by: str | None = None
     started_at_s: float | None

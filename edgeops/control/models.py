@@ -270,7 +270,10 @@ class RolloutProfile(Base):
 
 
 class RolloutMember(Base):
-    """One unit in a rollout. `generation` is None until its group started; `reached`: heard of since then."""
+    """One unit in a rollout. `generation` is None until its group started; `reached`: heard of since then.
+
+    After a retry `generation` is the newest one that the rollout gave it, `first_generation` the first.
+    """
 
     __tablename__ = "rollout_members"
 
@@ -281,6 +284,8 @@ class RolloutMember(Base):
     profile: Mapped[str] = mapped_column(_NAME)
     component: Mapped[str] = mapped_column(_NAME)
     generation: Mapped[int | None] = mapped_column(BigInteger)
+    first_generation: Mapped[int | None] = mapped_column(BigInteger)
+    attempts: Mapped[int]
     reached: Mapped[bool]
     state: Mapped[str] = mapped_column(Word(32))
     step: Mapped[int] = mapped_column(BigInteger)

@@ -14,6 +14,7 @@ import pytest
 from served_fleet import MODEL, Fleet, Serving
 
 from edgeops.client.api import Api
+from edgeops.client.resources import RolloutWish
 from edgeops.contracts.access import PERMISSIONS, Permission, Role
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import access
@@ -26,7 +27,7 @@ DAY_S = 86_400.0
 # What each permission lets one do; a request that is allowed may still be refused for its content.
 DEEDS: dict[Permission, tuple[Callable[[Api], Any], ...]] = {
     Permission.READ: (lambda api: list(api.devices()), lambda api: api.fleet()),
-    Permission.PROPOSE: (lambda api: api.create_rollout(MODEL, "0.0.1"),),
+    Permission.PROPOSE: (lambda api: api.create_rollout(RolloutWish(model=MODEL, version="0.0.1")),),
     Permission.ENROLL: (lambda api: api.create_token(),),
     Permission.ROLL_OUT: (lambda api: api.thaw(), lambda api: api.start_rollout(9), lambda api: api.approve_rollout(9)),
     Permission.ADMINISTER: (lambda api: api.api_tokens(), lambda api: api.revoke_api_token("nobody")),
@@ -54,7 +55,7 @@ def test_each_role_may_do_what_it_may_and_nothing_else(standing: Serving, role: 
 def test_a_data_scientist_cannot_start_what_it_creates(standing_fleet: Fleet, standing: Serving) -> None:
     token = standing.api.create_api_token("draws-up", "data-scientist", valid_s=DAY_S).token
     with pytest.raises(EdgeopsError, match="data-scientist, which may not roll-out") as refused:
-        bearer(standing, token).create_rollout(MODEL, "1.0.0", start=True)
+        bearer(standing, token).create_rollout(RolloutWish(model=MODEL, version="1.0.0", start=True))
     assert refused.value.code == "E-API-ROLE"
 
 
@@ -106,7 +107,7 @@ def test_a_role_of_a_newer_version_may_do_nothing(migrated: Path, tmp_path: Path
 def test_a_rollout_that_needs_approval_waits_for_a_second_person(standing_fleet: Fleet, standing: Serving) -> None:
     first = bearer(standing, standing.api.create_api_token("first", "operator", valid_s=DAY_S).token)
     second = bearer(standing, standing.api.create_api_token("second", "operator", valid_s=DAY_S).token)
-    rollout = first.create_rollout(MODEL, "1.0.0", approval=True).id
+    rollout = first.create_rollout(RolloutWish(model=MODEL, version="1.0.0", approval=True)).id
     for deed in (first.start_rollout, second.start_rollout, first.approve_rollout):
         with pytest.raises(EdgeopsError) as refused:
             deed(rollout)
@@ -117,7 +118,7 @@ def test_a_rollout_that_needs_approval_waits_for_a_second_person(standing_fleet:
     assert ("second", "rollout.approve") in acts
     assert ("first", "rollout.running") in acts
     # The control: without the wish for approval the same person may start what they made.
-    other = first.create_rollout(MODEL, "1.0.0", start=True)
+    other = first.create_rollout(RolloutWish(model=MODEL, version="1.0.0", start=True))
     assert other.started_at_s is not None
 
 

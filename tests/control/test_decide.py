@@ -190,7 +190,7 @@ def test_a_group_never_waits_for_ever(profiles: list[Counts], gates: Gates) -> N
     """Once its time is over, a group goes on, pauses, stops or times its devices out: offline ones stall nothing."""
     late = NOW + 1000
     assert decide(view(*profiles, gates=gates), late).action is not Action.WAIT
-    settled = [c._replace(timed_out=c.timed_out + c.running, running=0) for c in profiles]
+    settled = [c._replace(timed_out=c.timed_out + c.running + c.retriable, running=0, retriable=0) for c in profiles]
     assert decide(view(*settled, gates=gates), late).action in (
         Action.START_GROUP,
         Action.FINISH,
@@ -249,7 +249,7 @@ def test_impossible_groups_are_refused(groups: list[str], total: int) -> None:
 def test_a_minimum_that_no_group_can_reach_is_refused() -> None:
     with pytest.raises(EdgeopsError, match="min_count is 5, but group '34%' has 1"):
         check_policy(Policy(groups=("34%", "100%"), gates=Gates(min_count=5)), 3)
-    assert check_policy(Policy(groups=("34%", "100%"), gates=Gates(min_count=1)), 3) == [1, 2]
+    assert check_policy(Policy(groups=("34%", "100%"), gates=Gates(min_count=1)), 3) == [("1 (34%)", 1), ("2 (100%)", 2)]
 
 
 def test_policy_text_is_read_back() -> None:

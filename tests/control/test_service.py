@@ -17,7 +17,7 @@ from fake_device import FakeDevice, join
 from served_fleet import BROKERS, MODEL, Fleet, Serving, wait_for
 
 from edgeops.client.api import Api
-from edgeops.client.resources import GatesInfo, RolloutInfo
+from edgeops.client.resources import GatesInfo, RolloutInfo, RolloutWish
 from edgeops.contracts.rollouts import ENDED_STATES
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher
@@ -42,18 +42,20 @@ def versions(api: Api) -> dict[str, tuple[str | None, str | None]]:
 def test_the_main_job_with_three_devices(served: Serving, fleet: Fleet) -> None:
     """1.0.0 to all, 1.1.0 in two groups, and 1.2.0, which every device refuses, stops before its second group."""
     api = served.api
-    first = ended(api, api.create_rollout(MODEL, "1.0.0", start=True).id)
+    first = ended(api, api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", start=True)).id)
     assert first.state == "succeeded"
     assert set(versions(api).values()) == {("1.0.0", "1.0.0")}
 
-    second = api.create_rollout(MODEL, "1.1.0", groups=["67%", "100%"])
+    second = api.create_rollout(RolloutWish(model=MODEL, version="1.1.0", groups=("67%", "100%")))
     assert second.state == "draft"
     assert set(versions(api).values()) == {("1.0.0", "1.0.0")}
     api.start_rollout(second.id)
     assert ended(api, second.id).state == "succeeded"
     assert set(versions(api).values()) == {("1.1.0", "1.1.0")}
 
-    third = ended(api, api.create_rollout(MODEL, "1.2.0", groups=["67%", "100%"], start=True).id)
+    third = ended(
+        api, api.create_rollout(RolloutWish(model=MODEL, version="1.2.0", groups=("67%", "100%"), start=True)).id
+    )
     assert third.state == "stopped"
     for part in ("failure_max", "1 > 0", "E-SELFTEST-GOLDEN"):
         assert part in third.reason
@@ -72,9 +74,13 @@ def test_the_registry_may_be_postgresql(home: Path, tmp_path: Path, postgres: st
     serving.start()
     fleet = Fleet(serving, tmp_path / "devices", refuses=("1.2.0",))
     try:
-        rollout = serving.api.create_rollout(MODEL, "1.0.0", groups=["34%", "100%"], start=True)
+        rollout = serving.api.create_rollout(
+            RolloutWish(model=MODEL, version="1.0.0", groups=("34%", "100%"), start=True)
+        )
         assert ended(serving.api, rollout.id).state == "succeeded"
-        rollout = serving.api.create_rollout(MODEL, "1.2.0", groups=["34%", "100%"], start=True)
+        rollout = serving.api.create_rollout(
+            RolloutWish(model=MODEL, version="1.2.0", groups=("34%", "100%"), start=True)
+        )
         assert ended(serving.api, rollout.id).state == "stopped"
         assert not (home / "control.sqlite").exists()
     finally:
@@ -84,7 +90,7 @@ def test_the_registry_may_be_postgresql(home: Path, tmp_path: Path, postgres: st
 
 def test_a_device_that_joins_later_gets_what_its_like_have(served: Serving, fleet: Fleet, tmp_path: Path) -> None:
     api = served.api
-    assert ended(api, api.create_rollout(MODEL, "1.0.0", start=True).id).state == "succeeded"
+    assert ended(api, api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", start=True)).id).state == "succeeded"
     token = api.create_token(profile="intel-nuc")
     joined = join(tmp_path / "late", token.token, profile="intel-nuc", name="intel-nuc-2")
     key = Publisher(served.home).desired_signer().public_key
@@ -100,7 +106,7 @@ def test_devices_that_go_are_offline_and_get_what_they_missed(served: Serving, f
     sleeper.link._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
     sleeper.stop()
     wait_for(lambda: not api.device(name).online, "the last will did not arrive")
-    rollout = api.create_rollout(MODEL, "1.0.0", gates=GatesInfo(timeout_s=2.0), start=True)
+    rollout = api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", gates=GatesInfo(timeout_s=2.0), start=True))
     # Two confirm; the third's profile has nobody who reported: inconclusive.
     assert ended(api, rollout.id).state == "paused"
     api.resume_rollout(rollout.id)
@@ -113,7 +119,7 @@ def test_sigterm_ends_everything_and_a_new_start_goes_on(served: Serving, fleet:
     api, before = served.api, served.ready
     for device in fleet.devices.values():
         device.asleep = True
-    rollout = api.create_rollout(MODEL, "1.0.0", groups=["67%", "100%"], start=True)
+    rollout = api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", groups=("67%", "100%"), start=True))
     early = [m.connection for m in wait_for(lambda: assigned(api, rollout.id), "the first group did not start")]
     for name in early:
         fleet.devices[name].wait_generation(1)
@@ -137,7 +143,9 @@ def test_sigkill_in_the_middle_of_a_rollout_forgets_no_device(served: Serving, f
     """Killed twice, each time as soon as something new was to be said; the broker dies with its parent."""
     for device in fleet.devices.values():
         device.asleep = True
-    rollout = served.api.create_rollout(MODEL, "1.0.0", groups=["34%", "67%", "100%"], start=True)
+    rollout = served.api.create_rollout(
+        RolloutWish(model=MODEL, version="1.0.0", groups=("34%", "67%", "100%"), start=True)
+    )
     for _ in range(2):
         broker_pid = served.ready["broker_pid"]
         served.kill()
@@ -184,7 +192,7 @@ def test_a_broker_that_lost_everything_is_told_again(home: Path, tmp_path: Path)
     try:
         for device in fleet.devices.values():
             device.asleep = True
-        serving.api.create_rollout(MODEL, "1.0.0", start=True)
+        serving.api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", start=True))
         for device in fleet.devices.values():
             device.wait_generation(1)
             device.stop()

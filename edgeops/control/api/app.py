@@ -26,7 +26,8 @@ from edgeops.control.api import limits, problems, resources, views
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
 from edgeops.control.rollout import freeze, manage
-from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.policy import Gates, Policy, Rate
+from edgeops.control.rollout.schedule import Schedule
 from edgeops.control.rollout.selection import Selection
 
 PAGE_DEFAULT, PAGE_MAX = 100, 500
@@ -231,11 +232,29 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     def create(wish: resources.RolloutRequest, caller: access.Caller = proposer) -> resources.RolloutResource:
         if wish.start:
             access.check_allowed(caller, Permission.ROLL_OUT)
+        release, policy, selection = understood(wish)
+        rollout_id = manage.create(
+            control.database, release, policy, selection, actor=caller.name, now_s=time.time(), start=wish.start
+        )
+        control.wake()
+        return shown(rollout_id)
+
+    @router.post("/plan", summary="Say what a rollout would do, without creating it", dependencies=[proposer])
+    def plan(wish: resources.RolloutRequest) -> resources.RolloutPlan:
+        with control.database.read() as session:
+            return views.rollout_plan(session, *understood(wish), now_s=time.time())
+
+    def understood(wish: resources.RolloutRequest) -> tuple[Release, Policy, Selection]:
         release = _release(control.releases(), wish.model, wish.version)
         policy = Policy(
-            groups=tuple(wish.groups),
+            groups=tuple(wish.groups) or (() if wish.rate is not None else ("100%",)),
             gates=Gates(**wish.gates.model_dump()),
             approval=wish.approval or control.approval,
+            rate=None if wish.rate is None else Rate(**wish.rate.model_dump()),
+            bake_s=wish.bake_s,
+            schedule=msgspec.convert(wish.schedule.model_dump(), Schedule),
+            retries=wish.retries,
+            on_failure=wish.on_failure,
         )
         selection = Selection(
             devices=tuple(wish.devices),
@@ -244,11 +263,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             where=wish.where,
             group=wish.group or "",
         )
-        rollout_id = manage.create(
-            control.database, release, policy, selection, actor=caller.name, now_s=time.time(), start=wish.start
-        )
-        control.wake()
-        return shown(rollout_id)
+        return release, policy, selection
 
     @router.get("", summary="List rollouts, newest first")
     def rollouts() -> resources.Rollouts:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from edgeops.control.access import MAX_VALID_S
 from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
-from edgeops.control.rollout.policy import MAX_GROUPS
+from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -202,12 +202,33 @@ class GatesResource(Request):
     false_alarm: Annotated[float, Field(gt=0, le=0.5)] = 0.01
 
 
+class RateResource(Request):
+    """A ramp instead of groups: devices a minute, growing by a factor after each minute that passed."""
+
+    per_minute: Annotated[int, Field(ge=1)]
+    factor: Annotated[float, Field(ge=1, le=100)] = 1.0
+
+
+class ScheduleResource(Request):
+    """When groups may start: from a time on, and in a daily window of wall time."""
+
+    not_before_s: float | None = None
+    window: str = ""
+    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = []
+    time_zone: str = "UTC"
+
+
 class RolloutRequest(Request):
     """A wish for a rollout: release, groups, gates, devices (all that the release has a bundle for, if none named)."""
 
     model: Name
     version: str
-    groups: Annotated[list[str], Field(min_length=1, max_length=MAX_GROUPS)] = ["100%"]
+    groups: Annotated[list[str], Field(max_length=MAX_GROUPS)] = []
+    rate: RateResource | None = None
+    bake_s: Annotated[float, Field(ge=0)] = 0.0
+    schedule: ScheduleResource = ScheduleResource()
+    retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] = 0
+    on_failure: Literal["stop", "pause", "revert"] = "stop"
     gates: GatesResource = GatesResource()
     devices: Annotated[list[Name], Field(max_length=10_000)] = []
     profiles: Annotated[list[Name], Field(max_length=1000)] = []
@@ -242,6 +263,28 @@ class DeviceGroups(BaseModel):
     items: list[DeviceGroupResource]
 
 
+class PlannedGroupResource(BaseModel):
+    """A group as it would be: how many devices of which profile, and how many bytes they would fetch at most."""
+
+    label: str
+    devices: dict[str, int]
+    bytes: int
+
+
+class RolloutPlan(BaseModel):
+    """What a rollout would do. `typical_s`: median time that devices needed for this model so far; null: none did."""
+
+    model: str
+    version: str
+    groups: list[PlannedGroupResource]
+    devices: int
+    online: int
+    bytes: int
+    first_start_s: float
+    least_s: float
+    typical_s: float | None
+
+
 class CountsResource(BaseModel):
     """Devices of one profile in one group, by how they stand."""
 
@@ -252,6 +295,7 @@ class CountsResource(BaseModel):
     running: int
     held: int
     silent: int
+    retriable: int
     codes: dict[str, int]
 
 
@@ -293,6 +337,7 @@ class RolloutResource(BaseModel):
     stopped_profiles: dict[str, str]
     created_at_s: float
     created_by: str
+    on_failure: str
     approval: bool
     approved_by: str | None
     started_at_s: float | None

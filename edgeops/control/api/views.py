@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import Component, ComponentReport, Failure, Reported
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.release import Release
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.control.api import resources
 from edgeops.control.assignment import components_of
@@ -31,7 +32,9 @@ from edgeops.control.models import (
 )
 from edgeops.control.rollout.execute import read_view
 from edgeops.control.rollout.freeze import frozen
+from edgeops.control.rollout.plan import plan
 from edgeops.control.rollout.policy import Policy, read_policy
+from edgeops.control.rollout.selection import Selection
 
 PROGRESS_SHOWN = 50
 _REPORTED = msgspec.json.Decoder(Reported)
@@ -172,10 +175,33 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
         stopped_profiles={row.profile: row.reason for row in stopped},
         created_at_s=rollout.created_at_s,
         created_by=rollout.created_by,
+        on_failure=policy.on_failure if policy is not None else "stop",
         approval=policy is not None and policy.approval,
         approved_by=rollout.approved_by,
         started_at_s=rollout.started_at_s,
         ended_at_s=rollout.ended_at_s,
+    )
+
+
+def rollout_plan(
+    session: Session, release: Release, policy: Policy, selection: Selection, *, now_s: float
+) -> resources.RolloutPlan:
+    """Return what a rollout would do.
+
+    Raises:
+        EdgeopsError: What creating it would raise.
+    """
+    made = plan(session, release, policy, selection, now_s)
+    return resources.RolloutPlan(
+        model=release.model,
+        version=release.version,
+        groups=[resources.PlannedGroupResource(**group._asdict()) for group in made.groups],
+        devices=sum(sum(group.devices.values()) for group in made.groups),
+        online=made.online,
+        bytes=sum(group.bytes for group in made.groups),
+        first_start_s=made.first_start_s,
+        least_s=made.least_s,
+        typical_s=made.typical_s,
     )
 
 

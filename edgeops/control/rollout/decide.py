@@ -9,19 +9,23 @@ one that is offline for weeks neither passes a gate nor stalls it for ever.
     requests fail or are slow for sure in one profile: it stops, the others go on
     all gates hold for good            next group
     time is over, too few reported     pause
+    a failed device has tries left     give it the release again
+    all hold, the schedule is shut     wait
     otherwise                          wait
 """
 
 from __future__ import annotations
 
+import datetime
 import enum
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.control.rollout.policy import Gates, read_policy
+from edgeops.control.rollout.policy import Gates, Policy, read_policy
 from edgeops.control.rollout.regression import TELEMETRY_GATES, Arms, measure
+from edgeops.control.rollout.schedule import opens_at
 
 
 class Action(enum.Enum):
@@ -31,8 +35,13 @@ class Action(enum.Enum):
     START_GROUP = "start-group"
     TIME_OUT = "time-out"
     FINISH = "finish"
+    RETRY = "retry"
     PAUSE = "pause"
     STOP = "stop"
+    REVERT = "revert"
+
+
+_ON_FAILURE = {"stop": Action.STOP, "pause": Action.PAUSE, "revert": Action.REVERT}
 
 
 class Counts(NamedTuple):
@@ -46,6 +55,7 @@ class Counts(NamedTuple):
         running: Heard of since the group began, and on their way.
         held: Heard of, and waiting for a reason of their own: window, busy, memory.
         silent: Not heard of since the group began.
+        retriable: Failed or were not through in time, and are to get the release once more.
         codes: Failure code → devices, over failed, rejected and timed-out.
     """
 
@@ -56,6 +66,7 @@ class Counts(NamedTuple):
     running: int = 0
     held: int = 0
     silent: int = 0
+    retriable: int = 0
     codes: Mapping[str, int] = {}
 
     @property
@@ -71,7 +82,7 @@ class Counts(NamedTuple):
     @property
     def open(self) -> int:
         """Devices without an outcome."""
-        return self.running + self.held + self.silent
+        return self.running + self.held + self.silent + self.retriable
 
     @property
     def total(self) -> int:
@@ -91,6 +102,7 @@ class Counts(NamedTuple):
             self.running + other.running,
             self.held + other.held,
             self.silent + other.silent,
+            self.retriable + other.retriable,
             codes,
         )
 
@@ -174,6 +186,7 @@ class Decision(NamedTuple):
         stop_profiles: Profile → reason: these get no further devices, whatever the action is.
         finish_group: Position of a group that is through, if this decision says so.
         until_s: For WAIT: when the group's time is over.
+        profiles_go_back: Devices of `stop_profiles` get back what they had.
     """
 
     action: Action
@@ -183,6 +196,7 @@ class Decision(NamedTuple):
     stop_profiles: Mapping[str, str] = {}
     finish_group: int | None = None
     until_s: float | None = None
+    profiles_go_back: bool = False
 
 
 def decide(view: RolloutView, now_s: float) -> Decision:
@@ -196,7 +210,7 @@ def decide(view: RolloutView, now_s: float) -> Decision:
         One step; asking again after it was carried out gives the next one.
     """
     try:
-        gates = read_policy(view.policy).gates
+        policy = read_policy(view.policy)
         _check(view, now_s)
     except EdgeopsError as error:
         return Decision(Action.STOP, f"the gates cannot be evaluated: {error.what}")
@@ -205,12 +219,22 @@ def decide(view: RolloutView, now_s: float) -> Decision:
         return _after(view, len(view.groups) - 1, view.stopped_profiles)
     group = view.groups[position]
     if group.window_from_s is None:
-        return Decision(Action.START_GROUP, f"group {group.label} is next", group=position)
-    return _judge(view, position, gates, now_s)
+        return _start(view, position, policy, f"group {group.label} is next", now_s)
+    return _judge(view, position, policy, now_s)._replace(profiles_go_back=policy.on_failure == "revert")
 
 
-def _judge(view: RolloutView, position: int, gates: Gates, now_s: float) -> Decision:
+def _start(view: RolloutView, position: int, policy: Policy, reason: str, now_s: float) -> Decision:
+    """Start a group, or wait until its schedule lets it."""
+    opens_s = opens_at(policy.schedule, now_s)
+    if opens_s > now_s:
+        at = datetime.datetime.fromtimestamp(opens_s, datetime.UTC).isoformat(timespec="minutes")
+        return Decision(Action.WAIT, f"{reason}; the schedule lets it start at {at}", position, until_s=opens_s)
+    return Decision(Action.START_GROUP, reason, position)
+
+
+def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> Decision:
     """Judge the group that is under way."""
+    gates, failed = policy.gates, _ON_FAILURE[policy.on_failure]
     group = view.groups[position]
     assert group.window_from_s is not None
     deadline_s = group.window_from_s + gates.timeout_s
@@ -219,10 +243,13 @@ def _judge(view: RolloutView, position: int, gates: Gates, now_s: float) -> Deci
     if over and any(counts.running for counts in live.values()):
         return Decision(Action.TIME_OUT, f"group {group.label} had {gates.timeout_s:.0f} s", group=position)
 
+    if any(counts.retriable for counts in live.values()):
+        return Decision(Action.RETRY, f"group {group.label} has devices to try again", group=position)
+
     # A stopped profile's failures still count for the group; nobody waits for the rest of it.
     everyone = Counts()
     for name, counts in group.profiles.items():
-        everyone = everyone.plus(counts if name in live else counts._replace(running=0, held=0, silent=0))
+        everyone = everyone.plus(counts if name in live else counts._replace(running=0, held=0, silent=0, retriable=0))
     whole = _verdict(group.label, "", everyone, gates, over)
     by_profile = {
         name: _verdict(group.label, name, live[name], gates, over).along_with(
@@ -235,12 +262,19 @@ def _judge(view: RolloutView, position: int, gates: Gates, now_s: float) -> Deci
     stop = {name: _why(verdict, live[name]) for name, verdict in by_profile.items() if verdict.fails}
 
     if whole.fails:
-        return Decision(Action.STOP, _why(whole, everyone), position, figures, stop)
+        return Decision(failed, _why(whole, everyone), position, figures, stop)
     if stop and len(stop) == len(by_profile):
-        return Decision(Action.STOP, "; ".join(stop.values()), position, figures, stop)
+        return Decision(failed, "; ".join(stop.values()), position, figures, stop)
     waiting = [v for name, v in {"": whole, **by_profile}.items() if not v.passes and name not in stop]
+    served_s = group.window_from_s + policy.serves_s
+    if not waiting and now_s < served_s:
+        reason = f"group {group.label}: every gate holds; it serves {policy.serves_s:.0f} s before it passes"
+        return Decision(Action.WAIT, reason, position, figures, stop, until_s=served_s)
     if not waiting:
         step = _after(view, position, view.stopped_profiles | set(stop))
+        if step.action is Action.START_GROUP:
+            assert step.group is not None
+            step = _start(view, step.group, policy, step.reason, now_s)
         return step._replace(figures=figures, stop_profiles=stop, finish_group=position)
     if over:
         lacking = "; ".join(verdict.lacking for verdict in waiting)

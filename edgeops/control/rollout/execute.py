@@ -9,20 +9,24 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState
-from edgeops.contracts.errors import ERROR_CODES, Fault
+from edgeops.contracts.errors import ERROR_CODES, EdgeopsError, Fault
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import audit
-from edgeops.control.assignment import assign
+from edgeops.control.assignment import assign, components_of
 from edgeops.control.database import Database
 from edgeops.control.ingest import rollups
 from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
 from edgeops.control.rollout.freeze import frozen
+from edgeops.control.rollout.policy import MAX_RETRIES, read_policy
 from edgeops.control.rollout.regression import Arms, Requests
+from edgeops.control.rollout.reverting import give_back
 
 log = logging.getLogger(__name__)
 
 TIMED_OUT_CODE = "E-ROLLOUT-TIMEOUT"
+# A device that rejects a bundle would do so again.
+RETRIED_STATES = (DeploymentState.FAILED, DeploymentState.TIMED_OUT)
 
 
 class Step(NamedTuple):
@@ -57,15 +61,19 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
     """Return what a decision rests on. Revoked devices do not count."""
     member = RolloutMember
     rows = session.execute(
-        select(member.position, member.profile, member.state, member.reached, member.code, func.count())
+        select(
+            member.position, member.profile, member.state, member.reached, member.code, member.attempts, func.count()
+        )
         .join(Device, Device.connection == member.connection)
         .where(member.rollout_id == rollout.id, Device.revoked_at_s.is_(None))
-        .group_by(member.position, member.profile, member.state, member.reached, member.code)
+        .group_by(member.position, member.profile, member.state, member.reached, member.code, member.attempts)
     )
     counts: dict[int, dict[str, Counts]] = {}
-    for position, profile, state, reached, code, number in rows:
+    retries = _retries(rollout)
+    for position, profile, state, reached, code, attempts, number in rows:
         group = counts.setdefault(position, {})
-        group[profile] = group.get(profile, Counts()).plus(_counts(DeploymentState(state), reached, code, number))
+        outcome = _counts(DeploymentState(state), reached, code, number, may_retry=attempts <= retries)
+        group[profile] = group.get(profile, Counts()).plus(outcome)
     groups = session.scalars(
         select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id).order_by(RolloutGroup.position)
     )
@@ -106,8 +114,17 @@ def _is_clients(code: str) -> bool:
     return code in ERROR_CODES and ERROR_CODES[code].fault is Fault.USAGE
 
 
-def _counts(state: DeploymentState, reached: bool, code: str | None, number: int) -> Counts:
+def _retries(rollout: Rollout) -> int:
+    try:
+        return read_policy(rollout.policy).retries
+    except EdgeopsError:
+        return 0  # `decide` will stop it
+
+
+def _counts(state: DeploymentState, reached: bool, code: str | None, number: int, *, may_retry: bool) -> Counts:
     codes = {code or "no code": number}
+    if may_retry and state in RETRIED_STATES:
+        return Counts(retriable=number)
     if state is DeploymentState.FAILED:
         return Counts(failed=number, codes=codes)
     if state is DeploymentState.REJECTED:
@@ -124,18 +141,24 @@ def _counts(state: DeploymentState, reached: bool, code: str | None, number: int
 def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: float) -> bool:
     rollout.figures = [figure._asdict() for figure in decision.figures] or rollout.figures
     rollout.reason = decision.reason
+    going_back = False
     for profile, reason in decision.stop_profiles.items():
         row = session.get_one(RolloutProfile, (rollout.id, profile))
         if row.stopped_at_s is None:
             row.stopped_at_s, row.reason = now_s, reason
             _note(session, rollout, "rollout.stop-profile", now_s, profile=profile, reason=reason)
+            if decision.profiles_go_back:
+                going_back |= give_back(session, rollout, now_s, profile=profile).back > 0
     if decision.finish_group is not None:
         session.get_one(RolloutGroup, (rollout.id, decision.finish_group)).finished_at_s = now_s
     if decision.action is Action.WAIT:
-        return False
+        return going_back
     if decision.action is Action.START_GROUP:
         assert decision.group is not None
-        return _start_group(session, rollout, decision.group, now_s)
+        return _start_group(session, rollout, decision.group, now_s) or going_back
+    if decision.action is Action.RETRY:
+        assert decision.group is not None
+        return _retry(session, rollout, decision.group, now_s)
     if decision.action is Action.TIME_OUT:
         assert decision.group is not None
         _time_out(session, rollout.id, decision.group, now_s)
@@ -144,13 +167,14 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         Action.FINISH: RolloutState.SUCCEEDED,
         Action.STOP: RolloutState.STOPPED,
         Action.PAUSE: RolloutState.PAUSED,
+        Action.REVERT: RolloutState.REVERTED,
     }
     state = ended[decision.action]
     rollout.state = state
     if state is not RolloutState.PAUSED:
         rollout.ended_at_s = now_s
     _note(session, rollout, f"rollout.{state}", now_s, reason=decision.reason)
-    return False
+    return going_back or (decision.action is Action.REVERT and give_back(session, rollout, now_s).back > 0)
 
 
 def _start_group(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
@@ -161,6 +185,37 @@ def _start_group(session: Session, rollout: Rollout, position: int, now_s: float
     _note(session, rollout, "rollout.start-group", now_s, group=group.label, devices=given)
     log.info("rollout %d: group %s started with %d devices", rollout.id, group.label, given)
     return given > 0
+
+
+def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
+    """Give the release again, as a new generation, to those who failed and have tries left; their time runs anew."""
+    retries = read_policy(rollout.policy).retries
+    rows = session.execute(
+        select(RolloutMember, Unit)
+        .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
+        .join(Device, Device.connection == RolloutMember.connection)
+        .where(
+            RolloutMember.rollout_id == rollout.id,
+            RolloutMember.position == position,
+            RolloutMember.state.in_(RETRIED_STATES),
+            RolloutMember.attempts <= retries,
+            Device.revoked_at_s.is_(None),
+        )
+        .order_by(RolloutMember.connection, RolloutMember.unit)
+        .with_for_update(of=[RolloutMember, Unit])
+    ).all()
+    for member, unit in rows:
+        wanted = next((part for part in components_of(unit) if part.name == member.component), None)
+        member.attempts += 1
+        if wanted is None or wanted.release != rollout.version:
+            member.attempts = MAX_RETRIES + 1  # it has got another release since: nothing to try again
+            continue
+        member.generation = assign(session, unit, wanted, cause=f"rollout {rollout.id}, try again", now_s=now_s)
+        member.state, member.step, member.code, member.detail = DeploymentState.IDLE, 0, None, ""
+        member.changed_at_s = now_s
+    session.get_one(RolloutGroup, (rollout.id, position)).window_from_s = now_s
+    _note(session, rollout, "rollout.retry", now_s, devices=[member.connection for member, _ in rows])
+    return bool(rows)
 
 
 def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int:
@@ -198,6 +253,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
             digest=bundle.digest,
         )
         member.generation = assign(session, unit, component, cause=f"rollout {rollout.id}", now_s=now_s)
+        member.first_generation, member.attempts = member.generation, 1
         member.reached, member.changed_at_s = online, now_s
         given += 1
     return given

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
@@ -12,12 +11,12 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 from edgeops.control import audit
-from edgeops.control.assignment import assign, components_of, previous_component
 from edgeops.control.database import Database
-from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
+from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile
 from edgeops.control.rollout.freeze import check_not_frozen
 from edgeops.control.rollout.order import fair_order
 from edgeops.control.rollout.policy import Policy, check_policy, policy_text, read_policy
+from edgeops.control.rollout.reverting import give_back
 from edgeops.control.rollout.selection import Selection, candidates, new_member, selection_text
 
 
@@ -51,7 +50,7 @@ def create(
     """
     with database.write() as session:
         chosen = candidates(session, release, selection, now_s)
-        sizes = check_policy(policy, len(chosen))
+        groups = check_policy(policy, len(chosen))
         ordered = fair_order(chosen, f"{release.model}/{release.version}")
         rollout = Rollout(
             model=release.model,
@@ -82,12 +81,12 @@ def create(
             for target in release.targets
         )
         first = 0
-        for position, (label, size) in enumerate(zip(policy.groups, sizes, strict=True)):
+        for position, (label, size) in enumerate(groups):
             session.add(
                 RolloutGroup(
                     rollout_id=rollout.id,
                     position=position,
-                    label=f"{position + 1} ({label})",
+                    label=label,
                     started_at_s=None,
                     window_from_s=None,
                     finished_at_s=None,
@@ -188,29 +187,9 @@ def revert(database: Database, rollout_id: int, *, actor: str, now_s: float) -> 
     with database.write() as session:
         allowed = tuple(set(RolloutState) - {RolloutState.DRAFT, RolloutState.REVERTED, RolloutState.UNKNOWN})
         rollout = _change(session, rollout_id, allowed, RolloutState.REVERTED, actor, now_s)
-        members = session.execute(
-            select(RolloutMember, Unit)
-            .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
-            .where(RolloutMember.rollout_id == rollout_id, RolloutMember.generation.is_not(None))
-            .order_by(RolloutMember.connection, RolloutMember.unit)
-            .with_for_update(of=Unit)
-        ).all()
-        reverted = sum(_give_back(session, rollout, member, unit, now_s) for member, unit in members)
+        reverted = give_back(session, rollout, now_s)
         rollout.ended_at_s = now_s
-        rollout.reason = f"reverted by {actor}: {reverted} of {len(members)} devices go back"
-
-
-def _give_back(session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float) -> bool:
-    """Give one unit what it was to run before the rollout; say whether there was something."""
-    now = next((part for part in components_of(unit) if part.name == member.component), None)
-    if now is None or now.release != rollout.version or member.generation is None:
-        return False
-    before = previous_component(session, unit, member.component, below=member.generation)
-    if before is None:
-        return False
-    back = msgspec.structs.replace(before, allow_downgrade=True)
-    assign(session, unit, back, cause=f"revert of rollout {rollout.id}", now_s=now_s)
-    return True
+        rollout.reason = f"reverted by {actor}: {reverted.back} of {reverted.had} devices go back"
 
 
 def _start(session: Session, rollout_id: int, actor: str, now_s: float) -> None:

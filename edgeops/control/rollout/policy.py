@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Declared, decode
+from edgeops.control.rollout.schedule import Schedule, check_schedule
 
 MAX_GROUPS = 64
+MAX_MINUTES = 1440
+MAX_RETRIES = 10
+MINUTE_S = 60.0
 _TELEMETRY_LIMITS = (
     ("error_rate_max", 0.0, 1.0),
     ("latency_p95_ms_max", 0.0, 86_400_000.0),
@@ -49,19 +54,53 @@ class Gates(Declared, frozen=True, kw_only=True):
     false_alarm: float = 0.01
 
 
+class Rate(Declared, frozen=True, kw_only=True):
+    """A ramp instead of groups: so many devices a minute, growing after each minute that passed the gates.
+
+    Args:
+        per_minute: Devices of the first minute.
+        factor: Each minute's devices over those of the minute before, at least 1.
+    """
+
+    per_minute: int
+    factor: float = 1.0
+
+
 class Policy(Declared, frozen=True, kw_only=True):
     """A rollout's groups, in order, and its gates.
 
     Args:
         groups: Each `30%` (that share of all devices has it when the group is through), `5` (so many more devices)
-            or `rest`. The last one must reach all devices.
+            or `rest`. The last one must reach all devices. Empty with `rate`.
         gates: The gates of every group.
         approval: It starts only after a second person has approved it.
+        rate: A ramp instead of groups.
+        bake_s: How long a group serves, in seconds, before it can pass: regressions show only under requests.
+        schedule: When groups may start.
+        retries: How often a device that failed gets the release again before it counts as failed.
+        on_failure: What a tripped gate does: `stop`, `pause`, or `revert` the devices that have the release.
     """
 
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     gates: Gates = Gates()
     approval: bool = False
+    rate: Rate | None = None
+    bake_s: float = 0.0
+    schedule: Schedule = Schedule()
+    retries: int = 0
+    on_failure: Literal["stop", "pause", "revert"] = "stop"
+
+    @property
+    def serves_s(self) -> float:
+        """How long a group serves before it can pass: a ramp's is a minute at least."""
+        return max(self.bake_s, MINUTE_S) if self.rate is not None else self.bake_s
+
+
+class PlannedGroup(NamedTuple):
+    """One group: its label, and how many devices it adds."""
+
+    label: str
+    size: int
 
 
 def read_policy(data: bytes) -> Policy:
@@ -71,10 +110,30 @@ def read_policy(data: bytes) -> Policy:
         EdgeopsError: E-WIRE-MALFORMED; not a policy. E-ROLLOUT-INVALID; its values are impossible.
     """
     policy = decode(data, Policy, what="rollout policy")
-    check_gates(policy.gates)
-    if not 1 <= len(policy.groups) <= MAX_GROUPS:
-        raise _invalid(f"{len(policy.groups)} groups", f"Give 1 to {MAX_GROUPS}.")
+    _check(policy)
     return policy
+
+
+def _check(policy: Policy) -> None:
+    check_gates(policy.gates)
+    check_schedule(policy.schedule)
+    if policy.rate is None:
+        if not 1 <= len(policy.groups) <= MAX_GROUPS:
+            raise _invalid(f"{len(policy.groups)} groups", f"Give 1 to {MAX_GROUPS}.")
+    elif policy.groups:
+        raise _invalid("groups and a rate", "Give one of both.")
+    elif policy.rate.per_minute < 1 or not 1 <= policy.rate.factor <= 100:
+        raise _invalid(
+            f"{policy.rate.per_minute} devices a minute, growing by {policy.rate.factor:g}",
+            "Give at least one device, and a factor of 1 to 100.",
+        )
+    if not (math.isfinite(policy.bake_s) and policy.bake_s >= 0) or policy.serves_s >= policy.gates.timeout_s:
+        raise _invalid(
+            f"a group serves {policy.serves_s:g} s and has {policy.gates.timeout_s:g} s",
+            "Make timeout_s larger than bake_s (a ramp's minute: 60 s).",
+        )
+    if not 0 <= policy.retries <= MAX_RETRIES:
+        raise _invalid(f"retries is {policy.retries}", f"Give 0 to {MAX_RETRIES}.")
 
 
 def check_gates(gates: Gates) -> None:
@@ -139,17 +198,17 @@ def group_sizes(groups: Sequence[str], total: int) -> list[int]:
     return sizes
 
 
-def check_policy(policy: Policy, total: int) -> list[int]:
-    """Check a policy against the devices that it is for; return the size of each group.
+def check_policy(policy: Policy, total: int) -> list[PlannedGroup]:
+    """Check a policy against the devices that it is for; return its groups in order.
 
     Raises:
         EdgeopsError: E-ROLLOUT-INVALID; says which value is impossible.
     """
-    check_gates(policy.gates)
-    if not 1 <= len(policy.groups) <= MAX_GROUPS:
-        raise _invalid(f"{len(policy.groups)} groups", f"Give 1 to {MAX_GROUPS}.")
+    _check(policy)
     if total == 0:
         raise _invalid("no device is selected", "Enrol devices, or select others.")
+    if policy.rate is not None:
+        return _ramp(policy.rate, total)
     sizes = group_sizes(policy.groups, total)
     for text, size in zip(policy.groups, sizes, strict=True):
         if policy.gates.min_count > size:
@@ -157,7 +216,26 @@ def check_policy(policy: Policy, total: int) -> list[int]:
                 f"min_count is {policy.gates.min_count}, but group {text!r} has {size} devices",
                 "Lower min_count or make the group larger.",
             )
-    return sizes
+    return [
+        PlannedGroup(f"{number} ({text})", size)
+        for number, (text, size) in enumerate(zip(policy.groups, sizes, strict=True), 1)
+    ]
+
+
+def _ramp(rate: Rate, total: int) -> list[PlannedGroup]:
+    groups: list[PlannedGroup] = []
+    wanted, left = float(rate.per_minute), total
+    while left:
+        size = min(left, math.floor(wanted + 1e-9))
+        groups.append(PlannedGroup(f"minute {len(groups) + 1}", size))
+        left -= size
+        wanted = min(wanted * rate.factor, float(total))
+        if len(groups) > MAX_MINUTES:
+            raise _invalid(
+                f"{rate.per_minute} a minute for {total} devices takes more than {MAX_MINUTES} minutes",
+                "Raise the rate or its factor.",
+            )
+    return groups
 
 
 def policy_text(policy: Policy) -> bytes:

@@ -115,6 +115,8 @@ def new_member(rollout: Rollout, position: int, device: Candidate | Device) -> R
         profile=device.profile,
         component=rollout.model,
         generation=None,
+        first_generation=None,
+        attempts=0,
         reached=False,
         state=DeploymentState.IDLE,
         step=0,

@@ -1,0 +1,282 @@
+"""How a rollout goes: by rate, in time, with patience, and what it does where a gate is tripped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from registry_fleet import SpeakingDevice, add_devices, obey_all, open_registry, release
+from served_fleet import MODEL, Fleet, Serving, run
+from sqlalchemy import select
+
+from edgeops.contracts.deployment import DeploymentState
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.control.database import Database
+from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, Unit
+from edgeops.control.rollout import manage
+from edgeops.control.rollout.decide import Action
+from edgeops.control.rollout.execute import Step, advance
+from edgeops.control.rollout.plan import plan
+from edgeops.control.rollout.policy import Gates, Policy, Rate, check_policy
+from edgeops.control.rollout.schedule import Schedule
+from edgeops.control.rollout.selection import Selection
+
+NOW = 1_800_000_000.0
+
+
+def begin(database: Database, policy: Policy, version: str = "1.0.0", now_s: float = NOW) -> int:
+    wanted = release(version, number=int(version.split(".")[1]) + 1)
+    return manage.create(database, wanted, policy, Selection(), actor="op", now_s=now_s, start=True)
+
+
+def go(database: Database, rollout: int, now_s: float) -> Step | None:
+    """Take all steps that can be taken now; return the last."""
+    last = None
+    while (step := advance(database, rollout, now_s)) is not None:
+        last = step
+        if step.decision.action is Action.WAIT:
+            break
+    return last
+
+
+def state_of(database: Database, rollout: int) -> str:
+    with database.read() as session:
+        return session.get_one(Rollout, rollout).state
+
+
+def wants(database: Database) -> dict[str, str | None]:
+    """Device → version that it should run."""
+    with database.read() as session:
+        names = session.scalars(select(Unit.connection)).all()
+    return {name: next((part.release for part in SpeakingDevice(database, name).desired()[1]), None) for name in names}
+
+
+def test_a_ramp_grows_each_minute_that_passes(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    add_devices(database, 17)
+    rollout = begin(database, Policy(rate=Rate(per_minute=2, factor=2)))
+    with database.read() as session:
+        groups = session.scalars(select(RolloutGroup).order_by(RolloutGroup.position)).all()
+    assert [group.label for group in groups] == ["minute 1", "minute 2", "minute 3", "minute 4"]
+    given = []
+    for minute in range(4):
+        step = go(database, rollout, NOW + 60 * minute)
+        assert step is not None
+        given.append(obey_all(database, NOW + 60 * minute + 1))
+        # Within the minute nothing more is given, though every gate holds.
+        go(database, rollout, NOW + 60 * minute + 59)
+        assert obey_all(database, NOW + 60 * minute + 59) == 0
+    assert given == [2, 4, 8, 3]
+    go(database, rollout, NOW + 300)
+    assert state_of(database, rollout) == RolloutState.SUCCEEDED
+    database.close()
+
+
+def test_a_group_bakes_before_the_next_and_a_regression_in_that_time_stops(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    names = add_devices(database, 4, profiles=("intel-nuc",))
+    gates = Gates(timeout_s=7200, error_rate_max=0.05)
+    rollout = begin(database, Policy(groups=("50%", "100%"), bake_s=1800, gates=gates))
+    go(database, rollout, NOW)
+    obey_all(database, NOW + 1)
+    SpeakingDevice(database, names[0], boot_id="t").served("1.0.0", [1.0] * 2000, now_s=NOW + 60, errors={})
+    step = go(database, rollout, NOW + 61)
+    assert step is not None
+    assert "it serves 1800 s before it passes" in step.decision.reason
+    broken = SpeakingDevice(database, names[0], boot_id="u")
+    broken.served("1.0.0", [], now_s=NOW + 1000, errors={"E-INFER-VALUES": 1000})
+    go(database, rollout, NOW + 1001)
+    assert state_of(database, rollout) == RolloutState.STOPPED
+    assert sum(version is not None for version in wants(database).values()) == 2
+    database.close()
+
+
+def test_groups_start_only_in_their_window(registry_url: Path | str) -> None:
+    """NOW is 2027-01-15 08:00 UTC."""
+    database = open_registry(registry_url)
+    add_devices(database, 2)
+    schedule = Schedule(window="22:00-23:00", time_zone="UTC")
+    rollout = begin(database, Policy(groups=("50%", "100%"), schedule=schedule, gates=Gates(timeout_s=50_000)))
+    step = go(database, rollout, NOW)
+    assert step is not None
+    assert step.decision.until_s == NOW + 14 * 3600
+    assert "2027-01-15T22:00+00:00" in step.decision.reason
+    assert obey_all(database, NOW) == 0
+    go(database, rollout, NOW + 14 * 3600)
+    # It confirms only after the window has closed: what has begun is finished, what has not waits for tomorrow.
+    assert obey_all(database, NOW + 15.5 * 3600) == 1
+    step = go(database, rollout, NOW + 15.5 * 3600)
+    assert step is not None
+    assert step.decision.until_s == NOW + 38 * 3600
+    go(database, rollout, NOW + 38 * 3600)
+    assert obey_all(database, NOW + 38 * 3600) == 1
+    database.close()
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_device_that_fails_gets_it_again_as_often_as_said(registry_url: Path | str, retries: int) -> None:
+    database = open_registry(registry_url)
+    (name,) = add_devices(database, 1)
+    rollout = begin(database, Policy(groups=("100%",), retries=retries, gates=Gates(timeout_s=100)))
+    device = SpeakingDevice(database, name)
+    generations = []
+    for number in range(retries + 1):
+        go(database, rollout, NOW + number)
+        generations.append(device.desired()[0])
+        device.obey(NOW + number, state=DeploymentState.FAILED)
+    go(database, rollout, NOW + retries + 1)
+    assert state_of(database, rollout) == RolloutState.STOPPED
+    assert generations == list(range(1, retries + 2))
+    assert device.desired()[0] == retries + 1
+    database.close()
+
+
+def test_one_more_try_may_be_enough_and_a_late_word_of_the_first_changes_nothing(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    (name,) = add_devices(database, 1)
+    rollout = begin(database, Policy(groups=("100%",), retries=1, gates=Gates(timeout_s=100)))
+    go(database, rollout, NOW)
+    device = SpeakingDevice(database, name)
+    go(database, rollout, NOW + 100)  # its time is over: timed out, and tried again
+    assert device.desired()[0] == 2
+    first = device.desired()
+    device.report((), observed=1, now_s=NOW + 101)
+    go(database, rollout, NOW + 102)
+    assert (state_of(database, rollout), device.desired()) == (RolloutState.RUNNING, first)
+    device.obey(NOW + 103)
+    go(database, rollout, NOW + 104)
+    assert state_of(database, rollout) == RolloutState.SUCCEEDED
+    manage.revert(database, rollout, actor="op", now_s=NOW + 105)
+    assert device.desired()[0] == 2  # before the rollout it had nothing: its first try is no state to go back to
+    database.close()
+
+
+def test_a_rejected_bundle_is_not_tried_again(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    (name,) = add_devices(database, 1)
+    rollout = begin(database, Policy(groups=("100%",), retries=5, gates=Gates(timeout_s=100)))
+    go(database, rollout, NOW)
+    SpeakingDevice(database, name).obey(NOW, state=DeploymentState.REJECTED)
+    go(database, rollout, NOW + 1)
+    assert state_of(database, rollout) == RolloutState.STOPPED
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "ends", "first_group_wants"),
+    [("stop", "stopped", "1.1.0"), ("pause", "paused", "1.1.0"), ("revert", "reverted", "1.0.0")],
+)
+def test_a_tripped_gate_does_what_was_asked(
+    registry_url: Path | str, on_failure: str, ends: str, first_group_wants: str
+) -> None:
+    database = open_registry(registry_url)
+    add_devices(database, 4, profiles=("intel-nuc",))
+    old = begin(database, Policy(groups=("100%",)))
+    go(database, old, NOW)
+    obey_all(database, NOW)
+    go(database, old, NOW)
+    policy = Policy(groups=("50%", "100%"), gates=Gates(timeout_s=100), on_failure=on_failure)  # type: ignore[arg-type]
+    rollout = begin(database, policy, "1.1.0", NOW + 10)
+    go(database, rollout, NOW + 10)
+    with database.read() as session:
+        first = session.scalars(
+            select(RolloutMember.connection).where(
+                RolloutMember.rollout_id == rollout, RolloutMember.generation.is_not(None)
+            )
+        ).all()
+    SpeakingDevice(database, first[0], boot_id="b").obey(NOW + 11, state=DeploymentState.FAILED)
+    SpeakingDevice(database, first[1], boot_id="b").obey(NOW + 11)
+    step = go(database, rollout, NOW + 12)
+    assert state_of(database, rollout) == ends
+    assert step is not None
+    assert step.published == (on_failure == "revert")
+    wanted = wants(database)
+    assert {wanted[name] for name in first} == {first_group_wants}
+    assert {version for name, version in wanted.items() if name not in first} == {"1.0.0"}
+    database.close()
+
+
+def test_only_the_profile_that_failed_goes_back(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    add_devices(database, 20, profiles=("intel-nuc", "raspberry-pi-4"))
+    old = begin(database, Policy(groups=("100%",)))
+    go(database, old, NOW)
+    obey_all(database, NOW)
+    go(database, old, NOW)
+    gates = Gates(success_min=0.5, failure_max=0.5, timeout_s=100, error_rate_max=0.05)
+    rollout = begin(database, Policy(groups=("50%", "100%"), gates=gates, on_failure="revert"), "1.1.0", NOW + 10)
+    go(database, rollout, NOW + 10)
+    obey_all(database, NOW + 11)
+    for name, errors in (("dev-000", {"E-INFER-VALUES": 1000}), ("dev-001", {})):
+        SpeakingDevice(database, name, boot_id="t").served("1.1.0", [1.0] * 2000, now_s=NOW + 12, errors=errors)
+    go(database, rollout, NOW + 13)
+    wanted = wants(database)
+    assert state_of(database, rollout) == RolloutState.RUNNING
+    assert {wanted[f"dev-{number:03d}"] for number in range(0, 20, 2)} == {"1.0.0"}
+    assert {wanted[f"dev-{number:03d}"] for number in range(1, 20, 2)} == {"1.1.0"}
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(groups=("100%",), rate=Rate(per_minute=1)),
+        Policy(),
+        Policy(rate=Rate(per_minute=0)),
+        Policy(rate=Rate(per_minute=1, factor=0.5)),
+        Policy(rate=Rate(per_minute=1), gates=Gates(timeout_s=60)),
+        Policy(groups=("100%",), bake_s=3600),
+        Policy(groups=("100%",), bake_s=float("nan")),
+        Policy(groups=("100%",), retries=11),
+        Policy(groups=("100%",), schedule=Schedule(window="noon")),
+    ],
+)
+def test_impossible_strategies_are_refused(policy: Policy) -> None:
+    with pytest.raises(EdgeopsError) as refused:
+        check_policy(policy, 10)
+    assert refused.value.code == "E-ROLLOUT-INVALID"
+
+
+def test_a_ramp_that_would_take_for_ever_is_refused() -> None:
+    with pytest.raises(EdgeopsError, match="Raise the rate"):
+        check_policy(Policy(rate=Rate(per_minute=1)), 10_000)
+
+
+def test_a_plan_says_what_the_rollout_then_does(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    add_devices(database, 9)
+    policy = Policy(groups=("34%", "100%"), bake_s=60)
+    with database.read() as session:
+        made = plan(session, release("1.0.0"), policy, Selection(), NOW)
+    assert made.typical_s is None
+    assert (made.online, made.least_s, made.first_start_s) == (9, 120, NOW)
+    rollout = begin(database, policy)
+    go(database, rollout, NOW)
+    obey_all(database, NOW + 30)
+    with database.read() as session:
+        for position, group in enumerate(made.groups):
+            found = session.scalars(
+                select(RolloutMember.profile).where(
+                    RolloutMember.rollout_id == rollout, RolloutMember.position == position
+                )
+            ).all()
+            assert {profile: found.count(profile) for profile in sorted(set(found))} == group.devices
+            assert group.bytes == len(found)
+        assert plan(session, release("1.1.0"), policy, Selection(), NOW).typical_s == 30
+    database.close()
+
+
+def test_plan_explain_and_watch_by_the_command_line(served: Serving, fleet: Fleet) -> None:
+    said = run(served, "rollout", "create", MODEL, "1.2.0", "--groups", "67%,100%", "--plan")
+    assert said.splitlines()[0].startswith(f"{MODEL} 1.2.0: 3 devices, 3 online now, ")
+    assert "how long they need is not known" in said
+    assert run(served, "rollout", "status").splitlines()[1:] == []
+    made = run(served, "rollout", "create", MODEL, "1.2.0", "--groups", "67%,100%", "--start", "--json")
+    with pytest.raises(EdgeopsError, match="is stopped"):
+        run(served, "rollout", "watch", str(made["id"]))
+    told = run(served, "rollout", "explain", str(made["id"]))
+    assert "1 (67%)\tall\tfailure_max\t1\t\t\t0\t2\ttripped" in told
+    assert "E-SELFTEST-GOLDEN" in told
+    explained = run(served, "rollout", "explain", str(made["id"]), "--json")
+    assert len(explained["devices"]) == 2
