@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system lint types imports test test-full demo clean
+.PHONY: help docs install system lint types imports test test-full fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -37,8 +37,15 @@ imports: $(STAMP)
 test: install system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest
 
-test-full: install system ## every test, with exhaustive counts
+test-full: install system fuzzer ## every test, with exhaustive counts
 	$(BIN)/pytest -m 'full or not full' --timeout=3600
+
+fuzzer: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+
+FUZZ_S ?= 60
+fuzz: fuzzer ## fuzz what strangers can send, FUZZ_S seconds for each kind
+	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_S)
 
 demo: install system ## compile, release, roll out and serve a real model on three agents
 	$(BIN)/edgeops demo
