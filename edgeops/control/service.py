@@ -31,6 +31,8 @@ from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
 from edgeops.control.http import HttpServers, Listener, bind
 from edgeops.control.ingest.worker import Ingest, ingest_filters, nobody_is_online
+from edgeops.control.monitoring.metrics import FleetCollector, exposition
+from edgeops.control.monitoring.webhooks import Watchman, read_config
 from edgeops.control.publishing import DesiredPublisher
 from edgeops.control.retention import prune
 from edgeops.control.rollout.engine import RolloutEngine
@@ -112,6 +114,8 @@ class ControlPlane:
         self._publisher: DesiredPublisher
         self._http: HttpServers
         self._upkeep: Upkeep
+        self._watchman: Watchman
+        self._collector: FleetCollector
 
     def start(self) -> Ready:
         """Start every part and wait until all serve.
@@ -176,7 +180,7 @@ class ControlPlane:
     @property
     def alive(self) -> bool:
         """Whether every part still works; if not, the process should end and be started anew."""
-        workers = (self._ingest, self._engine, self._publisher, self._http, self._upkeep)
+        workers = (self._ingest, self._engine, self._publisher, self._http, self._upkeep, self._watchman)
         return all(worker.alive for worker in workers)
 
     def _start_broker(self, server: Identity, port: int) -> RunningBroker:
@@ -208,6 +212,13 @@ class ControlPlane:
         persistent = self._broker.kind == "mosquitto"
         self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)
         self._upkeep = Upkeep(trust, self._database)
+        self._watchman = Watchman(self._database, *read_config(self._home))
+        self._collector = FleetCollector(
+            self._database,
+            lambda: (self._ingest.accepted, self._ingest.refused),
+            lambda: self._link.connected,
+            time.time,
+        )
         identity = trust.control_identity()
         # The control plane is on the broker's machine: it connects where the broker listens, not where devices do.
         address = msgspec.structs.replace(self._broker.address, host=local_host(self._options.host))
@@ -222,7 +233,7 @@ class ControlPlane:
             keepalive_s=60,
             manual_ack=True,
         )
-        for worker in (self._ingest, self._engine, self._publisher, self._upkeep):
+        for worker in (self._ingest, self._engine, self._publisher, self._upkeep, self._watchman):
             worker.start()
             stack.callback(worker.stop)
         self._link.start()
@@ -254,6 +265,7 @@ class ControlPlane:
             releases=trust.releases,
             wake=self._on_commit,
             health=self._health,
+            metrics=lambda: exposition(self._collector),
         )
 
     def _health(self) -> Health:

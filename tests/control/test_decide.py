@@ -249,7 +249,10 @@ def test_impossible_groups_are_refused(groups: list[str], total: int) -> None:
 def test_a_minimum_that_no_group_can_reach_is_refused() -> None:
     with pytest.raises(EdgeopsError, match="min_count is 5, but group '34%' has 1"):
         check_policy(Policy(groups=("34%", "100%"), gates=Gates(min_count=5)), 3)
-    assert check_policy(Policy(groups=("34%", "100%"), gates=Gates(min_count=1)), 3) == [("1 (34%)", 1), ("2 (100%)", 2)]
+    assert check_policy(Policy(groups=("34%", "100%"), gates=Gates(min_count=1)), 3) == [
+        ("1 (34%)", 1),
+        ("2 (100%)", 2),
+    ]
 
 
 def test_policy_text_is_read_back() -> None:

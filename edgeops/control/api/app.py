@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -52,6 +53,7 @@ class ControlApi(NamedTuple):
         releases: Returns the published releases.
         wake: Says that a rollout or a desired state changed, or a device joined.
         health: Returns the control plane's health.
+        metrics: Returns what Prometheus reads.
     """
 
     database: Database
@@ -67,6 +69,7 @@ class ControlApi(NamedTuple):
     releases: Callable[[], Sequence[Release]]
     wake: Callable[[], None]
     health: Callable[[], resources.Health]
+    metrics: Callable[[], bytes]
 
 
 def api_app(control: ControlApi) -> FastAPI:
@@ -76,6 +79,7 @@ def api_app(control: ControlApi) -> FastAPI:
     app.include_router(_health(control))
     door = access.Doorkeeper(control.database, control.token)
     readers = [Depends(_may(door, Permission.READ))]
+    app.include_router(_metrics(control), dependencies=readers)
     app.include_router(_enrolment_tokens(control, door), dependencies=readers)
     app.include_router(_registry(control), dependencies=readers)
     app.include_router(_groups(control, door), dependencies=readers)
@@ -128,6 +132,17 @@ def _health(control: ControlApi) -> APIRouter:
     @router.get("/health", summary="Say whether the control plane works")
     def health() -> resources.Health:
         return control.health()
+
+    return router
+
+
+def _metrics(control: ControlApi) -> APIRouter:
+    router = APIRouter(tags=["monitoring"])
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+
+    @router.get("/metrics", summary="The fleet as Prometheus metrics", responses=text)
+    def metrics() -> Response:
+        return Response(control.metrics(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

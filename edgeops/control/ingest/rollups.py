@@ -89,6 +89,15 @@ def traffic(session: Session, model: str, *, since_s: float) -> dict[tuple[str, 
     return found
 
 
+def all_traffic(session: Session) -> dict[tuple[str, str, str], Traffic]:
+    """Return all that devices said, by model, release and profile."""
+    found: dict[tuple[str, str, str], Traffic] = {}
+    for row in session.scalars(select(TelemetryRollup)):
+        key = (row.model, row.release, row.profile)
+        found[key] = found.get(key, Traffic()).plus(_traffic(row))
+    return found
+
+
 def compact(session: Session, now_s: float) -> None:
     """Make larger spans of those that are past their time, and remove what is older than all."""
     for span_s, larger_s in ((QUARTER_S, HOUR_S), (HOUR_S, DAY_S)):

@@ -1,0 +1,1 @@
+"""How operators' own systems watch the fleet: metrics for Prometheus, alerts by webhook."""

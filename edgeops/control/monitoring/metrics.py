@@ -1,0 +1,127 @@
+"""The fleet as Prometheus metrics, read from the registry at each scrape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.rollouts import ENDED_STATES
+from edgeops.control.database import Database
+from edgeops.control.groups.facts import facts_of
+from edgeops.control.groups.query import HEALTH
+from edgeops.control.ingest import rollups
+from edgeops.control.models import Device, Rollout, RolloutMember
+from edgeops.trust import certificates
+
+QUANTILES = (0.5, 0.95, 0.99)
+
+
+class FleetCollector(Collector):
+    """Reads the registry when Prometheus asks.
+
+    Args:
+        database: The registry.
+        counts: Returns the messages that were accepted and refused since the control plane began.
+        connected: Says whether the control plane has the broker.
+        clock: The control plane's clock, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        counts: Callable[[], tuple[int, int]],
+        connected: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._database, self._counts, self._connected, self._clock = database, counts, connected, clock
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics as they are now."""
+        now_s = self._clock()
+        with self._database.read() as session:
+            yield from _devices(session, now_s)
+            yield from _rollouts(session)
+            yield from _requests(session)
+        accepted, refused = self._counts()
+        yield CounterMetricFamily("edgeops_messages_accepted", "Messages of devices that were taken in.", accepted)
+        yield CounterMetricFamily("edgeops_messages_refused", "Messages that were refused.", refused)
+        yield GaugeMetricFamily("edgeops_broker_connected", "1 while the broker is connected.", self._connected())
+
+
+def exposition(collector: FleetCollector) -> bytes:
+    """Return the text that Prometheus reads."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry)
+
+
+def _devices(session: Session, now_s: float) -> Iterator[Metric]:
+    devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None))).all()
+    facts = facts_of(session, devices, now_s)
+    online = GaugeMetricFamily("edgeops_devices", "Devices by profile and connection.", labels=["profile", "online"])
+    for (profile, connected), count in sorted(Counter((d.profile, d.online) for d in devices).items()):
+        online.add_metric([profile, "yes" if connected else "no"], count)
+    yield online
+    health = GaugeMetricFamily("edgeops_devices_health", "Devices by health.", labels=["health"])
+    counted = Counter(fact.health for fact in facts.values())
+    for word in HEALTH:
+        health.add_metric([word], counted[word])
+    yield health
+    rejected = sum(device.rejected_messages for device in devices)
+    yield CounterMetricFamily("edgeops_device_messages_rejected", "Messages of enrolled devices refused.", rejected)
+    expiries = [certificates.validity(device.certificate_pem.encode()).not_after_s - now_s for device in devices]
+    if expiries:
+        yield GaugeMetricFamily(
+            "edgeops_certificate_expiry_min_seconds", "Time until a device's certificate ends first.", min(expiries)
+        )
+
+
+def _rollouts(session: Session) -> Iterator[Metric]:
+    states = GaugeMetricFamily("edgeops_rollouts", "Rollouts by state.", labels=["state"])
+    for state, count in session.execute(select(Rollout.state, func.count()).group_by(Rollout.state)):
+        states.add_metric([state], count)
+    yield states
+    members = GaugeMetricFamily(
+        "edgeops_rollout_devices",
+        "Devices of rollouts that have not ended, by state.",
+        labels=["rollout", "model", "version", "state"],
+    )
+    rows = session.execute(
+        select(Rollout.id, Rollout.model, Rollout.version, RolloutMember.state, func.count())
+        .join(RolloutMember, RolloutMember.rollout_id == Rollout.id)
+        .where(Rollout.state.not_in(ENDED_STATES))
+        .group_by(Rollout.id, Rollout.model, Rollout.version, RolloutMember.state)
+    )
+    for number, model, version, state, count in rows:
+        members.add_metric([str(number), model, version, state], count)
+    yield members
+
+
+def _requests(session: Session) -> Iterator[Metric]:
+    labels = ["model", "release", "profile"]
+    answered = CounterMetricFamily("edgeops_requests", "Requests that were answered.", labels=labels)
+    failed = CounterMetricFamily("edgeops_request_errors", "Requests that failed.", labels=[*labels, "code"])
+    latency = {
+        quantile: GaugeMetricFamily(
+            f"edgeops_latency_p{quantile * 100:.0f}_milliseconds", "Latency, all time, within 1%.", labels=labels
+        )
+        for quantile in QUANTILES
+    }
+    for (model, release, profile), traffic in sorted(rollups.all_traffic(session).items()):
+        key = [model, release, profile]
+        answered.add_metric(key, traffic.requests)
+        for code, count in sorted(traffic.errors.items()):
+            failed.add_metric([*key, code], count)
+        for quantile, metric in latency.items():
+            value = traffic.latency_ms.quantile(quantile)
+            if value is not None:
+                metric.add_metric(key, value)
+    yield answered
+    yield failed
+    yield from latency.values()

@@ -1,0 +1,288 @@
+"""What operators' own systems are told: metrics that a real Prometheus reads, alerts that reach a webhook."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.server
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from prometheus_client.parser import text_string_to_metric_families
+from served_fleet import MODEL, Fleet, Serving, wait_for
+
+from edgeops.client.resources import RolloutWish
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.control.groups.query import Facts
+from edgeops.control.monitoring.alerts import Alert, Resting, Thresholds, Watched, alerts
+from edgeops.control.monitoring.webhooks import SIGNATURE, Messenger, Receiver, posts, read_config, signature
+
+NOW = 1_800_000_000.0
+DAY_S = 86_400.0
+LIMITS = Thresholds(offline_after_s=900, stuck_after_s=3600, certificate_days=7)
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "monitoring.md"
+
+
+def scrape(serving: Serving) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    ca, token = serving.home / "ca" / "ca.pem", (serving.home / "api.token").read_text().strip()
+    pool = urllib3.PoolManager(ca_certs=str(ca), cert_reqs="CERT_REQUIRED", retries=False, timeout=20)
+    answer = pool.request("GET", serving.ready["api"] + "/metrics", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status == 200
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.data.decode())
+        for sample in family.samples
+    }
+
+
+def test_metrics_say_what_the_fleet_is(served: Serving, fleet: Fleet) -> None:
+    done = served.api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", start=True))
+    wait_for(lambda: served.api.rollout(done.id).state == "succeeded", "the rollout did not end")
+    found = scrape(served)
+    assert found["edgeops_devices", (("online", "yes"), ("profile", "intel-nuc"))] == 1
+    assert found["edgeops_devices_health", (("health", "ok"),)] == 3
+    assert found["edgeops_rollouts", (("state", "succeeded"),)] == 1
+    assert found["edgeops_broker_connected", ()] == 1
+    assert found["edgeops_messages_accepted_total", ()] >= 6
+    assert found["edgeops_certificate_expiry_min_seconds", ()] > 30 * DAY_S
+    named = {re.sub("_total$", "", name) for name, _ in found}
+    written = set(re.findall(r"^\| `(edgeops_\w+)` \|", REFERENCE.read_text(), re.MULTILINE))
+    assert named <= written
+
+
+def test_metrics_are_for_those_who_may_read(standing: Serving) -> None:
+    pool = urllib3.PoolManager(ca_certs=str(standing.home / "ca" / "ca.pem"), retries=False, timeout=20)
+    assert pool.request("GET", standing.ready["api"] + "/metrics").status == 401
+
+
+@pytest.fixture
+def prometheus(standing: Serving, tmp_path: Path) -> Iterator[str]:
+    """A real Prometheus that scrapes the standing control plane every second."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("the program prometheus is not installed: apt-get install prometheus")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    token = standing.api.create_api_token("prometheus", "viewer", valid_s=DAY_S).token
+    (tmp_path / "token").write_text(token)
+    example = re.search(r"```yaml\n(.*?)```", REFERENCE.read_text(), re.DOTALL)
+    assert example is not None
+    config = (
+        example[1]
+        .replace("control.example:8443", standing.ready["api"].removeprefix("https://"))
+        .replace("/etc/prometheus/edgeops-ca.pem", str(standing.home / "ca" / "ca.pem"))
+        .replace("/etc/prometheus/edgeops-token", str(tmp_path / "token"))
+        .replace("30s", "1s")
+    )
+    (tmp_path / "prometheus.yml").write_text(config)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={tmp_path}/prometheus.yml",
+                f"--storage.tsdb.path={tmp_path}/data",
+                f"--web.listen-address={address}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        yield f"http://{address}"
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_real_prometheus_scrapes_it_as_the_reference_says(prometheus: str, standing_fleet: Fleet) -> None:
+    pool = urllib3.PoolManager(retries=False, timeout=5)
+
+    def asked() -> Any:
+        try:
+            answer = pool.request("GET", f"{prometheus}/api/v1/query?query=sum(edgeops_devices)")
+        except urllib3.exceptions.HTTPError:
+            return None
+        result = json.loads(answer.data)["data"]["result"] if answer.status == 200 else []
+        return result and result[0]["value"][1]
+
+    assert wait_for(asked, "Prometheus did not scrape it") == "3"
+
+
+def watched(heard_ago_s: float = 10.0, **more: Any) -> Watched:
+    facts = {"name": "pi-1", "profile": "raspberry-pi-4", "online": True, **more.pop("facts", {})}
+    given = {"certificate_until_s": NOW + 90 * DAY_S, "waiting_since_s": None, "heard_s": NOW - heard_ago_s, **more}
+    return Watched(Facts(**facts), **given)
+
+
+@pytest.mark.parametrize(
+    ("one", "kinds"),
+    [
+        (watched(), []),
+        (watched(901, facts={"online": False, "health": "offline"}), ["EdgeopsDeviceOffline"]),
+        (watched(899, facts={"online": False, "health": "offline"}), []),
+        (watched(waiting_since_s=NOW - 3601), ["EdgeopsDeviceStuck"]),
+        (watched(waiting_since_s=NOW - 3599), []),
+        (watched(facts={"health": "failing", "states": {"lines": "failed"}}), ["EdgeopsDeviceFailing"]),
+        (watched(facts={"health": "stale"}), ["EdgeopsDeviceStale"]),
+        (watched(certificate_until_s=NOW + 6 * DAY_S), ["EdgeopsCertificateExpiring"]),
+        (watched(certificate_until_s=NOW - DAY_S), ["EdgeopsCertificateExpiring"]),
+    ],
+)
+def test_each_condition_alerts_and_only_then(one: Watched, kinds: list[str]) -> None:
+    found = list(alerts([one], [], LIMITS, NOW))
+    assert [alert.name for alert in found] == kinds
+    assert all(dict(alert.labels) == {"device": "pi-1", "profile": "raspberry-pi-4"} for alert in found)
+
+
+def test_rollouts_that_rest_are_told_of_and_old_stops_no_more() -> None:
+    resting = [
+        Resting(1, "lines 1.0.0", RolloutState.PAUSED, "paused by op", NOW - 9 * DAY_S),
+        Resting(2, "lines 1.1.0", RolloutState.STOPPED, "failure_max", NOW - 60),
+        Resting(3, "lines 1.2.0", RolloutState.STOPPED, "failure_max", NOW - 2 * DAY_S),
+    ]
+    found = [(alert.name, dict(alert.labels)["rollout"]) for alert in alerts([], resting, LIMITS, NOW)]
+    assert found == [("EdgeopsRolloutPaused", "1"), ("EdgeopsRolloutStopped", "2")]
+
+
+class Hook(http.server.ThreadingHTTPServer):
+    """A receiver of alerts: it keeps what it takes, and refuses the first posts if asked to."""
+
+    def __init__(self, refuse: int = 0) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.taken: list[tuple[dict[str, str], bytes]] = []
+        self.refuse = refuse
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/api/v2/alerts"
+
+    def told(self) -> list[dict[str, Any]]:
+        return [alert for _, body in self.taken for alert in json.loads(body)]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Hook
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        refused = self.server.refuse > 0
+        self.server.refuse -= 1
+        if not refused:
+            self.server.taken.append((dict(self.headers), body))
+        self.send_response(503 if refused else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    hook = Hook()
+    yield hook
+    hook.shutdown()
+    hook.server_close()
+
+
+def alert(name: str, since_s: float = NOW) -> Alert:
+    return Alert(name, (("device", "pi-1"),), "summary", since_s)
+
+
+def test_what_begins_and_ends_is_told_once_and_what_goes_on_is_repeated(hook: Hook) -> None:
+    clock = [NOW]
+    messenger = Messenger(Receiver(hook.url, b""), 300.0, lambda: clock[0])
+    for at_s, active in ((0, ["A"]), (10, ["A"]), (20, ["A", "B"]), (30, ["B"]), (331, ["B"]), (340, [])):
+        clock[0] = NOW + at_s
+        messenger.tell([alert(name) for name in active])
+    ends = [(one["labels"]["alertname"], one["endsAt"] > "2027-01-15T08:10") for one in hook.told()]
+    assert ends == [("A", True), ("A", True), ("B", True), ("B", True), ("A", False), ("B", True), ("B", False)]
+
+
+def test_what_was_refused_is_told_again_and_nothing_is_lost(hook: Hook) -> None:
+    hook.refuse = 2
+    clock = [NOW]
+    messenger = Messenger(Receiver(hook.url, b""), 300.0, lambda: clock[0])
+    messenger.tell([alert("A")])
+    clock[0] += 600
+    messenger.tell([alert("A")])
+    assert hook.told() == []
+    clock[0] += 600
+    messenger.tell([alert("A"), alert("B")])
+    assert [one["labels"]["alertname"] for one in hook.told()] == ["A", "B"]
+
+
+def test_an_end_that_could_not_be_told_is_told_later(hook: Hook) -> None:
+    clock = [NOW]
+    messenger = Messenger(Receiver(hook.url, b""), 300.0, lambda: clock[0])
+    messenger.tell([alert("A")])
+    hook.refuse = 1
+    clock[0] += 10
+    messenger.tell([])
+    clock[0] += 600
+    messenger.tell([])
+    assert [one["labels"]["alertname"] for one in hook.told()] == ["A", "A"]
+    assert hook.told()[1]["endsAt"] == "2027-01-15T08:10:10.000+00:00"
+
+
+def test_a_post_is_signed_and_a_changed_one_is_not_valid(hook: Hook) -> None:
+    secret = b"sixteen bytes and more"
+    Messenger(Receiver(hook.url, secret), 300.0, lambda: NOW).tell([alert("A")])
+    headers, body = hook.taken[0]
+    at, proof = re.fullmatch(r"t=(\d+),v1=([0-9a-f]{64})", headers[SIGNATURE]).groups()  # type: ignore[union-attr]
+    assert proof == hmac.new(secret, f"{at}.".encode() + body, hashlib.sha256).hexdigest()
+    assert signature(secret, int(at), body.replace(b"pi-1", b"pi-2")) != headers[SIGNATURE]
+
+
+def test_many_alerts_are_posted_in_parts() -> None:
+    parts = posts([alert(str(number)) for number in range(250)], [], now_s=NOW, repeat_s=300)
+    assert [len(json.loads(part)) for part in parts] == [100, 100, 50]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("repeat = 3", "repeat"),
+        ("repeat_s = 0", "not above 0"),
+        ("[[webhooks]]\nurl = 'ftp://x'", "not an http"),
+        ("[[webhooks]]\nurl = 'http://x'\nsecret_file = 'none'", "No such file"),
+        ("[[webhooks]]\nurl = 'http://x'\nsecret_file = 'short'", "fewer than 16"),
+        ("[[webhooks", "alerts.toml"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "alerts.toml").write_text(text)
+    (tmp_path / "short").write_text("x")
+    with pytest.raises(EdgeopsError, match=says) as refused:
+        read_config(tmp_path)
+    assert refused.value.code == "E-CONFIG"
+
+
+def test_a_stopped_rollout_reaches_the_webhook_of_a_serving_control_plane(
+    home: Path, tmp_path: Path, hook: Hook
+) -> None:
+    (home / "webhook.secret").write_text("a secret of enough bytes")
+    (home / "alerts.toml").write_text(f'[[webhooks]]\nurl = "{hook.url}"\nsecret_file = "webhook.secret"\n')
+    serving = Serving(home, "iotcore")
+    serving.start()
+    try:
+        fleet = Fleet(serving, tmp_path / "devices", refuses=("1.2.0",))
+        made = serving.api.create_rollout(RolloutWish(model=MODEL, version="1.2.0", start=True))
+        wait_for(lambda: serving.api.rollout(made.id).state == "stopped", "it was not stopped")
+        wait_for(
+            lambda: (
+                {"EdgeopsRolloutStopped", "EdgeopsDeviceFailing"} <= {one["labels"]["alertname"] for one in hook.told()}
+            ),
+            "nobody was told",
+        )
+        fleet.stop()
+    finally:
+        serving.stop()
