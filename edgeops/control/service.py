@@ -25,6 +25,7 @@ from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.control.api.app import ControlApi, api_app
 from edgeops.control.api.artifacts import artifacts_app
 from edgeops.control.api.resources import BrokerHealth, Health
+from edgeops.control.backup import DATABASE_NAME
 from edgeops.control.broker.start import BrokerKind, BrokerTls, RunningBroker, is_free, local_host, start_broker
 from edgeops.control.database import Database
 from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
@@ -40,7 +41,6 @@ from edgeops.transport.mqtt import MqttLink, TlsFiles
 
 log = logging.getLogger(__name__)
 
-DATABASE_NAME = "control.sqlite"
 TOKEN_NAME = "api.token"  # noqa: S105  a file's name
 READY_NAME = "serve.json"
 PORTS_NAME = "ports.json"

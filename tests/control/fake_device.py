@@ -23,6 +23,7 @@ from edgeops.contracts.deployment import (
     Slot,
 )
 from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import device_filters, parse_topic, presence_topic, unit_topic
 from edgeops.contracts.wire import decode, encode
 from edgeops.transport.mqtt import LastWill, Message, MqttLink, TlsFiles
@@ -119,13 +120,20 @@ class FakeDevice:
         self.link.publish(
             presence_topic(self.fleet, self.name), encode(Presence(online=True, boot_id=self.boot_id)), retain=True
         )
+        if self.desired is not None and not self.asleep:
+            self.obey()
 
     def _on_message(self, message: Message) -> None:
         topic = parse_topic(message.topic)
-        desired = desired_state.verify(
-            message.payload, keys=self._keys, fleet=self.fleet, connection=self.name, unit=topic.unit,
-            floor_generation=max(self.generations, default=0), now_s=0.0,
-        )  # fmt: skip
+        try:
+            desired = desired_state.verify(
+                message.payload, keys=self._keys, fleet=self.fleet, connection=self.name, unit=topic.unit,
+                floor_generation=max(self.generations, default=0), now_s=0.0,
+            )  # fmt: skip
+        except EdgeopsError as error:
+            if error.code != "E-TRUST-REPLAY":
+                raise
+            return
         with self._changed:
             self.generations.append(desired.generation)
             self.desired = desired
