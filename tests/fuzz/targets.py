@@ -150,7 +150,6 @@ def envelope(data: bytes) -> None:
         return
     if not inside:
         assert said in (WANTED, (WINDOW,))
-        assert base64.b64decode(json.loads(sealed)["payload"]) == encode(statement)
 
 
 @functools.cache

@@ -1,0 +1,112 @@
+"""Takes one check away from every Python process that starts with this folder in its path: for negative controls only.
+
+`EDGEOPS_TEST_WITHOUT` names the check.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Any
+
+
+def metadata_signatures() -> None:
+    """Whoever signed metadata may have."""
+    from tuf.api.metadata import Root, Targets
+
+    for kind in (Root, Targets):
+        kind.verify_delegate = lambda *_: None  # type: ignore[method-assign]
+
+
+def metadata_floor() -> None:
+    """What was known before a refresh is forgotten."""
+    from edgeops.trust.tuf_client import TufClient
+
+    read = TufClient._read
+
+    def forgetful(self: TufClient, role: str) -> bytes:
+        if role in ("timestamp", "snapshot"):
+            raise FileNotFoundError(role)
+        return read(self, role)
+
+    TufClient._read = forgetful  # type: ignore[method-assign]
+
+
+def expiry() -> None:
+    """Nothing ever expires."""
+    from tuf.api.metadata import Signed
+
+    from edgeops.trust import tuf_client
+
+    Signed.is_expired = lambda *_: False  # type: ignore[method-assign]
+    tuf_client._earliest_expiry = lambda _: float("inf")
+
+
+def statement_signatures() -> None:
+    """Whoever signed a statement may have."""
+    from edgeops.trust import envelopes
+
+    envelopes.Envelope.verify = lambda *_: {}  # type: ignore[method-assign]
+
+
+def _lenient_desired(**ignored: Any) -> None:
+    from edgeops.contracts.deployment import DESIRED_TYPE, Desired
+    from edgeops.contracts.wire import decode
+    from edgeops.trust import desired, envelopes
+
+    verify = desired.verify
+
+    def lenient(data: bytes, **given: Any) -> Desired:
+        said = decode(envelopes.unseal(data, DESIRED_TYPE, given["keys"]), Desired, what="desired")
+        return verify(data, **{**given, **{name: value(said) for name, value in ignored.items()}})
+
+    desired.verify = lenient
+
+
+def addressee() -> None:
+    """A statement for another device is taken."""
+    _lenient_desired(connection=lambda said: said.connection)
+
+
+def generation() -> None:
+    """An older statement is taken."""
+    _lenient_desired(floor_generation=lambda said: 0)
+
+
+def statement_expiry() -> None:
+    """An expired statement is taken."""
+    _lenient_desired(now_s=lambda said: 0.0)
+
+
+def downgrade() -> None:
+    """A release's number says nothing."""
+    from edgeops.agent.trust_desk import TrustDesk
+
+    check = TrustDesk._check
+    TrustDesk._check = lambda self, want, target, floor: check(self, want, target, 0)  # type: ignore[method-assign]
+
+
+def target_bytes() -> None:
+    """The bytes of a bundle are not held against what was signed: at the download, unpacked, and by the worker."""
+    from edgeops.releases import bundles
+    from edgeops.transport import http
+
+    open_bundle, unpack = bundles.open_bundle, bundles.unpack
+    http._verify = lambda *_: None
+    bundles.open_bundle = lambda directory, **_: open_bundle(directory)
+    bundles.unpack = lambda source, directory, **_: unpack(source, directory)
+
+
+def server_certificate() -> None:
+    """Any server may be the fleet's."""
+    load = ssl.SSLContext.load_verify_locations
+
+    def trusting(self: ssl.SSLContext, *args: Any, **named: Any) -> None:
+        load(self, *args, **named)
+        self.check_hostname = False
+        self.verify_mode = ssl.CERT_NONE
+
+    ssl.SSLContext.load_verify_locations = trusting  # type: ignore[method-assign,assignment]
+
+
+globals()[os.environ["EDGEOPS_TEST_WITHOUT"]]()
