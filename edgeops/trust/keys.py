@@ -63,6 +63,16 @@ def save(signer: CryptoSigner, path: Path, secret: bytes | None = None) -> None:
     durable.write_file(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), mode=0o600)
 
 
+def remove(path: Path) -> None:
+    """Remove a private key that nothing names, and its public half.
+
+    Raises:
+        EdgeopsError: E-DISK-WRITE.
+    """
+    for file in (path, path.with_suffix(_PUBLIC_SUFFIX)):
+        durable.remove_tree(file)
+
+
 def load(path: Path, secret: bytes | None = None) -> CryptoSigner:
     """Read a private key.
 

@@ -360,13 +360,22 @@ class Publisher:
                     f"role {role}: {len(chosen)} of its keys begin with {old or ''!r}",
                     f"Name one of: {', '.join(keyid[:16] for keyid in listed)}.",
                 )
+            made: Path | None = None
             if new is None:
                 signer = keys.generate()
                 secret = None if role in (*_ONLINE, roles.DESIRED) else self._secret
-                keys.save(signer, self._home / KEYS / f"{role}-{signer.public_key.keyid[:8]}.pem", secret)
+                made = self._home / KEYS / f"{role}-{signer.public_key.keyid[:8]}.pem"
+                keys.save(signer, made, secret)
                 new = signer.public_key
-            edition.replace_key(role, chosen[0], new)
-            self._repository.commit(edition.sealed())
+            try:
+                edition.replace_key(role, chosen[0], new)
+                files = edition.sealed()
+            except EdgeopsError:
+                # Nothing names the new key yet; once the first file is written, something may.
+                if made is not None:
+                    keys.remove(made)
+                raise
+            self._repository.commit(files)
             return chosen[0], new.keyid
 
     def renew(self, *, offline: bool = False) -> list[str]:

@@ -380,6 +380,20 @@ def test_offline_keys_are_encrypted_and_the_online_ones_are_not(tmp_path: Path, 
     Publisher(fleet.home, now=lambda: NOW_S + 5 * DAY_S).publish([fleet.bundle(version="2.0.0", number=2)])
 
 
+@pytest.mark.parametrize("role", ["root", "targets", "model-m", "timestamp"])
+def test_a_rotation_that_cannot_be_signed_leaves_no_key_behind(tmp_path: Path, role: str):
+    """A mistyped passphrase, or offline keys that are elsewhere: the folder of keys is as before."""
+    fleet = Fleet(tmp_path, secret=b"passphrase")
+    fleet.publisher.publish([fleet.bundle()])
+    before, metadata = sorted((fleet.home / "keys").iterdir()), fleet.metadata()
+    with refused("E-TRUST-KEY"):
+        Publisher(fleet.home, secret=b"mistyped", now=lambda: NOW_S).rotate(role)
+    assert sorted((fleet.home / "keys").iterdir()) == before
+    assert fleet.metadata() == metadata
+    fleet.publisher.rotate(role)
+    assert len(sorted((fleet.home / "keys").iterdir())) == len(before) + 2
+
+
 def test_renewal_goes_by_half_of_the_life_left(fleet: Fleet):
     fleet.publisher.publish([fleet.bundle()])
     assert fleet.publisher.renew() == []
