@@ -1,0 +1,58 @@
+"""The OpenAPI document against its server: whatever it allows is answered as it says, and nothing with a 5xx."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from served_fleet import Fleet, Serving
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    ignored_auth,
+]
+
+
+def keep_to_the_document(serving: Serving, examples: int) -> int:
+    """Try every operation with requests that its document allows, and some that it does not; return how many it has."""
+    ca, token = str(serving.home / "ca" / "ca.pem"), (serving.home / "api.token").read_text().strip()
+    schema = schemathesis.openapi.from_url(serving.ready["api"] + "/api/v1/openapi.json", verify=ca)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    for operation, mode in itertools.product(operations, GenerationMode):
+
+        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def keeps(case: schemathesis.Case) -> None:
+            case.call_and_validate(checks=CHECKS, verify=ca, timeout=20, headers={"Authorization": f"Bearer {token}"})
+
+        # Where an operation takes nothing, nothing can be wrong with what it is given.
+        with contextlib.suppress(*([Unsatisfiable] if mode is GenerationMode.NEGATIVE else [])):
+            keeps()
+    return len(operations)
+
+
+def test_every_operation_keeps_to_its_document(served: Serving, fleet: Fleet) -> None:
+    assert keep_to_the_document(served, examples=5) > 25
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_every_operation_keeps_to_its_document_at_length(served: Serving, fleet: Fleet) -> None:
+    assert keep_to_the_document(served, examples=40) > 25
