@@ -203,6 +203,22 @@ def downgrade(scene: Scene) -> Callable[[], bool]:
     return lambda: scene.serves(1)
 
 
+def mislabelled_desired(scene: Scene) -> Callable[[], bool]:
+    """Who can write the database shows people one release, and has the control plane sign the target of another."""
+    real = scene.release(3)
+    shown = Component(
+        name=real.name, kind=real.kind, release="9.9.9", target=real.target, digest=real.digest
+    )  # fmt: skip
+    scene.fleet.desire(shown)
+    return lambda: scene.serves(3)
+
+
+def second_voice(scene: Scene) -> Callable[[], bool]:
+    """A second control plane with the same keys wants something else in the same generation."""
+    scene.fleet.send(scene.fleet.envelope(scene.release(3)))
+    return lambda: scene.serves(3)
+
+
 def impostor_server(scene: Scene) -> Callable[[], bool]:
     """Somebody on the network answers in the artifact server's place, with a certificate of a CA of their own."""
     fleet = scene.fleet
@@ -227,6 +243,8 @@ ATTACKS = {
     "rolled back metadata": Attack(rolled_back_metadata, "E-TRUST-METADATA", "metadata_floor"),
     "expired metadata": Attack(expired_metadata, "E-TRUST-EXPIRED", "expiry"),
     "downgrade": Attack(downgrade, "E-TRUST-DOWNGRADE", "downgrade"),
+    "mislabelled desired state": Attack(mislabelled_desired, "E-TRUST-TARGET", "agreement"),
+    "second voice": Attack(second_voice, "E-TRUST-REPLAY", "kept_desired"),
     "impostor server": Attack(impostor_server, "E-NET-UNREACHABLE", "server_certificate"),
 }
 PARAMETERS = [

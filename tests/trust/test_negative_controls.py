@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
+from fleet_device import bundle_target, device
 from raw_repository import DAY, NOW, NOW_S, SIGNERS, RawRepository, refused, version
-from tuf.api.metadata import MetaFile, Root, Signed, Targets, Timestamp
+from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, Targets, Timestamp, VerificationResult
 
 from edgeops.contracts.deployment import DESIRED_TYPE, Desired
 from edgeops.contracts.wire import encode
-from edgeops.trust import certificates, desired, envelopes
+from edgeops.trust import certificates, desired, envelopes, repository, tuf_client
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
+from edgeops.trust.publisher import NewTarget, Publisher
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
 
@@ -167,3 +170,116 @@ def test_an_intact_repository_passes_all_checks(repo: RawRepository, tmp_path: P
     client = repo.client(tmp_path / "d")
     client.refresh()
     client.refresh()
+
+
+# The publisher, keys and delegations
+
+
+def test_without_its_own_checks_the_publisher_would_sign_on_top_of_a_forgery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    publisher = Publisher.init(tmp_path / "home", "demo")
+    publisher.publish([bundle_target(tmp_path)])
+    folder = tmp_path / "home" / "repository" / "metadata"
+    newest = max(folder.glob("*.targets.json"), key=lambda path: int(path.name.partition(".")[0]))
+    forged: Metadata = Metadata.from_bytes(newest.read_bytes())
+    forged.signed.unrecognized_fields["x-evil"] = True
+    newest.write_bytes(forged.to_bytes())
+    with refused("E-TRUST-METADATA"):
+        publisher.delegate("other")
+    monkeypatch.setattr(repository, "_verify", lambda *_, **__: None)
+    publisher.delegate("other")
+    signed = max(folder.glob("*.targets.json"), key=lambda path: int(path.name.partition(".")[0])).read_bytes()
+    assert b"x-evil" in signed
+
+
+def test_without_the_threshold_one_key_would_be_enough(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repo.root.add_key(STRANGER.public_key, "targets")
+    repo.root.roles["targets"].threshold = 2
+    repo.next_root()
+    repo.add_target("targets", "by one")
+    repo.roles["targets"].version += 1
+    repo.publish("targets")
+    with refused("E-TRUST-METADATA"):
+        repo.client(tmp_path / "d").refresh()
+    monkeypatch.setattr(VerificationResult, "verified", property(lambda self: bool(self.signed)))
+    client = repo.client(tmp_path / "d")
+    client.refresh()
+    assert client.find("by one")
+
+
+def test_without_the_paths_of_a_delegation_a_models_publisher_could_release_another(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repo.delegate("targets", "model-a", SIGNERS[4], paths=("a/*/*",))
+    repo.add_target("model-a", "b/1.0.0/pi.edgeops")
+    repo.roles["targets"].version += 1
+    repo.publish("model-a", "targets")
+    client = repo.client(tmp_path / "d")
+    client.refresh()
+    with refused("E-TRUST-TARGET"):
+        client.find("b/1.0.0/pi.edgeops")
+    monkeypatch.setattr(DelegatedRole, "is_delegated_path", lambda *_: True)
+    assert client.find("b/1.0.0/pi.edgeops")
+
+
+def test_without_the_comparison_a_bundle_could_be_described_as_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    publisher = Publisher.init(tmp_path / "home", "demo")
+    good = bundle_target(tmp_path)
+    assert good.custom is not None
+    wrong = NewTarget("m/9.0.0/pi.edgeops", good.file, good.custom)
+    publisher.publish([wrong])
+    client = device(publisher, tmp_path / "d", tmp_path / "home" / "repository", now=time.time)
+    client.refresh()
+    with refused("E-TRUST-TARGET"):
+        client.target(wrong.path)
+    monkeypatch.setattr(tuf_client, "target_path", lambda *_: wrong.path)
+    assert client.target(wrong.path).custom.version == "1.0.0"
+
+
+@pytest.mark.parametrize("case", ["revoked", "delegated twice"])
+def test_without_verifying_again_a_cached_role_would_go_on_being_believed(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+):
+    old, new = SIGNERS[4], SIGNERS[5]
+    repo.delegate("targets", "a", old, paths=("a/*",))
+    repo.add_target("a", "a/file")
+    repo.add_target("a", "b/file")
+    repo.roles["targets"].version += 1
+    repo.publish("a", "targets")
+    client = repo.client(tmp_path / "d")
+    client.refresh()
+    assert client.find("a/file")
+    if case == "revoked":
+        repo.roles["targets"].revoke_key(old.public_key.keyid, "a")
+        repo.roles["targets"].add_key(new.public_key, "a")
+        path = "a/file"
+    else:
+        repo.delegate("targets", "b", SIGNERS[6], paths=("b/*",))
+        repo.delegate("b", "a", new, paths=("b/*",))
+        path = "b/file"
+    repo.roles["targets"].version += 1
+    repo.publish(*(["b"] if case != "revoked" else []), "targets")
+    client.refresh()
+    with refused("E-TRUST-METADATA"):
+        client.find(path)
+    verify = Targets.verify_delegate
+
+    def forgetful(self: Targets, role: str, *rest: bytes) -> None:
+        if role != "a":
+            verify(self, role, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Targets, "verify_delegate", forgetful)
+    assert client.find(path)
+
+
+def test_without_a_passphrase_the_control_planes_machine_could_release(tmp_path: Path):
+    for name, secret in (("encrypted", b"passphrase"), ("plain", None)):
+        (tmp_path / name).mkdir()
+        Publisher.init(tmp_path / name / "home", "demo", secret=secret).publish([bundle_target(tmp_path / name)])
+    thief = Publisher(tmp_path / "encrypted" / "home")
+    with refused("E-TRUST-KEY"):
+        thief.publish([bundle_target(tmp_path / "encrypted", version="2.0.0", number=2)])
+    Publisher(tmp_path / "plain" / "home").publish([bundle_target(tmp_path / "plain", version="2.0.0", number=2)])

@@ -86,6 +86,20 @@ def downgrade() -> None:
     TrustDesk._check = lambda self, want, target, floor: check(self, want, target, 0)  # type: ignore[method-assign]
 
 
+def agreement() -> None:
+    """What is desired may be called otherwise than what was signed."""
+    from edgeops.agent.trust_desk import TrustDesk
+
+    TrustDesk._check = lambda *_: None  # type: ignore[method-assign]
+
+
+def kept_desired() -> None:
+    """What was accepted before is not looked at."""
+    from edgeops.agent.store import StateDirectory
+
+    StateDirectory.read_desired = lambda _: None  # type: ignore[method-assign]
+
+
 def target_bytes() -> None:
     """The bytes of a bundle are not held against what was signed: at the download, unpacked, and by the worker."""
     from edgeops.releases import bundles
