@@ -27,6 +27,8 @@ _BLOCK = 1 << 20
 _END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, counts, size, offset, comment length
 _MAX_ENTRY_BYTES = 512
 _HINT = "Make it with edgeops compile."
+# What zipfile raises over damaged bytes, beside OSError.
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip can hold: the same bundle gives the same bytes
 
 
@@ -162,7 +164,7 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
                             raise EdgeopsError("E-BUNDLE-INVALID", f"{source}: {info.filename} is longer than it says")
                         out.write(block)
         return open_bundle(directory, expect_digest=expect_digest)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         durable.remove_tree(directory)
         raise EdgeopsError("E-BUNDLE-DAMAGED", f"{source}: {error}", "Fetch it again.") from error
     except OSError as error:

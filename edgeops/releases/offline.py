@@ -17,7 +17,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode
-from edgeops.releases.bundles import check_archive_end
+from edgeops.releases.bundles import ZIP_ERRORS, check_archive_end
 from edgeops.trust.tuf_client import Target
 
 URL = "offline://repository"
@@ -61,7 +61,7 @@ class OfflineRepository(FetcherInterface):
         check_archive_end(path, max_entries=MAX_ENTRIES)
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        except (*ZIP_ERRORS, OSError) as error:
             raise EdgeopsError("E-RELEASE-INVALID", f"{path}: {error}", _HINT) from error
         self._entries = {info.filename: info for info in self._archive.infolist()}
         for info in self._archive.infolist():
@@ -143,5 +143,5 @@ class OfflineRepository(FetcherInterface):
                     if left < 0:
                         raise EdgeopsError("E-RELEASE-INVALID", f"{self._path}: {name} is larger than allowed", _HINT)
                     yield block
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        except (*ZIP_ERRORS, OSError) as error:
             raise EdgeopsError("E-RELEASE-INVALID", f"{self._path}: {name}: {error}", _HINT) from error

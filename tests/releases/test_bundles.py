@@ -298,3 +298,17 @@ def test_more_files_than_a_bundle_may_have_are_not_sealed(bundle: Bundle, tmp_pa
     for number in range(MAX_FILES):
         (tmp_path / "b" / f"f{number}").touch()
     refused("E-BUNDLE-INVALID", lambda: seal(tmp_path / "b", bundle.manifest))
+
+
+def test_a_name_that_is_no_text_is_damage_and_nothing_is_left(tmp_path: Path):
+    """Found by fuzzing: the entry before the bytes says that its name is UTF-8, the one in the directory does not."""
+    pack(make_bundle(tmp_path / "bundle"), tmp_path / "packed")
+    data = bytearray((tmp_path / "packed").read_bytes())
+    start = data.index(b"PK\3\4")
+    data[start + 7] |= 0x08
+    data[start + 30 + 4] = 0xAF
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(EdgeopsError) as caught:
+        unpack(tmp_path / "damaged", tmp_path / "out")
+    assert caught.value.code == "E-BUNDLE-DAMAGED"
+    assert not (tmp_path / "out").exists()
