@@ -125,6 +125,8 @@ class Deployment:
             self._confirm()
         elif repair is Effect.REVERT:
             self._slots.revert()
+        elif repair is Effect.GIVE_WAY:
+            self._slots.give_way()
         if self._slots.active is not None:
             self._serve(self._slots.active)
         event = event_at_start(self.record)
@@ -334,13 +336,19 @@ class Deployment:
             self.serving.stop()
             self._say_reverted()
 
+    def _give_way(self) -> None:
+        before = self._slots.active
+        self._slots.give_way()
+        if self._slots.active is not None and self._slots.active != before:
+            self._serve(self._slots.active)
+
     def _say_reverted(self) -> None:
         self._loop.post(lambda: self._handle_in(DeploymentState.ROLLING_BACK, Event.REVERTED))
 
     def _discard(self) -> None:
         if not self._slots.in_trial:
             record = self._slots.records.get(self._slots.candidate)
-            if record is not None and not record.confirmed:
+            if record is not None and not record.keeps:
                 self._slots.discard()
         self._observer.changed(self)
 
@@ -359,6 +367,7 @@ class Deployment:
         Effect.WATCH: _begin_trial,
         Effect.CONFIRM: _confirm,
         Effect.REVERT: _revert,
+        Effect.GIVE_WAY: _give_way,
         Effect.DISCARD: _discard,
         Effect.REMOVE: _remove,
     }

@@ -68,6 +68,8 @@ def repair_at_start(record: ComponentRecord, active: Slot | None) -> Effect | No
     """
     if active is None or record.state is DeploymentState.TRIAL:
         return None
+    if record.state in ON_ITS_WAY:
+        return Effect.GIVE_WAY  # the trial was over because something newer was wanted
     proved = record.state is DeploymentState.CONFIRMED and record.want is not None and _is(active, record.want)
     return Effect.CONFIRM if proved else Effect.REVERT
 

@@ -22,10 +22,23 @@ _RECORD, _BUNDLE, _ACTIVE = "slot.json", "bundle", "active"
 
 
 class SlotRecord(Wire, frozen=True, kw_only=True):
-    """What lies in a slot, and whether it has proved itself in a trial here."""
+    """What lies in a slot.
+
+    Args:
+        slot: The bundle.
+        confirmed: It has proved itself in a trial here.
+        stands_in: Its trial was cut short by a newer wish while there was nothing else to serve: it serves, and is
+            what the device returns to, until another has proved itself.
+    """
 
     slot: Slot
     confirmed: bool
+    stands_in: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the device may return to it."""
+        return self.confirmed or self.stands_in
 
 
 class _Pointer(Wire, frozen=True, kw_only=True):
@@ -71,16 +84,16 @@ class Slots:
 
     @property
     def in_trial(self) -> bool:
-        """Whether what serves has not proved itself yet."""
-        return self.active is not None and not self.records[self.active].confirmed
+        """Whether what serves is on trial."""
+        return self.active is not None and not self.records[self.active].keeps
 
     @property
     def fallback(self) -> SlotName | None:
-        """The other slot, if a confirmed bundle lies there."""
+        """The other slot, if a bundle lies there that the device may return to."""
         if self.active is None:
             return None
         other = _other(self.active)
-        return other if other in self.records and self.records[other].confirmed else None
+        return other if other in self.records and self.records[other].keeps else None
 
     @property
     def fallback_slot(self) -> Slot | None:
@@ -90,7 +103,8 @@ class Slots:
     @property
     def confirmed_slot(self) -> Slot | None:
         """The bundle that has proved itself: the active one, or in a trial the one to return to."""
-        return self.fallback_slot if self.in_trial else self.active_slot
+        name = self.fallback if self.in_trial else self.active
+        return self.records[name].slot if name is not None and self.records[name].confirmed else None
 
     @property
     def candidate(self) -> SlotName:
@@ -195,13 +209,25 @@ class Slots:
         self._write_record(self.active, SlotRecord(slot=self.records[self.active].slot, confirmed=True))
 
     def revert(self) -> None:
-        """End a trial: make the confirmed bundle active again, or nothing if there is none. Else without effect.
+        """End a trial: make the bundle before it active again, or nothing if there is none. Else without effect.
 
         Raises:
             EdgeopsError: E-DISK-FULL or E-DISK-WRITE; nothing changed.
         """
         if self.in_trial:
             self._point_to(self.fallback)
+
+    def give_way(self) -> None:
+        """End a trial for a newer wish: back to the bundle before it; with none, what is on trial stands in.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; nothing changed.
+        """
+        if self.active is not None and self.in_trial and self.fallback is None:
+            slot = self.records[self.active].slot
+            self._write_record(self.active, SlotRecord(slot=slot, confirmed=False, stands_in=True))
+        else:
+            self.revert()
 
     def abandon(self) -> None:
         """Give up a damaged active bundle: the other slot's becomes active, or nothing.
@@ -282,9 +308,9 @@ class Slots:
             pass
         except (OSError, EdgeopsError) as error:
             log.error("E-STATE-CORRUPT: %s: %s", path, error)
-        # The flag is lost: only what has proved itself is safe to serve, and among such the newer.
-        proved = [(record.slot.number, name) for name, record in self.records.items() if record.confirmed]
-        return max(proved)[1] if proved else None
+        # The flag is lost: what has proved itself is safest to serve, and among such the newer.
+        safe = [(record.confirmed, record.slot.number, name) for name, record in self.records.items() if record.keeps]
+        return max(safe)[2] if safe else None
 
 
 def _other(name: SlotName) -> SlotName:

@@ -45,6 +45,7 @@ class Effect(enum.Enum):
     WATCH = "watch the trial"
     CONFIRM = "keep the candidate"
     REVERT = "make the old bundle active and let it serve"
+    GIVE_WAY = "as REVERT, but with no old bundle the one on trial goes on serving meanwhile"
     DISCARD = "remove what was fetched"
     REMOVE = "stop serving and remove both slots"
 
@@ -71,7 +72,7 @@ TABLE: Mapping[tuple[State, Event], Step] = MappingProxyType(
         # A newer generation supersedes whatever is under way. A trial first gives the old bundle its place back.
         **{(state, Event.WANTED): _START for state in _RESTING},
         **{(state, Event.WANTED): _START_OVER for state in _UNDER_WAY},
-        (State.TRIAL, Event.WANTED): Step(State.DOWNLOADING, (Effect.CANCEL, Effect.REVERT, Effect.FETCH)),
+        (State.TRIAL, Event.WANTED): Step(State.DOWNLOADING, (Effect.CANCEL, Effect.GIVE_WAY, Effect.FETCH)),
         (State.ROLLING_BACK, Event.WANTED): Step(State.DOWNLOADING, (Effect.CANCEL, Effect.REVERT, Effect.FETCH)),
         **{(state, Event.RENEWED): Step(state) for state in (*_UNDER_WAY, State.TRIAL)},
         **{(state, Event.SATISFIED): Step(State.CONFIRMED) for state in _RESTING},

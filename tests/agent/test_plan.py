@@ -77,7 +77,7 @@ NEW_SLOT = Slot(release="1.1.0", digest="sha256:new", number=2)
         (DeploymentState.TRIAL, NEW, None),
         (DeploymentState.CONFIRMED, NEW, Effect.CONFIRM),
         (DeploymentState.CONFIRMED, BACK, Effect.REVERT),
-        (DeploymentState.DOWNLOADING, NEW, Effect.REVERT),
+        (DeploymentState.DOWNLOADING, NEW, Effect.GIVE_WAY),
         (DeploymentState.ROLLING_BACK, NEW, Effect.REVERT),
         (DeploymentState.IDLE, None, Effect.REVERT),
     ],

@@ -88,6 +88,26 @@ def test_during_a_trial_no_slot_is_free(component: Path, packed: list[Packed]):
     assert whole(Slots(component)) == packed[0].slot
 
 
+def test_a_first_bundle_that_gives_way_in_its_trial_serves_until_another_has_proved_itself(
+    tmp_path: Path, packed: list[Packed]
+):
+    """With nothing to return to, it stands in; a failed successor returns to it, a good one takes its place."""
+    slots = Slots(tmp_path / "component")
+    install(slots, packed[0])
+    slots.switch(slots.candidate)
+    slots.give_way()
+    assert (whole(slots), slots.in_trial, slots.confirmed_slot) == (packed[0].slot, False, None)
+    install(slots, packed[1])
+    slots.switch(slots.candidate)
+    assert (slots.in_trial, slots.fallback_slot, slots.confirmed_slot) == (True, packed[0].slot, None)
+    slots.revert()
+    assert whole(Slots(tmp_path / "component")) == packed[0].slot
+    (tmp_path / "component" / "slots" / "active").write_bytes(b"")
+    assert whole(Slots(tmp_path / "component")) == packed[0].slot
+    update(slots, packed[2])
+    assert whole(Slots(tmp_path / "component")) == packed[2].slot
+
+
 def test_a_bundle_that_proved_itself_once_can_come_back_without_a_download(component: Path, packed: list[Packed]):
     slots = Slots(component)
     update(slots, packed[1])

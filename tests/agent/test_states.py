@@ -74,7 +74,7 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
             elif effect is Effect.CONFIRM:
                 assert self.trial
                 self.trial, self.confirmed = False, True
-            elif effect is Effect.REVERT:
+            elif effect in (Effect.REVERT, Effect.GIVE_WAY):
                 self.trial = False
             elif effect is Effect.REMOVE:
                 self.trial = self.confirmed = False

@@ -1,0 +1,123 @@
+"""A newer generation supersedes whatever is under way, at every state, and something whole serves meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from adder_bundles import small_bundle
+from deployment_rig import DeploymentRig
+from fake_fleet import Agent, FakeFleet
+
+from edgeops.agent.slots import Slots
+from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
+from edgeops.releases.bundles import pack
+
+NAME = "adder"
+UNDER_WAY = ["downloading", "staged", "self-test", "trial", "rolling-back", "confirmed"]
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Slot]]:
+    """Three releases, by digest, oldest first."""
+    folder = tmp_path_factory.mktemp("bundles")
+    files = {}
+    for number in (1, 2, 3):
+        bundle = small_bundle(folder / str(number), add=float(number))
+        pack(bundle, folder / f"{number}.edgeops")
+        files[bundle.digest] = (
+            folder / f"{number}.edgeops",
+            Slot(release=f"1.{number}.0", digest=bundle.digest, number=number),
+        )
+    return files
+
+
+def component(slot: Slot) -> Component:
+    return Component(name=NAME, kind=ComponentKind.MODEL, release=slot.release, target="t", digest=slot.digest)
+
+
+def supersede_at(rig: DeploymentRig, state: str, act: Callable[[], None]) -> None:
+    """Carry out `act` the moment the deployment comes into a state, from within the loop as the broker's message."""
+    done: list[str] = []
+
+    def stepped(deployment: object, percent: float | None) -> None:
+        if str(rig.deployment.record.state) == state and not done:
+            done.append(state)
+            rig.loop.after(-1.0, act)  # before anything that the state itself brings about
+
+    rig.stepped = stepped  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("first_install", [False, True], ids=["update", "first install"])
+@pytest.mark.parametrize("state", UNDER_WAY)
+def test_a_newer_generation_wins_at_every_state(
+    state: str, first_install: bool, releases: dict[str, tuple[Path, Slot]], tmp_path: Path
+):
+    old, middle, newest = (slot for _, slot in releases.values())
+    bad = frozenset({middle.digest}) if state == "rolling-back" else frozenset()
+    rig = DeploymentRig(tmp_path / "device", NAME, releases, bad)
+    try:
+        rig.start()
+        generation = 1
+        if not first_install:
+            rig.pursue(component(old), generation)
+            rig.settle()
+            generation += 1
+        served_at: list[object] = []
+
+        def newer() -> None:
+            rig.pursue(component(newest), generation + 1)
+            served_at.append(rig.deployment.active and rig.serving.current)
+
+        supersede_at(rig, state, newer)
+        rig.pursue(component(middle), generation)
+        while not served_at:
+            rig.settle()
+        assert rig.settle() is DeploymentState.CONFIRMED
+        assert rig.serving.current is not None
+        assert rig.serving.current.digest == newest.digest
+        assert rig.confirmed_numbers[-1] == newest.number
+        if not first_install or state in ("trial", "confirmed"):
+            assert served_at[0] is not None, "nothing served meanwhile"
+    finally:
+        rig.close()
+
+
+def test_without_giving_way_a_first_install_leaves_nothing_serving_meanwhile(
+    releases: dict[str, tuple[Path, Slot]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Negative control: a superseded first trial that is only reverted stops serving until the next one is fetched."""
+    monkeypatch.setattr(Slots, "give_way", Slots.revert)
+    with pytest.raises(AssertionError, match="nothing served meanwhile"):
+        test_a_newer_generation_wins_at_every_state("trial", True, releases, tmp_path)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[FakeFleet]:
+    fleet = FakeFleet(tmp_path / "fleet")
+    yield fleet
+    fleet.stop()
+
+
+@pytest.mark.timeout(120)
+def test_a_real_devices_first_model_answers_while_its_successor_is_fetched(fleet: FakeFleet, tmp_path: Path):
+    first = fleet.publish(small_bundle(tmp_path / "first", add=1.0), "1.1.0", 1)
+    second = fleet.publish(small_bundle(tmp_path / "second", add=2.0), "1.2.0", 2)
+    agent = Agent(fleet, tmp_path / "device", "--confirm-after-s", "20").start()
+    try:
+        fleet.desire(first)
+        fleet.wait_state(DeploymentState.TRIAL)
+        fleet.desire(second)
+        fleet.stop_artifacts()
+        report = fleet.wait_state(DeploymentState.HELD)
+        assert report.active is not None
+        assert (report.active.release, agent.added()) == ("1.1.0", 1)
+        agent.kill()
+        agent.start()
+        assert agent.added() == 1
+        fleet.start_artifacts()
+        fleet.wait_state(DeploymentState.TRIAL)
+        assert agent.added() == 2
+    finally:
+        agent.stop()
