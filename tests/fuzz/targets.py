@@ -134,8 +134,14 @@ def envelope(data: bytes) -> None:
             return
     else:
         sealed = envelopes.seal(encode(statement), kind, signer)
-        change = choose.number(2)
-        sealed = as_json(choose.changed_json(json.loads(sealed))) if change else choose.changed_bytes(sealed)
+        match choose.number(3):
+            case 0:
+                sealed = choose.changed_bytes(sealed)
+            case 1:
+                sealed = as_json(choose.changed_json(json.loads(sealed)))
+            case _:
+                forged = as_json(choose.changed_json(json.loads(encode(statement))))
+                sealed = as_json({**json.loads(sealed), "payload": base64.b64encode(forged).decode()})
     speaker = {"fleet": "demo", "connection": "pi-1", "unit": "self"}
     try:
         if kind == DESIRED_TYPE:
