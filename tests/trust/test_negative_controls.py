@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from fleet_device import bundle_target, device
 from raw_repository import DAY, NOW, NOW_S, SIGNERS, RawRepository, refused, version
 from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, Targets, Timestamp, VerificationResult
 
 from edgeops.contracts.deployment import DESIRED_TYPE, Desired
 from edgeops.contracts.wire import encode
-from edgeops.trust import certificates, desired, envelopes, repository, tuf_client
+from edgeops.trust import authority, certificates, desired, envelopes, repository, tuf_client
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
 from edgeops.trust.publisher import NewTarget, Publisher
@@ -283,3 +286,38 @@ def test_without_a_passphrase_the_control_planes_machine_could_release(tmp_path:
     with refused("E-TRUST-KEY"):
         thief.publish([bundle_target(tmp_path / "encrypted", version="2.0.0", number=2)])
     Publisher(tmp_path / "plain" / "home").publish([bundle_target(tmp_path / "plain", version="2.0.0", number=2)])
+
+
+def test_without_the_two_kinds_of_names_a_device_could_be_the_control_plane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fleet = FleetAuthority.create(tmp_path / "ca", "demo")
+    request = DeviceIdentity.create(tmp_path / "d").csr_pem("x")
+    with refused("E-ENROLL"):
+        fleet.issue_device(request, "edgeops-control")
+    monkeypatch.setattr(authority, "CLIENT_PREFIX", "nobody-")
+    assert certificates.common_name(fleet.issue_device(request, "edgeops-control")) == "edgeops-control"
+
+
+def test_without_the_requests_own_signature_a_stolen_public_key_would_get_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fleet = FleetAuthority.create(tmp_path / "ca", "demo")
+    victim = DeviceIdentity.create(tmp_path / "victim")
+    der = bytearray(x509.load_pem_x509_csr(victim.csr_pem("pi-1")).public_bytes(Encoding.DER))
+    der[-1] ^= 1  # whoever has no private key cannot sign
+    forged = x509.load_der_x509_csr(bytes(der)).public_bytes(Encoding.PEM)
+    with refused("E-ENROLL"):
+        fleet.issue_device(forged, "thief")
+
+    class Believed:
+        """A request whose signature nobody looks at."""
+
+        is_signature_valid = True
+
+        def public_key(self) -> object:
+            return x509.load_pem_x509_csr(forged).public_key()
+
+    monkeypatch.setattr(authority, "x509", SimpleNamespace(**{**vars(x509), "load_pem_x509_csr": lambda _: Believed()}))
+    issued = fleet.issue_device(forged, "thief")
+    assert certificates.public_key(issued).keyid == victim.signer.public_key.keyid

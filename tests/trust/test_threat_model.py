@@ -18,11 +18,11 @@ REAL, CONTROL = "test_a_real_agent_withstands_the_attack", "test_the_attack_succ
 NAMED = re.compile(r"`(test_\w+)(?:\[([\w ]+)\])?`")
 
 
-def rows(columns: int) -> list[list[str]]:
-    """The cells of the tables with so many columns, without their heads."""
+def rows() -> list[list[str]]:
+    """The cells of the table, without its head."""
     lines = [line.strip().strip("|").split("|") for line in MODEL.splitlines() if line.startswith("|")]
-    found = [[cell.strip() for cell in line] for line in lines if len(line) == columns and "---" not in line[0]]
-    return [row for row in found if row[0] != "attacker"]
+    assert {len(line) for line in lines} == {5}
+    return [[cell.strip() for cell in line] for line in lines[2:]]
 
 
 def source_of(test: str) -> str:
@@ -40,13 +40,12 @@ def test_every_test_that_the_threat_model_names_exists():
 
 
 def test_every_row_of_the_threat_model_names_a_test_and_a_negative_control():
-    assert len(rows(5)) > 30
-    assert [row for row in rows(5) if not NAMED.search(row[3]) or not NAMED.search(row[4])] == []
-    assert [row for row in rows(4) if not NAMED.search(row[3])] == []
+    assert len(rows()) > 30
+    assert [row for row in rows() if not NAMED.search(row[3]) or not NAMED.search(row[4])] == []
 
 
 def test_a_control_within_a_test_is_there():
-    within = [name for row in rows(5) for name in re.findall(r"within `(test_\w+)`", row[4])]
+    within = [name for row in rows() for name in re.findall(r"within `(test_\w+)`", row[4])]
     assert within
     assert [name for name in within if "Control" not in source_of(name)] == []
 
@@ -56,8 +55,8 @@ def test_every_real_attack_is_in_the_table_with_its_own_control():
     attacks = set(re.findall(r'^    "([\w ]+)": Attack\(', SOURCES, re.MULTILINE))
     assert len(attacks) >= 10
     for column, test in ((3, REAL), (4, CONTROL)):
-        assert {case for row in rows(5) for name, case in NAMED.findall(row[column]) if name == test} == attacks
-    for row in rows(5):
+        assert {case for row in rows() for name, case in NAMED.findall(row[column]) if name == test} == attacks
+    for row in rows():
         of_real = [case for name, case in NAMED.findall(row[3]) if name == REAL]
         assert of_real == [case for name, case in NAMED.findall(row[4]) if name == CONTROL], row
 
