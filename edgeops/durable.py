@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 from edgeops.contracts.errors import EdgeopsError
@@ -108,7 +109,9 @@ def make_private_dir(path: Path) -> None:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
+        # Only where it is needed: on a disk that has become read-only what is there still serves.
+        if stat.S_IMODE(path.stat().st_mode) != 0o700:
+            path.chmod(0o700)
     except OSError as error:
         raise disk_error(error, path) from error
 

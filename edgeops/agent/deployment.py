@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 WATCHDOG_EVERY_S = 15.0
 TRIAL_LOOK_EVERY_S = 0.25
+DISK_RETRY_S = 30.0
+_DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
 # How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
 _TRIES: dict[str, float] = {
     "E-NET-UNREACHABLE": math.inf,
@@ -119,14 +121,14 @@ class Deployment:
 
     def start(self) -> None:
         """Serve what is active, at once, without a network; then go on with what was under way."""
-        self._slots.collect()
+        self._durably(self._slots.collect)
         repair = repair_at_start(self.record, self._slots.active_slot if self._slots.in_trial else None)
         if repair is Effect.CONFIRM:
             self._confirm()
         elif repair is Effect.REVERT:
-            self._slots.revert()
+            self._durably(self._slots.revert)
         elif repair is Effect.GIVE_WAY:
-            self._slots.give_way()
+            self._durably(self._slots.give_way)
         if self._slots.active is not None:
             self._serve(self._slots.active)
         event = event_at_start(self.record)
@@ -235,6 +237,16 @@ class Deployment:
             # After a restart the step before is done once more; the reserve makes a full disk here unlikely.
             log.error("%s: the state could not be kept: %s", record.name, error)
 
+    def _durably(self, change: Callable[[], None]) -> None:
+        """Change the slots. A disk that refuses does not stop the device: what is due is written once it can be."""
+        try:
+            change()
+        except EdgeopsError as error:
+            if error.code not in _DISK_ERRORS:
+                raise
+            log.error("%s: %s; it is tried again", self.record.name, error)
+            self._loop.after(DISK_RETRY_S, lambda: self._durably(self._slots.write_back))
+
     def _failure(self, error: EdgeopsError) -> Failure:
         release = self.record.want.release if self.record.want is not None else ""
         return Failure(code=error.code, what=error.what[:500], release=release, at_s=self._house.now())
@@ -274,10 +286,7 @@ class Deployment:
                 outcome = error
         if isinstance(outcome, Staged):
             self.handle(Event.FETCHED)
-        elif outcome.code == "E-DISK-FULL" and self._slots.candidate in self._slots.records:
-            # The older bundle makes room: it is kept for a quick return only.
-            log.warning("%s: %s; the older bundle is removed", self.record.name, outcome.what)
-            self._slots.discard()
+        elif outcome.code == "E-DISK-FULL" and self._made_room(outcome):
             self._fetch()
         elif self._held_tries < _TRIES.get(outcome.code, 0):
             wait_s = max(1.0, backoff_s(self._held_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
@@ -286,6 +295,14 @@ class Deployment:
             self.handle(Event.HOLD, held_reason=reason, held_until_s=self._house.now() + wait_s)
         else:
             self.handle(Event.REFUSED, failure=self._failure(outcome))
+
+    def _made_room(self, full: EdgeopsError) -> bool:
+        """Let the older bundle make room: it is kept for a quick return only. Say whether it did."""
+        if self._slots.candidate not in self._slots.records:
+            return False
+        log.warning("%s: %s; the older bundle is removed", self.record.name, full.what)
+        self._durably(self._slots.discard)
+        return self._slots.candidate not in self._slots.records
 
     def _wait(self) -> None:
         wait_s = max(0.0, (self.record.held_until_s or 0.0) - self._house.now())
@@ -318,7 +335,7 @@ class Deployment:
 
     def _confirm(self) -> None:
         self._trial = None
-        self._slots.confirm()
+        self._durably(self._slots.confirm)
         slot = self._slots.active_slot
         if slot is not None:
             self._floor_number = slot.number
@@ -329,7 +346,7 @@ class Deployment:
         if not self._slots.in_trial:
             self._say_reverted()
             return
-        self._slots.revert()
+        self._durably(self._slots.revert)
         if self._slots.active is not None:
             self._serve(self._slots.active)  # it says when it serves
         else:
@@ -338,7 +355,7 @@ class Deployment:
 
     def _give_way(self) -> None:
         before = self._slots.active
-        self._slots.give_way()
+        self._durably(self._slots.give_way)
         if self._slots.active is not None and self._slots.active != before:
             self._serve(self._slots.active)
 
@@ -349,12 +366,12 @@ class Deployment:
         if not self._slots.in_trial:
             record = self._slots.records.get(self._slots.candidate)
             if record is not None and not record.keeps:
-                self._slots.discard()
+                self._durably(self._slots.discard)
         self._observer.changed(self)
 
     def _remove(self) -> None:
         self.serving.stop()
-        self._slots.clear()
+        self._durably(self._slots.clear)
         self._observer.changed(self)
 
     _effects: ClassVar[dict[Effect, Callable[[Deployment], None]]] = {
@@ -395,7 +412,7 @@ class Deployment:
         if self.record.state is DeploymentState.TRIAL:
             self.handle(Event.UNHEALTHY, failure=failure)
             return
-        self._slots.abandon()
+        self._durably(self._slots.abandon)
         if self._slots.active is not None:
             self._serve(self._slots.active)
         self._keep(msgspec.structs.replace(self.record, failure=failure))

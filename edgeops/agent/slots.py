@@ -59,6 +59,9 @@ class Slots:
     active. So a cut leaves the old active bundle, or the new one, whole. The active slot is never written to, nor,
     while an unconfirmed bundle is active, the other one: it is what the device returns to.
 
+    A disk that refuses a write does not stop the device: what was decided holds in memory, is due, and is written by
+    `write_back`, which comes before any other change of the slots.
+
     Args:
         directory: The component's directory; made if it is not there.
 
@@ -76,6 +79,8 @@ class Slots:
             if record is not None:
                 self.records[name] = record
         self.active: SlotName | None = self._read_active()
+        self._due: list[SlotName] = []
+        self._pointer_due = False
 
     @property
     def active_slot(self) -> Slot | None:
@@ -174,6 +179,7 @@ class Slots:
             EdgeopsError: E-DISK-FULL or E-DISK-WRITE. E-AGENT-STATE; in a trial no slot is free.
         """
         name = self.candidate
+        self.write_back()
         self.discard()
         durable.rename(staging, self._slots / name)
         self.records[name] = SlotRecord(slot=slot, confirmed=False)
@@ -195,14 +201,20 @@ class Slots:
             EdgeopsError: E-AGENT-STATE; nothing lies there. E-DISK-FULL or E-DISK-WRITE; the old one stays active.
         """
         self._check_filled(name)
-        if self.active != name:
-            self._point_to(name)
+        self.write_back()
+        before = self.active
+        if before != name:
+            try:
+                self._point_to(name)
+            except EdgeopsError:
+                self.active = before  # and due: the rename may have been done, and its fsync not
+                raise
 
     def confirm(self) -> None:
         """Note that the active bundle has proved itself.
 
         Raises:
-            EdgeopsError: E-AGENT-STATE; nothing is active. E-DISK-FULL or E-DISK-WRITE.
+            EdgeopsError: E-AGENT-STATE; nothing is active. E-DISK-FULL or E-DISK-WRITE; it is due.
         """
         if self.active is None:
             raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: nothing is active")
@@ -212,7 +224,7 @@ class Slots:
         """End a trial: make the bundle before it active again, or nothing if there is none. Else without effect.
 
         Raises:
-            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; nothing changed.
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is so in memory, and due on the disk.
         """
         if self.in_trial:
             self._point_to(self.fallback)
@@ -221,7 +233,7 @@ class Slots:
         """End a trial for a newer wish: back to the bundle before it; with none, what is on trial stands in.
 
         Raises:
-            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; nothing changed.
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is so in memory, and due on the disk.
         """
         if self.active is not None and self.in_trial and self.fallback is None:
             slot = self.records[self.active].slot
@@ -233,20 +245,23 @@ class Slots:
         """Give up a damaged active bundle: the other slot's becomes active, or nothing.
 
         Raises:
-            EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is so in memory, and due on the disk.
         """
         doomed = self.active
         if doomed is None:
             return
-        self._point_to(self.fallback)
+        fallback = self.fallback
+        del self.records[doomed]
+        self._point_to(fallback)
         self._remove(doomed)
 
     def discard(self) -> None:
         """Remove what lies in the candidate slot, also a bundle that proved itself once.
 
         Raises:
-            EdgeopsError: E-DISK-WRITE; E-AGENT-STATE in a trial.
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; E-AGENT-STATE in a trial.
         """
+        self.write_back()
         self._remove(self.candidate)
 
     def clear(self) -> None:
@@ -270,22 +285,38 @@ class Slots:
             if path.name not in (*_NAMES, _ACTIVE):
                 durable.remove_tree(path)
 
+    def write_back(self) -> None:
+        """Write what a failing disk refused before. Until then no slot is touched: the disk's flag may lead to it.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is still due.
+        """
+        while self._due:
+            name = self._due[0]
+            if name in self.records:
+                durable.write_file(self._slots / name / _RECORD, encode(self.records[name]))
+            self._due.pop(0)
+        if self._pointer_due:
+            durable.write_file(self._slots / _ACTIVE, encode(_Pointer(slot=self.active)))
+            self._pointer_due = False
+
     def _check_filled(self, name: SlotName) -> None:
         if name not in self.records:
             raise EdgeopsError("E-AGENT-STATE", f"{self._directory}: slot {name} is empty")
 
     def _write_record(self, name: SlotName, record: SlotRecord) -> None:
         if self.records[name] != record:
-            durable.write_file(self._slots / name / _RECORD, encode(record))
             self.records[name] = record
+            self._due.append(name)
+        self.write_back()
 
     def _remove(self, name: SlotName) -> None:
         durable.remove_tree(self._slots / name)
         self.records.pop(name, None)
 
     def _point_to(self, name: SlotName | None) -> None:
-        durable.write_file(self._slots / _ACTIVE, encode(_Pointer(slot=name)))
-        self.active = name
+        self.active, self._pointer_due = name, True
+        self.write_back()
 
     def _read_record(self, name: SlotName) -> SlotRecord | None:
         path = self._slots / name / _RECORD

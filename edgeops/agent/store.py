@@ -186,7 +186,7 @@ class StateDirectory:
 def is_locked(root: Path) -> bool:
     """Say whether an agent uses a state directory now."""
     try:
-        fd = os.open(root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -201,7 +201,9 @@ def is_locked(root: Path) -> bool:
 
 def _lock(path: Path) -> int:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # A disk that has become read-only is locked all the same: what it holds still serves.
+        flags = os.O_RDONLY if path.exists() else os.O_RDWR | os.O_CREAT
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise durable.disk_error(error, path) from error
     try:

@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -378,10 +380,18 @@ class Supervisor:
             if deployment.gone:
                 deployment.close()
                 del self._deployments[name]
-                durable.remove_tree(self._state.component_dir(name))
+                self._remove(partial(durable.remove_tree, self._state.component_dir(name)))
         if not self._installing and not any(deployment.fetching for deployment in self._deployments.values()):
-            self._house.fetcher.forget()
+            self._remove(self._house.fetcher.forget)
         self._loop.after(TIDY_EVERY_S, self._tidy)
+
+    @staticmethod
+    def _remove(leftovers: Callable[[], None]) -> None:
+        """Remove what nobody needs; a disk that refuses does not stop the agent."""
+        try:
+            leftovers()
+        except EdgeopsError as error:
+            log.error("%s", error)
 
     def _find_capabilities(self) -> None:
         """Ask a process of its own which runtimes are here: looking imports them."""

@@ -112,7 +112,10 @@ class InlineJob(FetchJob):
 
         def run() -> None:
             if not self._cancelled.is_set():
-                outcome = work(self._cancelled, on_progress)
+                try:
+                    outcome = work(self._cancelled, on_progress)
+                except EdgeopsError as error:
+                    outcome = error
                 on_done(outcome)
 
         loop.post(run)
