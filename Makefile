@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system lint types imports test test-full fuzzer fuzz demo clean
+.PHONY: help docs install system lint types imports test test-full test-scale bench-control fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -38,7 +38,10 @@ test: install system lint types imports ## ruff, mypy, import-linter and the bou
 	$(BIN)/pytest
 
 test-full: install system fuzzer ## every test, with exhaustive counts
-	$(BIN)/pytest -m 'full or not full' --timeout=3600
+	$(BIN)/pytest -m 'not scale' --timeout=3600
+
+test-scale: install system ## ten thousand simulated devices: none may be lost
+	$(BIN)/pytest -m scale
 
 fuzzer: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
@@ -49,6 +52,9 @@ fuzz: fuzzer ## fuzz what strangers can send, FUZZ_S seconds for each kind
 
 demo: install system ## compile, release, roll out and serve a real model on three agents
 	$(BIN)/edgeops demo
+
+bench-control: install system ## what the control plane carries: fleets, records a second, API
+	$(BIN)/python benchmarks/control.py
 
 docs: install ## write the generated pages of docs/reference
 	$(BIN)/python docs/generate.py

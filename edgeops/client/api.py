@@ -113,6 +113,10 @@ class Api:
             page, after = self._items("/api/v1/devices", list[resources.DeviceInfo], query)
             yield from page
 
+    def device_page(self, after: str = "", limit: int = PAGE) -> list[resources.DeviceInfo]:
+        """Return some devices by name, after a name."""
+        return self._items("/api/v1/devices", list[resources.DeviceInfo], {"limit": str(limit), "after": after})[0]
+
     def device(self, connection: str) -> resources.DeviceDetail:
         """Return one device in full.
 

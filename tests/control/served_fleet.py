@@ -15,13 +15,9 @@ from fake_device import FakeDevice, join
 
 from edgeops.cli import root
 from edgeops.client.api import Api
-from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo, OutputTolerance
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.profile import Precision
-from edgeops.contracts.tensors import TensorSpec
 from edgeops.control.broker import mosquitto
-from edgeops.releases import assemble, publish
-from edgeops.releases.bundles import seal
+from edgeops.testkit.sealed_releases import publish_sealed_release
 from edgeops.trust.publisher import Publisher
 
 MODEL = "lines"
@@ -92,47 +88,8 @@ def run(serving: Serving, *words: str) -> Any:
 
 
 def make_release(home: Path, version: str) -> None:
-    """Publish a release whose bundles are whole and signed, around a file that no device of these tests opens."""
-    directories = []
-    for profile in PROFILES:
-        directory = home.parent / "bundles" / version / profile
-        directory.mkdir(parents=True)
-        (directory / "model.bin").write_bytes(f"{version} {profile} ".encode() * 4096)
-        (directory / "golden.npy").write_bytes(b"golden")
-        seal(directory, manifest(profile))
-        directories.append(directory)
-    assemble.create(home, directories, version=version)
-    publish.publish(home, MODEL, version)
-
-
-def manifest(profile: str) -> BundleManifest:
-    image, label = (
-        TensorSpec(name="image", dtype="uint8", shape=(1, 4)),
-        TensorSpec(name="label", dtype="float32", shape=(1, 2)),
-    )
-    golden = {"image": "golden.npy"}, {"label": "golden.npy"}
-    return BundleManifest(
-        model=MODEL,
-        profile=profile,
-        arch="x86_64",
-        runtime="onnxruntime",
-        runtime_min="1.18",
-        precision=Precision.FLOAT32,
-        scheme="float",
-        artifact="model.bin",
-        inputs=(image,),
-        outputs=(OutputInfo(tensor=label, kind="logits"),),
-        input_bindings=(Binding(device="image", artifact=image),),
-        output_bindings=(Binding(device="label", artifact=label),),
-        golden=Golden(
-            count=1,
-            inputs=golden[0],
-            source_outputs=golden[1],
-            artifact_outputs=golden[1],
-            tolerances={"label": OutputTolerance(artifact_max_abs=0.0, source_min_cosine=1.0, reason="exact")},
-        ),
-        files={},
-    )
+    """Publish a release that no device of these tests opens."""
+    publish_sealed_release(home, home.parent / "bundles" / version, MODEL, version, PROFILES)
 
 
 class Fleet:

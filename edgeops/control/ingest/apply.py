@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import (
@@ -18,10 +19,10 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import ModelWindow, Telemetry
+from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.wire import encode
 from edgeops.control.assignment import components_of, new_unit, reissue
-from edgeops.control.ingest.rollups import Rollups
+from edgeops.control.ingest.rollups import Rollups, Traffic, traffic_of
 from edgeops.control.ingest.statements import Statement
 from edgeops.control.models import (
     Boot,
@@ -65,7 +66,8 @@ class Batch:
         )
         self._unreached = set(session.scalars(unreached.distinct()))
         self._repeated: dict[type[ProgressEvent] | type[TelemetryWindow], set[_MessageKey]] = {}
-        self._totals: dict[tuple[str, str, str, str], TelemetryTotal] = {}
+        self._windows: list[dict[str, Any]] = []
+        self._new_traffic: dict[tuple[str, str, str, str], Traffic] = {}
         self._rollups = Rollups(now_s)
 
     def look_for_repeated(self, statements: Iterable[Statement]) -> None:
@@ -112,6 +114,9 @@ class Batch:
 
     def finish(self) -> None:
         """Write what was summed up over the batch; call it once, after the last statement."""
+        if self._windows:
+            self._session.execute(insert(TelemetryWindow), self._windows)
+        self._write_totals()
         self._rollups.write(self._session)
 
     def _first_time(self, table: type[ProgressEvent] | type[TelemetryWindow], statement: Progress | Telemetry) -> bool:
@@ -145,46 +150,41 @@ class Batch:
                 member.reached = True
 
     def _apply_telemetry(self, device: Device, telemetry: Telemetry) -> None:
-        self._session.add(
-            TelemetryWindow(
-                connection=telemetry.connection,
-                unit=telemetry.unit,
-                boot_id=telemetry.boot_id,
-                seq=telemetry.seq,
-                received_at_s=self._now_s,
-                payload=encode(telemetry),
-            )
+        self._windows.append(
+            {
+                "connection": telemetry.connection,
+                "unit": telemetry.unit,
+                "boot_id": telemetry.boot_id,
+                "seq": telemetry.seq,
+                "received_at_s": self._now_s,
+                "payload": encode(telemetry),
+            }
         )
         for window in telemetry.models:
-            self._add_to_total(telemetry, window)
-            self._rollups.add(device.profile, window.model, _text(window.release, 64), window)
+            release, traffic = _text(window.release, 64), traffic_of(window)
+            key = (telemetry.connection, telemetry.unit, window.model, release)
+            self._new_traffic[key] = self._new_traffic.get(key, Traffic()).plus(traffic)
+            self._rollups.add(device.profile, window.model, release, traffic)
 
-    def _add_to_total(self, telemetry: Telemetry, window: ModelWindow) -> None:
-        key = (telemetry.connection, telemetry.unit, window.model, _text(window.release, 64))
-        total = self._totals.get(key)
-        if total is None:
+    def _write_totals(self) -> None:
+        for key in sorted(self._new_traffic):
             total = self._session.get(TelemetryTotal, key, with_for_update=True)
-        if total is None:
-            total = TelemetryTotal(
-                connection=key[0],
-                unit=key[1],
-                model=key[2],
-                release=key[3],
-                requests=0,
-                errors={},
-                latency_ms=encode(QuantileSketch()),
-                updated_at_s=self._now_s,
-            )
-            self._session.add(total)
-        self._totals[key] = total
-        errors = dict(total.errors)
-        for code, count in window.errors.items():
-            kept = _text(code, 64)
-            errors[kept] = errors.get(kept, 0) + count
-        total.requests += window.requests
-        total.errors = errors
-        total.latency_ms = encode(_SKETCH.decode(total.latency_ms).merge(window.latency_ms))
-        total.updated_at_s = self._now_s
+            if total is None:
+                total = TelemetryTotal(
+                    connection=key[0],
+                    unit=key[1],
+                    model=key[2],
+                    release=key[3],
+                    requests=0,
+                    errors={},
+                    latency_ms=encode(QuantileSketch()),
+                    updated_at_s=self._now_s,
+                )
+                self._session.add(total)
+            so_far = Traffic(total.requests, dict(total.errors), _SKETCH.decode(total.latency_ms))
+            merged = so_far.plus(self._new_traffic[key])
+            total.requests, total.errors = merged.requests, merged.errors
+            total.latency_ms, total.updated_at_s = encode(merged.latency_ms), self._now_s
 
 
 def _key(statement: Progress | Telemetry) -> _MessageKey:

@@ -49,6 +49,14 @@ class Traffic(NamedTuple):
         return Traffic(self.requests + other.requests, errors, self.latency_ms.merge(other.latency_ms))
 
 
+def traffic_of(window: ModelWindow) -> Traffic:
+    """Return one window's traffic; its codes as any database can hold them."""
+    traffic = Traffic(window.requests, {}, window.latency_ms)
+    for code, count in window.errors.items():
+        traffic = traffic.plus(Traffic(errors={code.replace("\0", "")[:64]: count}))
+    return traffic
+
+
 _Key = tuple[str, str, str, int, int]
 
 
@@ -63,13 +71,10 @@ class Rollups:
         self._start_s = int(now_s) // QUARTER_S * QUARTER_S
         self._new: dict[_Key, Traffic] = {}
 
-    def add(self, profile: str, model: str, release: str, window: ModelWindow) -> None:
-        """Take in one model's window of one device."""
+    def add(self, profile: str, model: str, release: str, traffic: Traffic) -> None:
+        """Take in what one device said of one model."""
         key = (model, release, profile, QUARTER_S, self._start_s)
-        so_far = self._new.get(key, Traffic()).plus(Traffic(window.requests, {}, window.latency_ms))
-        for code, count in window.errors.items():
-            so_far = so_far.plus(Traffic(errors={code.replace("\0", "")[:64]: count}))
-        self._new[key] = so_far
+        self._new[key] = self._new.get(key, Traffic()).plus(traffic)
 
     def write(self, session: Session) -> None:
         """Add the sums to their rows."""

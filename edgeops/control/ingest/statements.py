@@ -108,13 +108,13 @@ def check_statement(statement: Reported | Progress | Telemetry) -> None:
         for window in statement.models:
             sketch = window.latency_ms
             counts = [window.requests, sketch.zeros, *window.errors.values(), *sketch.bins.values()]
-            if any(count > MAX_WINDOW_COUNT for count in counts):
+            if max(counts) > MAX_WINDOW_COUNT:
                 raise EdgeopsError("E-WIRE-MALFORMED", f"a window counts more than {MAX_WINDOW_COUNT}")
             integers += counts
             floats += [sketch.total, sketch.maximum]
             if not all(key.removeprefix("-").isdecimal() and len(key) < 8 for key in sketch.bins):
                 raise EdgeopsError("E-WIRE-MALFORMED", "a latency bin has no number")
-    if not all(0 <= value < MAX_INTEGER for value in integers):
+    if min(integers) < 0 or max(integers) >= MAX_INTEGER:
         raise EdgeopsError("E-WIRE-MALFORMED", "a count is below 0 or above 2^53")
     if not all(math.isfinite(value) for value in floats):
         raise EdgeopsError("E-WIRE-MALFORMED", "a figure is not finite")

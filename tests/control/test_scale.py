@@ -1,0 +1,78 @@
+"""A fleet of simulated devices with real TLS connections: all come, all are heard, all get a release, none is lost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from served_fleet import BROKERS, MODEL, PROFILES, Serving, make_release, wait_for
+from sqlalchemy import func, select
+
+from edgeops.client.resources import GatesInfo, RolloutWish
+from edgeops.contracts.enrolment import BrokerAddress
+from edgeops.control.database import Database
+from edgeops.control.models import Generation, TelemetryWindow
+from edgeops.testkit.simulator import SimulatedDevice, Simulator, enroll_many
+from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.publisher import Publisher
+
+needs_mosquitto = pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(
+    "count",
+    [
+        40,
+        pytest.param(2_000, marks=[pytest.mark.full, pytest.mark.timeout(1200)]),
+        pytest.param(10_000, marks=[pytest.mark.scale, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_none_of_a_fleet_is_lost(tmp_path: Path, count: int) -> None:
+    home = tmp_path / "home"
+    publisher = Publisher.init(home, "f1")
+    for version in ("1.0.0", "1.1.0"):
+        make_release(home, version)
+    database = Database(home / "control.sqlite")
+    database.migrate()
+    identities = enroll_many(database, FleetAuthority.load(home / "ca"), tmp_path / "devices", count, PROFILES)
+    key = publisher.desired_signer().public_key
+    serving = Serving(home, "mosquitto")
+    broker = msgspec.convert(serving.start()["broker"], BrokerAddress)
+    devices = [SimulatedDevice(one, "f1", broker, {key.keyid: key}, frozenset()) for one in identities]
+    simulator = Simulator(devices, telemetry_every_s=max(1.0, count / 200))
+    try:
+        simulator.start()
+        assert simulator.wait_online(max(30.0, count / 20))
+        gates = GatesInfo(timeout_s=1200)
+        for version, groups in (("1.0.0", ("100%",)), ("1.1.0", ("10%", "50%", "100%"))):
+            made = serving.api.create_rollout(
+                RolloutWish(model=MODEL, version=version, groups=groups, gates=gates, start=True)
+            )
+
+            def through(rollout_id: int = made.id) -> int:
+                counts = [c for g in serving.api.rollout(rollout_id).groups for c in g.profiles.values()]
+                return sum(c.confirmed for c in counts)
+
+            deadline_s = time.monotonic() + max(60.0, count / 10)
+            while through() < count:
+                assert time.monotonic() < deadline_s, f"{through()} of {count} are through"
+                time.sleep(0.2)
+        assert {device.running[MODEL].release for device in devices} == {"1.1.0"}
+        wait_for(lambda: simulator.windows >= count, "too few windows were told")
+        simulator.stop()
+        with database.read() as session:
+            assert session.scalar(select(func.count()).select_from(Generation)) == 2 * count
+
+        def kept() -> bool:
+            with database.read() as session:
+                return session.scalar(select(func.count()).select_from(TelemetryWindow)) == simulator.windows
+
+        wait_for(kept, "windows that were acknowledged are not in the registry")
+        assert all(device.refused == 0 for device in devices)
+        assert sum(device.rejected_messages for device in serving.api.devices()) == 0
+    finally:
+        serving.stop()
+        database.close()
