@@ -102,16 +102,20 @@ def remove_tree(path: Path) -> None:
 
 
 def make_private_dir(path: Path) -> None:
-    """Make a directory (and its parents) that only its owner may enter: mode 0700.
+    """Make a directory (and its parents) that only its owner may enter: mode 0700. What is made is durable.
 
     Raises:
-        EdgeopsError: E-DISK-WRITE.
+        EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
     """
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Only where it is needed: on a disk that has become read-only what is there still serves.
         if stat.S_IMODE(path.stat().st_mode) != 0o700:
             path.chmod(0o700)
+        # A name that is not durable takes all that is written below it along.
+        for directory in missing:
+            fsync_dir(directory.parent)
     except OSError as error:
         raise disk_error(error, path) from error
 

@@ -11,11 +11,13 @@ import pytest
 from adder_bundles import PROFILE
 from fake_fleet import DEVICE, FLEET, FakeFleet
 
+from edgeops import durable
 from edgeops.agent.enrolment import enrol, enrolled
 from edgeops.agent.store import StateDirectory
 from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import encode
+from edgeops.testkit.power import cuts, recording
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
 from edgeops.trust.publisher import Publisher
@@ -157,3 +159,56 @@ def test_a_damaged_record_is_said_and_not_guessed(fleet: FakeFleet, state: State
     with pytest.raises(EdgeopsError) as caught:
         enrolled(state)
     assert caught.value.code == "E-STATE-CORRUPT"
+
+
+def enrol_and_cut(fleet: FakeFleet, folder: Path) -> int:
+    """Enrol; then look at every disk that a cut on the way may leave. Returns how many were survived.
+
+    Nothing that was acknowledged is lost: the token counts once. A device that is not enrolled yet does it again, with
+    the same key if there is one.
+    """
+    disk = folder / "state"
+    disk.mkdir()
+    with recording(disk) as journal:
+        state = StateDirectory(disk)
+        join(state, fleet.token())
+        state.close()
+    key = (disk / "identity" / "device.key").read_bytes()
+    survived = again = 0
+    for index, cut in enumerate(cuts(journal)):
+        root = folder / "cuts" / str(index)
+        cut.tree.write_to(root)
+        after = StateDirectory(root)
+        try:
+            kept = (root / "identity" / "device.key").exists()
+            if enrolled(after) is None:
+                assert cut.after < len(journal.operations), "an enrolment that was acknowledged is lost"
+                again += 1
+                if again % 8 == 1:  # each is opened; at every eighth the server is asked too
+                    join(after, fleet.token())
+                    assert not kept or (root / "identity" / "device.key").read_bytes() == key
+            if enrolled(after) is not None:
+                DeviceIdentity.load(after.identity)
+        finally:
+            after.close()
+        survived += 1
+    return survived
+
+
+def test_a_cut_at_any_point_of_enrolment_costs_neither_the_token_nor_the_key(fleet: FakeFleet, tmp_path: Path):
+    survived = enrol_and_cut(fleet, tmp_path)
+    print(f"{survived} cuts of enrolment survived")
+    assert survived > 100
+
+
+@pytest.mark.parametrize("mutant", ["no fsync of the directory", "names of new directories are not durable"])
+def test_a_forgetful_enrolment_is_caught_by_name(
+    mutant: str, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Negative control: the acknowledged enrolment is gone after some cut, and its token is used."""
+    if mutant == "no fsync of the directory":
+        monkeypatch.setattr(durable, "fsync_dir", lambda directory: None)
+    else:
+        monkeypatch.setattr(durable, "make_private_dir", lambda path: path.mkdir(0o700, parents=True, exist_ok=True))
+    with pytest.raises(AssertionError, match="acknowledged is lost"):
+        enrol_and_cut(fleet, tmp_path)
