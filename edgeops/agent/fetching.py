@@ -90,6 +90,9 @@ class Fetcher:
             return Staged(slot, None)
         durable.make_private_dir(self._downloads)
         file = self._file_of(target)
+        if file.exists():
+            # A cut came while it was unpacked: what has arrived is verified again, not fetched again.
+            durable.rename(file, part_of(file))
         self._check_room(target, file, slots, request.reserve)
         self._download(target, file, on_progress, cancelled)
         if cancelled.is_set():
@@ -120,13 +123,13 @@ class Fetcher:
         return self._downloads / f"{target.sha256}.edgeops"
 
     def _has_arrived(self, target: Target) -> bool:
-        part = part_of(self._file_of(target))
-        return part.exists() and part.stat().st_size == target.length
+        file = self._file_of(target)
+        return any(path.exists() and path.stat().st_size == target.length for path in (file, part_of(file)))
 
     @staticmethod
     def _check_room(target: Target, file: Path, slots: Slots, reserve: int) -> None:
         part = part_of(file)
-        present = next((path.stat().st_size for path in (file, part) if path.exists()), 0)
+        present = part.stat().st_size if part.exists() else 0
         space = slots.space(target.length, present, reserve)
         if space.needed > space.free:
             raise EdgeopsError(

@@ -291,3 +291,29 @@ def test_a_second_voice_in_one_generation_is_refused_and_told(fleet: FakeFleet, 
         assert agent.added() == 2
     finally:
         agent.stop()
+
+
+@pytest.mark.parametrize("state", ["downloading", "self-test", "trial"])
+def test_an_installation_that_is_killed_goes_on_without_the_stick(site: Site, device: Path, state: str):
+    """What was verified and copied is enough: the agent that starts next, without network, brings it to its end."""
+    stick = site.sticks["1.1.0"]
+    record = device / "components" / MODEL / "state.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeops", "agent", "install", str(stick), "--state", str(device)]
+    )
+
+    def reached() -> bool:
+        return record.exists() and json.loads(record.read_bytes())["state"] in (state, "trial")
+
+    wait_for(reached, f"it does not come to {state}")
+    process.kill()
+    process.wait(30)
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "edgeops", "agent", "run", "--state", str(device), "--confirm-after-s", "0.5"]
+    )
+    try:
+        wait_for(lambda: json.loads(record.read_bytes())["state"] == "confirmed", "it was not confirmed")
+    finally:
+        agent.terminate()
+        assert agent.wait(30) == 0
+    assert json.loads((device / "unit.json").read_bytes())["numbers"] == {MODEL: 2}
