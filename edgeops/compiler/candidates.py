@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,12 +36,14 @@ class Candidate(NamedTuple):
         runtime: Backend that runs it.
         precision: Number format.
         steps: From the prepared float graph on.
+        rescues: The largest shortfall of the precision's best so far at which it is worth trying: 1 passes.
     """
 
     scheme: str
     runtime: str
     precision: Precision
     steps: tuple[Step, ...]
+    rescues: float = math.inf
 
 
 def float_candidate(runtime: Runtime) -> Candidate:
@@ -61,13 +64,19 @@ def ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> 
         return ()
     makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert}
     return tuple(
-        Candidate(f"{runtime.name}-{name}", runtime.name, precision, steps)
+        Candidate(
+            f"{runtime.name}-{name}", runtime.name, precision, steps, _RANGES_RESCUE if name in _RANGES else math.inf
+        )
         for name, steps in makers[runtime.name](runtime, precision, traits, aim)
     )
 
 
 _TFLITE = Step(name="onnx-to-tflite", inputs=("samples",))
 _Named = tuple[str, tuple[Step, ...]]
+# Schemes that only take ranges in another way mend what is nearly good enough, and no more.
+_RANGES = ("int8-mean", "int8-percentile", "int8-entropy", "int8-symmetric-percentile", "int8-symmetric-entropy")
+_RANGES_RESCUE = 3.0
+_CONVOLUTIONS, _PRODUCTS = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
 
 
 def _openvino(fp16_weights: bool) -> Step:
@@ -82,12 +91,21 @@ def _onnxruntime(runtime: Runtime, precision: Precision, traits: Traits, aim: Ai
             parameters = {"method": method, "symmetric": symmetric, **more}
             return (Step(name="onnx-int8-static", parameters=parameters, inputs=("samples",)),)
 
-        suffix = "-symmetric" if symmetric else ""
+        prefix = "int8-symmetric" if symmetric else "int8"
         parameters = {"symmetric": symmetric, "aim": msgspec.to_builtins(aim)}
         partial = (Step(name="onnx-int8-partial", parameters=parameters, inputs=("samples",)),)
+        subsets = []
+        if traits.ops.intersection(_CONVOLUTIONS) and traits.ops.intersection(_PRODUCTS):
+            subsets = [
+                (f"{prefix}-convolutions", static("minmax", op_types=list(_CONVOLUTIONS))),
+                (f"{prefix}-products", static("minmax", op_types=list(_PRODUCTS))),
+            ]
         return [
-            (f"int8{suffix}", static("minmax")),
-            (f"int8{suffix}-partial", partial),
+            (prefix, static("minmax")),
+            (f"{prefix}-percentile", static("percentile")),
+            (f"{prefix}-entropy", static("entropy")),
+            (f"{prefix}-partial", partial),
+            *subsets,
         ]
     single = {
         Precision.DYNAMIC_INT8: ("int8-dynamic", "onnx-int8-dynamic"),
@@ -101,13 +119,19 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
     if precision is Precision.INT8:
         # Attention is where NNCF's other model type differs.
         model_type = "transformer" if {"MatMul", "Softmax"} <= traits.ops else "none"
-        whole = Step(name="openvino-int8", parameters={"model_type": model_type}, inputs=("samples",))
-        partial = Step(
-            name="openvino-int8-partial", parameters={"aim": msgspec.to_builtins(aim)}, inputs=("float", "samples")
-        )
+        pack = Step(name="openvino-pack")
+
+        def quantize(name: str, ranges: str, **more: Any) -> Step:
+            return Step(name=name, parameters={"model_type": model_type, "ranges": ranges, **more}, inputs=("samples",))
+
+        aimed = {"aim": msgspec.to_builtins(aim)}
+        partial = Step(name="openvino-int8-partial", parameters=aimed, inputs=("float", "samples"))
+        whole = quantize("openvino-int8", "widest")
         return [
-            ("int8", (_openvino(False), whole)),
+            ("int8", (_openvino(False), whole, pack)),
+            ("int8-mean", (_openvino(False), quantize("openvino-int8", "mean"), pack)),
             ("int8-partial", (_openvino(False), whole, partial)),
+            ("int8-controlled", (_openvino(False), quantize("openvino-int8-controlled", "widest", **aimed))),
         ]
     if precision is Precision.WEIGHT_INT8:
         return [("int8-weights", (_openvino(False), Step(name="openvino-int8-weights")))]

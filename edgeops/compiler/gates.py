@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeops.compiler.metrics import paired_difference, samples_to_prove
+from edgeops.compiler.sensitivity import error_shortfall
 from edgeops.contracts.evidence import GateResult, Latency, Metric, OutputError
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.profile import Budgets, Precision
@@ -106,6 +107,14 @@ def provable(metric: Metric, gates: Gates) -> bool:
         return True
     right = np.arange(metric.samples) < round(metric.source * metric.samples)
     return paired_difference(right, right, gates.confidence)[1] <= gates.metric_drop_max
+
+
+def shortfall(outputs: Sequence[OutputError], gates: Gates) -> float:
+    """Return how far answers are from the quality that is asked for: up to 1 passes; infinite if nothing is known."""
+    return max(
+        (error_shortfall(error, gates.cosine_min, gates.sqnr_min_db, gates.agreement_min) for error in outputs),
+        default=math.inf,
+    )
 
 
 def distance(result: GateResult) -> float:

@@ -11,7 +11,7 @@ import msgspec
 from edgeops.compiler.builder import Machine, build
 from edgeops.compiler.candidates import ARTIFACTS, Candidate, Traits, float_candidate, ladder
 from edgeops.compiler.engine import Failed, Step
-from edgeops.compiler.gates import Measured, judge, passed, provable
+from edgeops.compiler.gates import Measured, judge, passed, provable, shortfall
 from edgeops.compiler.passes.judge import JudgePlan
 from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Stored
@@ -198,10 +198,14 @@ def _search_runtime(
     for precision in runtime.precisions:
         if precision is Precision.FLOAT32:
             continue
+        best = math.inf
         for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim)):
+            if index and best > candidate.rescues:
+                continue
             one = _try(ground, runtime, candidate, _rank(runtime, place, precision, index), {"float": base}, said)
             tried.append(one)
-            if one.passed or _same_for_all(one) or _cannot_be_proved(ground, one):
+            best = min(best, shortfall(one.evidence().end_to_end, ground.gates))
+            if one.passed or _costs_too_much(one) or _cannot_be_proved(ground, one):
                 break
         if _settles(ground, tried[-1]) or _cannot_be_proved(ground, tried[-1]):
             break
@@ -219,10 +223,9 @@ def _settles(ground: Ground, one: Tried) -> bool:
     return own.p50_ms <= _CLEARLY_FASTER * base.p50_ms
 
 
-def _same_for_all(one: Tried) -> bool:
-    """Say whether only costs stop a candidate: other schemes of its precision run the same kernels on the same bits."""
-    failed = [result.gate for result in one.results if result.binding and not result.passed]
-    return bool(failed) and all(gate.startswith(_COSTS) for gate in failed)
+def _costs_too_much(one: Tried) -> bool:
+    """Say whether a cost stops a candidate: later schemes of its precision keep more in float, and cost no less."""
+    return any(result.gate.startswith(_COSTS) for result in one.results if result.binding and not result.passed)
 
 
 def _cannot_be_proved(ground: Ground, one: Tried) -> bool:

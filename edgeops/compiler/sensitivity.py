@@ -9,9 +9,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeops.contracts.evidence import OutputError
 from edgeops.contracts.wire import Wire
 from edgeops.runtimes import compare
 
@@ -19,7 +21,6 @@ from edgeops.runtimes import compare
 ENOUGH = 0.65
 GROUPS = 8
 SEGMENTS = 24
-_CLASS_KINDS = ("probabilities", "logits")
 # Fewer class decisions than this say too little about a share near 1.
 _LEAST_DECISIONS = 200
 
@@ -44,28 +45,36 @@ def shortfall(aim: Aim, reference: Mapping[str, NDArray[Any]], got: Mapping[str,
     worst = 0.0
     for name, kind in aim.kinds.items():
         error = compare.output_error(name, kind, reference[name], got[name])
-        worst = max(
-            worst,
-            (1 - error.cosine) / max(1 - aim.cosine_min, 1e-9),
-            10 ** ((aim.sqnr_min_db - error.sqnr_db) / 20),
-        )
         decisions = reference[name].size // max(1, reference[name].shape[-1])
-        if error.agreement is not None and kind in _CLASS_KINDS and decisions >= _LEAST_DECISIONS:
-            worst = max(worst, (1 - error.agreement) / max(1 - aim.agreement_min, 1e-9))
+        if decisions < _LEAST_DECISIONS:
+            error = msgspec.structs.replace(error, agreement=None)
+        worst = max(worst, error_shortfall(error, aim.cosine_min, aim.sqnr_min_db, aim.agreement_min))
     return worst
 
 
-def keep_float(count: int, score: Callable[[frozenset[int]], float]) -> frozenset[int]:
+def error_shortfall(error: OutputError, cosine_min: float, sqnr_min_db: float, agreement_min: float) -> float:
+    """Return how far one output's errors are from what is asked for: 0 is perfect, up to 1 passes."""
+    agreement = 1.0 if error.agreement is None else error.agreement
+    return max(
+        (1 - error.cosine) / max(1 - cosine_min, 1e-9),
+        10 ** ((sqnr_min_db - error.sqnr_db) / 20),
+        (1 - agreement) / max(1 - agreement_min, 1e-9),
+    )
+
+
+def keep_float(costs: Sequence[float], score: Callable[[frozenset[int]], float]) -> frozenset[int]:
     """Choose the segments that stay float: few that bring the whole model to `ENOUGH`, else the best that was found.
 
     Neighbours are tried together first, group by group; groups join in the order of what they gain alone, as long as
     they gain more. If that is not enough, pairs of neighbouring groups are tried so too: a tensor between two groups
-    is float only if both are. Then each segment goes back to int8 if the model stays good enough without it.
+    is float only if both are. Then each segment goes back to int8 if the model stays good enough without it, those
+    that compute most first.
 
     Args:
-        count: Segments of the graph, in order.
+        costs: How much each segment of the graph computes, in order and in any unit.
         score: Shortfall of the model whose given segments are float; infinite where it cannot be built.
     """
+    count = len(costs)
     best, least = frozenset[int](), score(frozenset())
     if least <= ENOUGH or count < 2:
         return best
@@ -76,7 +85,7 @@ def keep_float(count: int, score: Callable[[frozenset[int]], float]) -> frozense
         if least <= ENOUGH:
             break
     if least <= ENOUGH:
-        for index in sorted(best, reverse=True):
+        for index in sorted(best, key=lambda index: (-costs[index], -index)):
             if len(best) > 1 and score(best - {index}) <= ENOUGH:
                 best -= {index}
     return best

@@ -76,7 +76,7 @@ def test_segment_that_int8_ruins_stays_float_and_the_rest_is_int8(profile, tmp_p
     """One channel is 400 times larger than the others: a range for all of them holds none but the large one."""
     handover = write_shapes_handover(tmp_path / "outlier", outlier=400.0)
     one = compiler.compile(handover, [profile(runtime, "int8", "fp32")], tmp_path / "out").profiles[0]
-    float_record, whole, partial = one.evidence.candidates
+    float_record, whole, *_, partial = one.evidence.candidates
     assert not whole.passed
     assert one.chosen.scheme == partial.scheme == f"{runtime}-int8-partial"
     assert partial.size_bytes < float_record.size_bytes

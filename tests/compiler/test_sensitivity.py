@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgeops.compiler.sensitivity import ENOUGH, GROUPS, SEGMENTS, Aim, keep_float, segments, shortfall
 
+EVEN = [1.0] * SEGMENTS
 AIM = Aim(cosine_min=0.99, sqnr_min_db=15.0, agreement_min=0.97, kinds={"y": "values"})
 
 
@@ -28,7 +29,7 @@ def test_result_is_never_worse_than_all_int8_and_enough_where_it_can_be(damage: 
     def score(kept: frozenset[int]) -> float:
         return sum(value for index, value in enumerate(damage) if index not in kept)
 
-    kept = keep_float(len(damage), score)
+    kept = keep_float([1.0] * len(damage), score)
     assert score(kept) <= score(frozenset())
     if score(frozenset()) <= ENOUGH:
         assert kept == frozenset()
@@ -36,27 +37,27 @@ def test_result_is_never_worse_than_all_int8_and_enough_where_it_can_be(damage: 
 
 def test_one_bad_segment_is_found_and_nothing_else_is_kept():
     for bad in range(SEGMENTS):
-        assert keep_float(SEGMENTS, lambda kept, bad=bad: 0.1 if bad in kept else 9.0) == {bad}
+        assert keep_float(EVEN, lambda kept, bad=bad: 0.1 if bad in kept else 9.0) == {bad}
 
 
 def test_two_bad_segments_far_apart_are_found():
-    kept = keep_float(SEGMENTS, lambda kept: 0.1 + 5.0 * len({2, 21} - kept))
+    kept = keep_float(EVEN, lambda kept: 0.1 + 5.0 * len({2, 21} - kept))
     assert kept == {2, 21}
 
 
 def test_neighbours_that_help_only_together_are_found():
     """A tensor between two segments is float only if both are."""
-    assert keep_float(SEGMENTS, lambda kept: 0.1 if {11, 12} <= kept else 9.0) == {11, 12}
+    assert keep_float(EVEN, lambda kept: 0.1 if {11, 12} <= kept else 9.0) == {11, 12}
 
 
 def test_search_asks_for_few_runs():
     asked = []
-    keep_float(SEGMENTS, lambda kept: asked.append(kept) or 9.0 - len(kept) / 100)
+    keep_float(EVEN, lambda kept: asked.append(kept) or 9.0 - len(kept) / 100)
     assert len(asked) <= 4 * GROUPS
 
 
 def test_variants_that_cannot_be_built_are_passed_over():
-    kept = keep_float(8, lambda kept: 0.1 if 5 in kept else math.inf if 3 in kept else 9.0)
+    kept = keep_float(EVEN[:8], lambda kept: 0.1 if 5 in kept else math.inf if 3 in kept else 9.0)
     assert kept == {5}
 
 
@@ -77,3 +78,11 @@ def test_class_decisions_count_where_there_are_enough():
     classed = Aim(cosine_min=0.5, sqnr_min_db=-50, agreement_min=0.97, kinds={"y": "probabilities"})
     assert shortfall(classed, {"y": reference}, {"y": got}) == pytest.approx(0.05 / 0.03)
     assert shortfall(classed, {"y": reference[:100]}, {"y": got[:100]}) < 1
+
+
+def test_of_two_ways_the_one_that_computes_less_in_float_is_kept():
+    """Either neighbour would do; their group is found first, and the costlier one goes back to int8."""
+    for costly in (0, 1):
+        costs = [1.0] * SEGMENTS
+        costs[costly] = 100.0
+        assert keep_float(costs, lambda kept: 0.1 if kept & {0, 1} else 9.0) == {1 - costly}

@@ -117,7 +117,7 @@ def _keep_sensitive(work: Work, kind: str, ranges: Any, aim: Aim) -> dict[str, A
             return math.inf
         return shortfall(aim, reference, _real(got, aim, _quantized_ends(target), target))
 
-    kept = keep_float(len(parts), score)
+    kept = keep_float([1.0] * len(parts), score)
     found = score(kept)
     if math.isinf(found):
         raise refuse("no part of the graph can be quantized")

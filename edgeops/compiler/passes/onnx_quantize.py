@@ -17,7 +17,7 @@ from edgeops.compiler.passes.samples import read_samples, spread
 
 MAX_CALIBRATION_SAMPLES = 128
 # Histogram methods keep every tensor of every sample in memory.
-_MAX_HISTOGRAM_SAMPLES = 32
+_MAX_HISTOGRAM_SAMPLES = 16
 _TOOLS = ("onnx", "onnxruntime", "numpy")
 QUANTIZABLE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -206,7 +206,7 @@ def quantize_static_int8(
     symmetric: bool,
     excluded: list[str],
     op_types: list[str] | None = None,
-    ranges: Path | None = None,
+    keep_activations: bool = False,
 ) -> Path:
     """Write the int8 form of a float model.
 
@@ -218,7 +218,7 @@ def quantize_static_int8(
         symmetric: int8 activations with zero point 0.
         excluded: Nodes that stay float.
         op_types: Quantize only these; None: all that can be.
-        ranges: File that keeps the ranges between calls; they do not depend on what is excluded.
+        keep_activations: Leave an activation in the graph also where the range of int8 stands for it.
 
     Raises:
         EdgeopsError: E-COMPILE-CANDIDATE; the quantizer refuses the graph.
@@ -229,6 +229,7 @@ def quantize_static_int8(
         # Without this the weight adjustment of per-channel biases fails on arrays of scales.
         "QDQDisableWeightAdjustForInt32Bias": True,
         "ActivationSymmetric": symmetric,
+        "QDQKeepRemovableActivations": keep_activations,
     }
     if method == "percentile":
         options["CalibPercentile"] = 99.99
@@ -249,7 +250,6 @@ def quantize_static_int8(
             nodes_to_exclude=excluded,
             op_types_to_quantize=op_types,
             extra_options=options,
-            calibration_cache_path=ranges,
         )
     # The quantizer asserts and indexes its way through graphs that it does not know.
     except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:

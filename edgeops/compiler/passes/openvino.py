@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
-from edgeops.compiler.passes.onnx_quantize import MAX_CALIBRATION_SAMPLES
 from edgeops.compiler.passes.running import few_samples, run_artifact
 from edgeops.compiler.passes.samples import read_samples, spread
-from edgeops.compiler.sensitivity import Aim, keep_float, segments, shortfall
+from edgeops.compiler.sensitivity import ENOUGH, Aim, keep_float, segments, shortfall
 from edgeops.contracts.errors import EdgeopsError
 
 IR_NAME = "model.xml"
+# As many as NNCF takes by default.
+_MAX_SAMPLES = 300
+# Operators that accuracy control may turn back to float.
+_MOST_RESTORED = 16
+_NO_WORK = ("Constant", "Convert", "FakeQuantize")
 _HEAVY = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 )
@@ -49,45 +53,51 @@ class ToOpenVino:
 
 
 class NncfInt8:
-    """Post-training int8 quantization by NNCF."""
+    """Post-training int8 quantization by NNCF, not yet packed: weights are float behind their quantizers."""
 
     tools = ("openvino", "nncf", "numpy")
     requires: frozenset[str] = frozenset({"openvino", "baked"})
-    ensures = frozenset({"openvino", "baked", "int8"})
+    ensures = frozenset({"openvino", "baked", "fake-quantized"})
 
     def run(self, work: Work) -> Outcome:
-        """Parameters.
+        """Quantize.
 
-        `model_type`: transformer or none. Input: `samples`. Activations are asymmetric (preset mixed): as fast as
-        symmetric ones, and never farther from float on any model that was measured.
+        Parameters: `model_type`, transformer or none; `ranges`, how those of activations come from samples: `widest`
+        over all samples, or the `mean` of each sample's, NNCF's own default. Input: `samples`.
         """
         import nncf
         import openvino
 
         model = openvino.Core().read_model(work.source / IR_NAME)
-        samples = read_samples(work.inputs["samples"], "calibration")
-        chosen = spread(len(next(iter(samples.values()))), MAX_CALIBRATION_SAMPLES)
-        feeds = [{name: np.asarray(array[index]) for name, array in samples.items()} for index in chosen]
-        transformer = work.parameters.get("model_type") == "transformer"
+        feeds = _feeds(work)
         try:
-            quantized = nncf.quantize(
-                model,
-                nncf.Dataset(feeds),
-                subset_size=len(feeds),
-                preset=nncf.QuantizationPreset.MIXED,
-                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-            )
+            quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), **_options(work))
         except (RuntimeError, ValueError, TypeError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
             raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
         save_ir(quantized, work.target, fp16_weights=False)
-        return Outcome(work.facts | {"int8"}, dict(work.notes))
+        return Outcome(work.facts | {"fake-quantized"}, dict(work.notes))
 
 
-class PartialActivations:
-    """Take the quantizers of activations out of the most sensitive segments; weights stay int8."""
+class Pack:
+    """Store quantized weights as int8."""
+
+    tools = ("openvino",)
+    requires: frozenset[str] = frozenset({"openvino", "baked", "fake-quantized"})
+    ensures = frozenset({"openvino", "baked", "int8"})
+
+    def run(self, work: Work) -> Outcome:
+        """No parameters."""
+        import openvino
+
+        _save_packed(openvino.Core().read_model(work.source / IR_NAME), work.target)
+        return Outcome((work.facts - {"fake-quantized"}) | {"int8"}, dict(work.notes))
+
+
+class PartialInt8:
+    """Let the most sensitive segments compute in float, with fp16 weights; all others stay int8."""
 
     tools = ("openvino", "numpy")
-    requires: frozenset[str] = frozenset({"openvino", "baked", "int8"})
+    requires: frozenset[str] = frozenset({"openvino", "baked", "fake-quantized"})
     ensures = frozenset({"openvino", "baked", "int8"})
 
     def run(self, work: Work) -> Outcome:
@@ -97,8 +107,57 @@ class PartialActivations:
         aim = msgspec.convert(work.parameters["aim"], Aim)
         quantized = openvino.Core().read_model(work.source / IR_NAME)
         partial, notes = _keep_sensitive(quantized, work, aim)
-        save_ir(partial, work.target, fp16_weights=False)
-        return Outcome(work.facts, {**work.notes, **notes})
+        _save_packed(partial, work.target)
+        return Outcome((work.facts - {"fake-quantized"}) | {"int8"}, {**work.notes, **notes})
+
+
+class AccuracyControl:
+    """NNCF's own search for operators that must stay float, by the whole model's answers."""
+
+    tools = ("openvino", "nncf", "numpy")
+    requires: frozenset[str] = frozenset({"openvino", "baked"})
+    ensures = frozenset({"openvino", "baked", "int8"})
+
+    def run(self, work: Work) -> Outcome:
+        """Parameters: `aim`, an `Aim`; `model_type` and `ranges` as for `openvino-int8`. Input: `samples`."""
+        import nncf
+        import openvino
+
+        aim = msgspec.convert(work.parameters["aim"], Aim)
+        model = openvino.Core().read_model(work.source / IR_NAME)
+        # NNCF compiles the model with the plugin's defaults, which may compute in bf16.
+        model.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
+        few = few_samples(work.inputs["samples"])
+        judged = [{name: array[index] for name, array in few.items()} for index in range(len(next(iter(few.values()))))]
+        reference = _by_output(aim, run_artifact("openvino", work.source / IR_NAME, few))
+
+        def validate(compiled: Any, data: Any) -> tuple[float, list[list[Any]]]:
+            rows = [[np.array(value) for value in compiled(feed).values()] for feed in data]
+            answers = dict(zip(aim.kinds, (np.stack(column) for column in zip(*rows, strict=True)), strict=True))
+            chosen = {name: values[: len(rows)] for name, values in reference.items()}
+            return -shortfall(aim, chosen, answers), rows
+
+        feeds = _feeds(work)
+        options = _options(work)
+        try:
+            quantized = nncf.quantize_with_accuracy_control(
+                model,
+                nncf.Dataset(feeds),
+                nncf.Dataset(judged),
+                validate,
+                max_drop=ENOUGH,
+                subset_size=len(feeds),
+                preset=options["preset"],
+                model_type=options["model_type"],
+                advanced_quantization_parameters=options["advanced_parameters"],
+                advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                    max_num_iterations=_MOST_RESTORED, ranking_subset_size=len(judged)
+                ),
+            )
+        except (RuntimeError, ValueError, TypeError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
+            raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
+        save_ir(quantized, work.target, fp16_weights=False)
+        return Outcome(work.facts | {"int8"}, dict(work.notes))
 
 
 class NncfWeights:
@@ -158,38 +217,94 @@ def save_ir(model: Any, folder: Path, *, fp16_weights: bool) -> None:
     tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
+def _feeds(work: Work) -> list[dict[str, NDArray[Any]]]:
+    samples = read_samples(work.inputs["samples"], "calibration")
+    chosen = spread(len(next(iter(samples.values()))), _MAX_SAMPLES)
+    return [{name: np.asarray(array[index]) for name, array in samples.items()} for index in chosen]
+
+
+def _options(work: Work) -> dict[str, Any]:
+    """Return NNCF's options.
+
+    Activations are asymmetric (preset mixed): as fast as symmetric ones, and never farther from float on any model
+    that was measured.
+    """
+    import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    widest = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+    return {
+        "preset": nncf.QuantizationPreset.MIXED,
+        "model_type": nncf.ModelType.TRANSFORMER if work.parameters["model_type"] == "transformer" else None,
+        "advanced_parameters": widest if work.parameters["ranges"] == "widest" else None,
+    }
+
+
+def _save_packed(model: Any, folder: Path) -> None:
+    # NNCF's own last step; it has no public name.
+    from openvino._offline_transformations import compress_quantize_weights_transformation
+
+    compress_quantize_weights_transformation(model)
+    save_ir(model, folder, fp16_weights=False)
+
+
 def _keep_sensitive(quantized: Any, work: Work, aim: Aim) -> tuple[Any, dict[str, Any]]:
     samples = few_samples(work.inputs["samples"])
     reference = _by_output(aim, run_artifact("openvino", work.inputs["float"] / IR_NAME, samples))
-    operators = [item for item in quantized.get_ordered_ops() if item.get_type_name() not in ("Constant", "Convert")]
+    operators = [item for item in quantized.get_ordered_ops() if item.get_type_name() not in _NO_WORK]
+    names = [item.get_friendly_name() for item in operators]
     parts = segments([item.get_type_name() in _HEAVY for item in operators])
-    names = [
-        [operators[index].get_friendly_name() for index in part if operators[index].get_type_name() == "FakeQuantize"]
-        for part in parts
-    ]
+    costs = [sum(_multiplications(operators[index]) for index in part) for part in parts]
 
-    def without(kept: frozenset[int]) -> Any:
-        taken = {name for part in kept for name in names[part]}
+    def with_float(kept: frozenset[int]) -> Any:
         copy = quantized.clone()
-        for item in copy.get_ordered_ops():
-            if item.get_friendly_name() in taken:
-                item.output(0).replace(item.input_value(0))
+        _unquantize(copy, {names[index] for part in kept for index in parts[part]})
         return copy
 
     scratch = work.target / "scratch"
     scratch.mkdir()
 
     def score(kept: frozenset[int]) -> float:
-        save_ir(without(kept), scratch, fp16_weights=False)
+        save_ir(with_float(kept), scratch, fp16_weights=False)
         try:
             return shortfall(aim, reference, _by_output(aim, run_artifact("openvino", scratch / IR_NAME, samples)))
         except EdgeopsError:
             return math.inf
 
-    kept = keep_float(len(parts), score)
+    kept = keep_float(costs, score)
     found = score(kept)
     shutil.rmtree(scratch)
-    return without(kept), {"float_segments": sorted(kept), "segments": len(parts), "shortfall": found}
+    return with_float(kept), {"float_segments": sorted(kept), "segments": len(parts), "shortfall": found}
+
+
+def _unquantize(model: Any, names: set[str]) -> None:
+    """Let the operators of these names read what their quantizers read: activations as they are, weights as fp16."""
+    from openvino import opset13
+
+    for item in model.get_ordered_ops():
+        if item.get_friendly_name() not in names:
+            continue
+        for port in item.inputs():
+            quantizer = port.get_source_output().get_node()
+            if quantizer.get_type_name() != "FakeQuantize":
+                continue
+            source = quantizer.input_value(0)
+            if source.get_node().get_type_name() == "Constant":
+                half = opset13.constant(source.get_node().get_data().astype(np.float16))
+                source = opset13.convert(half, "f32").output(0)
+            port.replace_source_output(source)
+
+
+def _multiplications(item: Any) -> float:
+    """Return about how many products a convolution or matrix product computes; 0 for other operators."""
+    if item.get_type_name() not in _HEAVY or not item.get_output_partial_shape(0).is_static:
+        return 0.0
+    weights = item.get_input_partial_shape(1)
+    if not weights.is_static:
+        return 0.0
+    result = [int(size) for size in item.get_output_partial_shape(0).to_shape()]
+    channels = result[-1 if item.get_type_name() == "MatMul" else 1]
+    return math.prod(result) * math.prod(int(size) for size in weights.to_shape()) / max(1, channels)
 
 
 def _by_output(aim: Aim, answers: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
