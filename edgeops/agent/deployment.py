@@ -6,20 +6,21 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 import msgspec
 
 from edgeops.agent.channel import Load
-from edgeops.agent.fetching import Fetcher, FetchJob, FetchRequest, Staged
-from edgeops.agent.loop import Loop, Timer
+from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
+from edgeops.agent.holds import Hold, decide
+from edgeops.agent.house import House
+from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, event_at_start, event_for, repair_at_start
 from edgeops.agent.serving import ModelServing
-from edgeops.agent.settings import Settings
 from edgeops.agent.slots import SlotName, Slots
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
-from edgeops.agent.store import ComponentRecord, StateDirectory
-from edgeops.agent.trial import TrialFacts, faults, judge
+from edgeops.agent.store import ComponentRecord
+from edgeops.agent.trial import TrialBook, faults, judge
 from edgeops.contracts.deployment import (
     Component,
     ComponentKind,
@@ -30,7 +31,6 @@ from edgeops.contracts.deployment import (
     Slot,
 )
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.profile import Serving
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.transport.mqtt import backoff_s
 
@@ -40,6 +40,7 @@ RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 WATCHDOG_EVERY_S = 15.0
 TRIAL_LOOK_EVERY_S = 0.25
 DISK_RETRY_S = 30.0
+HOLD_LOOK_EVERY_S = 5.0
 _DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
 # How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
 _TRIES: dict[str, float] = {
@@ -48,47 +49,6 @@ _TRIES: dict[str, float] = {
     "E-TRUST-EXPIRED": math.inf,
     "E-TRUST-METADATA": 3,
 }
-
-
-class DeploymentObserver(Protocol):
-    """Who hears how a component fares."""
-
-    def changed(self, deployment: Deployment) -> None:
-        """Its report differs from before."""
-
-    def stepped(self, deployment: Deployment, percent: float | None) -> None:
-        """It came a step further."""
-
-    def counted(self, window: ModelWindow) -> None:
-        """It served."""
-
-    def confirmed(self, name: str, number: int) -> None:
-        """A release of this number has proved itself."""
-
-    def settled(self) -> None:
-        """A deployment ended."""
-
-
-class House(NamedTuple):
-    """What every deployment of an agent works with.
-
-    Args:
-        loop: The supervisor's loop.
-        state: The state directory.
-        settings: The agent's settings.
-        serving: How models run on this class of device.
-        fetcher: Fetches bundles.
-        now: The time rule, seconds.
-        observer: Who hears of everything.
-    """
-
-    loop: Loop
-    state: StateDirectory
-    settings: Settings
-    serving: Serving
-    fetcher: Fetcher
-    now: Callable[[], float]
-    observer: DeploymentObserver
 
 
 class Deployment:
@@ -114,7 +74,8 @@ class Deployment:
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
         self._held_tries = 0
-        self._trial: _Trial | None = None
+        self._asked_s: float | None = None
+        self._trial: TrialBook | None = None
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     # What the supervisor asks
@@ -138,7 +99,7 @@ class Deployment:
             what = f"the agent ended {self.record.attempts} times in {self.record.state}"
             self.handle(event, failure=self._failure(EdgeopsError("E-TRIAL", what)))
 
-    def pursue(self, want: Component | None, generation: int) -> None:
+    def pursue(self, want: Component | None, generation: int, *, override_holds: bool = False) -> None:
         """Take in what a desired state says of this component; None: it is not in it."""
         record = self.record
         event = event_for(record, want, generation, self._slots.confirmed_slot)
@@ -146,6 +107,7 @@ class Deployment:
             return
         renewed, again = event is Event.RENEWED, record.generation == generation
         self._held_tries = 0
+        self._asked_s = self._asked_s if renewed or again else None
         self.handle(
             event,
             want=want,
@@ -153,7 +115,11 @@ class Deployment:
             attempts=record.attempts if renewed or again else 0,
             step=record.step if again else 0,
             failure=record.failure if renewed else None,
+            override_holds=override_holds,
         )
+        if override_holds and renewed and self.record.state is DeploymentState.HELD:
+            self._cancel()
+            self.handle(Event.RELEASED)
 
     def report(self) -> ComponentReport:
         """Return how it stands."""
@@ -265,6 +231,10 @@ class Deployment:
         want = self.record.want
         if want is None:
             raise EdgeopsError("E-AGENT-STATE", f"{self.record.name}: nothing to fetch")
+        hold = self._reason_to_wait(downloading=True)
+        if hold is not None:
+            self._loop.post(lambda: self._handle_in(DeploymentState.DOWNLOADING, Event.HOLD, **_told(hold)))
+            return
         request = FetchRequest(want, self._floor_number, self._house.settings.reserve_mib << 20)
         fetcher, slots = self._house.fetcher, self._slots
         self._job = FetchJob(
@@ -305,11 +275,39 @@ class Deployment:
         return self._slots.candidate not in self._slots.records
 
     def _wait(self) -> None:
-        wait_s = max(0.0, (self.record.held_until_s or 0.0) - self._house.now())
-        self._hold = self._loop.after(wait_s, lambda: self.handle(Event.RELEASED))
+        wait_s = HOLD_LOOK_EVERY_S
+        if self.record.held_until_s is not None:
+            wait_s = min(wait_s, max(0.0, self.record.held_until_s - self._house.now()))
+        self._hold = self._loop.after(wait_s, self._look_at_hold)
+
+    def _look_at_hold(self) -> None:
+        """Go on if the time has come and nothing else holds it; else say what holds it now."""
+        hold = self._reason_to_wait(downloading=True) or self._reason_to_wait(downloading=False)
+        told = {"held_reason": self.record.held_reason, "held_until_s": self.record.held_until_s}
+        if hold is not None:
+            told = _told(hold)
+        elif not self._held_tries or (self.record.held_until_s or 0.0) <= self._house.now():
+            self.handle(Event.RELEASED)
+            return
+        if told["held_reason"] != self.record.held_reason:
+            self._keep(msgspec.structs.replace(self.record, **told))
+            self._observer.changed(self)
+        self._wait()
+
+    def _reason_to_wait(self, *, downloading: bool) -> Hold | None:
+        if self.record.override_holds:
+            return None
+        now_s = time.monotonic()
+        self._asked_s = now_s if self._asked_s is None else self._asked_s
+        rules, seen = self._house.settings.holds, self._house.conditions()
+        return decide(rules, seen, waited_s=now_s - self._asked_s, downloading=downloading)
 
     def _ask(self) -> None:
-        self.handle(Event.PROCEED)
+        hold = self._reason_to_wait(downloading=False)
+        if hold is None:
+            self.handle(Event.PROCEED)
+        else:
+            self.handle(Event.HOLD, **_told(hold))
 
     def _test(self) -> None:
         self.serving.try_out(self._load(self._slots.candidate))
@@ -330,7 +328,7 @@ class Deployment:
             self._serve(name)
 
     def _begin_trial(self) -> None:
-        self._trial = _Trial()
+        self._trial = TrialBook()
         self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
 
     def _confirm(self) -> None:
@@ -477,21 +475,5 @@ class Deployment:
         )
 
 
-class _Trial:
-    """What was seen since a trial began."""
-
-    def __init__(self) -> None:
-        self.began_s = time.monotonic()
-        self.probes = self.crashes = self.requests = self.errors = 0
-        self.last_crash = ""
-
-    def facts(self, *, serving: bool) -> TrialFacts:
-        return TrialFacts(
-            elapsed_s=time.monotonic() - self.began_s,
-            serving=serving,
-            probes=self.probes,
-            crashes=self.crashes,
-            requests=self.requests,
-            errors=self.errors,
-            last_crash=self.last_crash,
-        )
+def _told(hold: Hold) -> dict[str, Any]:
+    return {"held_reason": hold.reason, "held_until_s": hold.until_s}

@@ -13,9 +13,11 @@ import msgspec
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edgeops.agent import inbox
-from edgeops.agent.deployment import Deployment, House
+from edgeops.agent.conditions import DeviceProbe
+from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment, read_enrolment
 from edgeops.agent.fetching import Fetcher
+from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
 from edgeops.agent.settings import Settings
 from edgeops.agent.store import ComponentRecord, LocalChoice, StateDirectory, UnitRecord, is_locked
@@ -152,13 +154,14 @@ class _Alone:
             fetcher=self._fetcher,
             now=self._clock.now,
             observer=self,
+            conditions=DeviceProbe(self._settings.holds, self._clock.now),
         )
         floor = self._unit.numbers.get(component.name, 0)
         deployment = Deployment(component.name, house, floor_number=floor, ports=[0])
         deployment.start()
         choice = LocalChoice(component=component, generation=self._unit.generation)
         self._keep(msgspec.structs.replace(self._unit, local={**self._unit.local, component.name: choice}))
-        deployment.pursue(component, self._unit.generation)
+        deployment.pursue(component, self._unit.generation, override_holds=True)
         self._run_until(lambda: deployment.record.state in _RESTING)
         deployment.close()
         self._run_until(lambda: deployment.serving.ended, within_s=_END_WITHIN_S)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgeops.agent.holds import HoldRules
+
 MAX_QUEUED_WINDOWS = 1000
 
 
@@ -35,9 +37,11 @@ class Settings(NamedTuple):
         telemetry_window_s: How long a telemetry window is.
         reserve_mib: What a deployment leaves free on the disk.
         trial: When a new bundle has proved itself.
+        holds: Reasons to wait with an update.
     """
 
     http_port: int = 0
     telemetry_window_s: float = 900.0
     reserve_mib: int = 32
     trial: TrialRules = TrialRules()
+    holds: HoldRules = HoldRules()

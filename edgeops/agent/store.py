@@ -38,6 +38,7 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
         held_reason: Why it waits.
         held_until_s: Device time at which it goes on.
         port: Port of its local endpoint; taken again after a restart.
+        override_holds: That generation says not to wait.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
     held_reason: str | None = None
     held_until_s: float | None = None
     port: int | None = None
+    override_holds: bool = False
 
 
 class LocalChoice(Wire, frozen=True, kw_only=True):

@@ -20,9 +20,11 @@ import msgspec
 
 from edgeops import durable
 from edgeops.agent import inbox
-from edgeops.agent.deployment import Deployment, House
+from edgeops.agent.conditions import DeviceProbe
+from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
 from edgeops.agent.fetching import Fetcher
+from edgeops.agent.house import House
 from edgeops.agent.installing import bring
 from edgeops.agent.loop import Loop
 from edgeops.agent.plan import with_local
@@ -99,6 +101,7 @@ class Supervisor:
             fetcher=Fetcher(self._desk, http, enrolment.artifacts_url, state.downloads),
             now=self._clock.now,
             observer=self,
+            conditions=DeviceProbe(settings.holds, self._clock.now),
         )
         self._unit = state.read_unit()
         self._deployments: dict[str, Deployment] = {}
@@ -250,7 +253,7 @@ class Supervisor:
                 except EdgeopsError as error:
                     self._unsupported[name] = self._unsupported_report(wanted[name], desired.generation, error)
                     continue
-            self._deployments[name].pursue(wanted.get(name), desired.generation)
+            self._deployments[name].pursue(wanted.get(name), desired.generation, override_holds=desired.override_holds)
         self._uplink.report()
 
     # Releases on a stick
@@ -282,7 +285,8 @@ class Supervisor:
                 self._open(outcome.name).start()
             choice = LocalChoice(component=outcome, generation=self._unit.generation)
             self._keep_unit(msgspec.structs.replace(self._unit, local={**self._unit.local, outcome.name: choice}))
-            self._deployments[outcome.name].pursue(outcome, self._unit.generation)
+            # A person who stands at the device has decided when.
+            self._deployments[outcome.name].pursue(outcome, self._unit.generation, override_holds=True)
             said = inbox.Answer(component=outcome.name, release=outcome.release)
         except EdgeopsError as error:
             log.warning("the release of a stick is refused: %s", error)

@@ -67,6 +67,7 @@ def run(
     verbose: bool,
 ) -> None:
     """Enrol this device if it is new, then serve, update and report until SIGTERM."""
+    from edgeops.agent.config import read_config
     from edgeops.agent.enrolment import enrol, enrolled
     from edgeops.agent.settings import Settings, TrialRules
     from edgeops.agent.store import StateDirectory
@@ -89,7 +90,8 @@ def run(
         elif profile is not None and profile != enrolment.profile:
             raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
         trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
-        Supervisor(state, enrolment, Settings(http_port, telemetry_window_s, trial=trial)).run()
+        holds = read_config(root).holds
+        Supervisor(state, enrolment, Settings(http_port, telemetry_window_s, trial=trial, holds=holds)).run()
     finally:
         state.close()
 

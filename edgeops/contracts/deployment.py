@@ -84,6 +84,7 @@ class Desired(Wire, frozen=True, kw_only=True):
         issued_at_s: Control plane's clock.
         expires_at_s: After this the statement changes nothing.
         components: All components that the unit should hold.
+        override_holds: Do not wait for the device's maintenance window, application, temperature and the like.
     """
 
     fleet: str
@@ -93,6 +94,7 @@ class Desired(Wire, frozen=True, kw_only=True):
     issued_at_s: float
     expires_at_s: float
     components: tuple[Component, ...]
+    override_holds: bool = False
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

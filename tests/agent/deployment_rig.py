@@ -14,8 +14,10 @@ from unittest import mock
 
 from edgeops.agent import deployment as deployment_module
 from edgeops.agent.channel import Load
-from edgeops.agent.deployment import Deployment, House
+from edgeops.agent.deployment import Deployment
 from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
+from edgeops.agent.holds import Conditions, HoldRules
+from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
 from edgeops.agent.settings import Settings, TrialRules
 from edgeops.agent.slots import Slots
@@ -32,6 +34,7 @@ FIGURES = SelfTestFigures(
     peak_memory_mib=1, provider="none",
 )  # fmt: skip
 MAX_ACTIONS = 500
+NO_HOLDS = HoldRules()
 
 
 class StandInServing:
@@ -129,19 +132,26 @@ class DeploymentRig:
     """One model component on a state directory; `settle` runs it until nothing more happens."""
 
     def __init__(
-        self, root: Path, name: str, files: dict[str, tuple[Path, Slot]], bad: frozenset[str] = frozenset()
+        self,
+        root: Path,
+        name: str,
+        files: dict[str, tuple[Path, Slot]],
+        bad: frozenset[str] = frozenset(),
+        holds: HoldRules = NO_HOLDS,
     ) -> None:
+        self.seen = Conditions(now_s=0.0)
         self.state = StateDirectory(root)
         self.loop = Loop()
         self.confirmed_numbers: list[int] = []
         house = House(
             loop=self.loop,
             state=self.state,
-            settings=Settings(trial=TrialRules(confirm_after_s=0, probes=1)),
+            settings=Settings(trial=TrialRules(confirm_after_s=0, probes=1), holds=holds),
             serving=Serving(),
             fetcher=LocalFetcher(files),  # type: ignore[arg-type]
             now=time.time,
             observer=self,
+            conditions=self.conditions,
         )
         unit = self.state.read_unit()
         self._patches = contextlib.ExitStack()
@@ -152,6 +162,10 @@ class DeploymentRig:
         self.deployment = Deployment(name, house, floor_number=unit.numbers.get(name, 0), ports=[0])
         self.serving: StandInServing = self.deployment.serving  # type: ignore[assignment]
         self.serving.bad_digests = bad
+
+    def conditions(self) -> Conditions:
+        """What the device is like: as `seen` says."""
+        return self.seen
 
     def start(self) -> None:
         self.deployment.start()

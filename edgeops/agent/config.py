@@ -1,0 +1,47 @@
+"""`agent.toml`: what a site wants of its agent. It lies in the state directory; without it there are the defaults."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edgeops.agent import holds
+from edgeops.agent.holds import HoldRules
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.wire import Declared
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG_FILE = "agent.toml"
+
+
+class AgentConfig(Declared, frozen=True, kw_only=True):
+    """The file's content.
+
+    Args:
+        holds: Reasons to wait with an update.
+    """
+
+    holds: HoldRules = HoldRules()
+
+
+def read_config(root: Path) -> AgentConfig:
+    """Return what `{root}/agent.toml` says.
+
+    Raises:
+        EdgeopsError: E-CONFIG; it is not readable, has an unknown key or a wrong value, or names an unknown zone.
+    """
+    path = root / CONFIG_FILE
+    try:
+        config = msgspec.convert(tomllib.loads(path.read_text()), AgentConfig)
+    except FileNotFoundError:
+        return AgentConfig()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise EdgeopsError("E-CONFIG", f"{path}: {error}", "Correct it, or remove it for the defaults.") from error
+    holds.check(config.holds)
+    return config

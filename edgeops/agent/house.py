@@ -1,0 +1,60 @@
+"""What the deployments of an agent share, and who hears of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from edgeops.agent.fetching import Fetcher
+from edgeops.agent.holds import Conditions
+from edgeops.agent.loop import Loop
+from edgeops.agent.settings import Settings
+from edgeops.agent.store import StateDirectory
+from edgeops.contracts.profile import Serving
+from edgeops.contracts.telemetry import ModelWindow
+
+if TYPE_CHECKING:
+    from edgeops.agent.deployment import Deployment
+
+
+class DeploymentObserver(Protocol):
+    """Who hears how a component fares."""
+
+    def changed(self, deployment: Deployment) -> None:
+        """Its report differs from before."""
+
+    def stepped(self, deployment: Deployment, percent: float | None) -> None:
+        """It came a step further."""
+
+    def counted(self, window: ModelWindow) -> None:
+        """It served."""
+
+    def confirmed(self, name: str, number: int) -> None:
+        """A release of this number has proved itself."""
+
+    def settled(self) -> None:
+        """A deployment ended."""
+
+
+class House(NamedTuple):
+    """What every deployment of an agent works with.
+
+    Args:
+        loop: The supervisor's loop.
+        state: The state directory.
+        settings: The agent's settings.
+        serving: How models run on this class of device.
+        fetcher: Fetches bundles.
+        now: The time rule, seconds.
+        observer: Who hears of everything.
+        conditions: What the device is like now.
+    """
+
+    loop: Loop
+    state: StateDirectory
+    settings: Settings
+    serving: Serving
+    fetcher: Fetcher
+    now: Callable[[], float]
+    observer: DeploymentObserver
+    conditions: Callable[[], Conditions]
