@@ -15,10 +15,13 @@ from edgeops.contracts.errors import EdgeopsError
 
 if TYPE_CHECKING:
     from edgeops.compiler import ProfileResult, Progress
+    from edgeops.contracts.evidence import CandidateEvidence
 
 COLUMNS = (
     "profile", "runtime", "precision", "size KiB", "p50 ms here", "agrees with float", "accuracy", "float", "why",
 )  # fmt: skip
+
+TRIED_COLUMNS = ("profile", "candidate", "size KiB", "p50 ms here", "agrees with float", "pareto", "result", "why")
 
 
 @click.command()
@@ -60,6 +63,9 @@ def command(
         )
     else:
         print_table(COLUMNS, [_row(_record(profile)) for profile in result.profiles])
+        click.echo()
+        tried = [_tried_row(profile, one) for profile in result.profiles for one in profile.evidence.candidates]
+        print_table(TRIED_COLUMNS, tried)
     result.raise_for_gates()
 
 
@@ -80,6 +86,7 @@ def _record(result: ProfileResult) -> dict[str, Any]:
         "agreement": min(agreements, default=None),
         "metric": chosen.metric,
         "reason": chosen.reason if result.passed else result.missed,
+        "would_pass_with": chosen.would_pass_with,
         "candidates": result.evidence.candidates,
     }
 
@@ -96,6 +103,20 @@ def _row(record: dict[str, Any]) -> tuple[object, ...]:
         _figure(metric and metric.artifact, 4),
         _figure(metric and metric.source, 4),
         f"{record['scheme']}: {record['reason']}",
+    )
+
+
+def _tried_row(result: ProfileResult, one: CandidateEvidence) -> tuple[object, ...]:
+    agreements = [error.agreement for error in one.end_to_end if error.agreement is not None]
+    return (
+        result.profile,
+        one.scheme,
+        f"{one.size_bytes / 1024:.0f}" if one.size_bytes else "",
+        _figure(None if one.latency is None else one.latency.p50_ms, 3),
+        _figure(min(agreements, default=None), 4),
+        "yes" if one.pareto else "",
+        "chosen" if one.chosen else "passes" if one.passed else "fails",
+        one.reason,
     )
 
 

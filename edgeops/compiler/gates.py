@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeops.compiler.metrics import paired_difference, samples_to_prove
 from edgeops.compiler.sensitivity import error_shortfall
-from edgeops.contracts.evidence import GateResult, Latency, Metric, OutputError
+from edgeops.contracts.evidence import GateResult, Latency, Metric, OutputError, Setting
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.profile import Budgets, Precision
 
@@ -19,6 +19,18 @@ LATENCY_NOISE = 0.05
 # A float artifact does the source's own arithmetic in another order: what is worse than this is a wrong conversion.
 FLOAT_COSINE_MIN = 0.9999
 FLOAT_SQNR_MIN_DB = 40.0
+_GATE_SETTINGS = {
+    "cosine": "gates.cosine_min",
+    "sqnr-db": "gates.sqnr_min_db",
+    "agreement": "gates.agreement_min",
+    "metric-drop": "gates.metric_drop_max",
+    "latency-ratio": "gates.latency_ratio_max",
+    "latency-p95-ms": "budgets.latency_p95_ms",
+    "size-mib": "budgets.size_mib",
+    "peak-memory-mib": "budgets.peak_memory_mib",
+}
+# For float artifacts these limits are the compiler's own wherever the hand-over asks for less.
+_FLOAT_FLOORS = {"cosine": FLOAT_COSINE_MIN, "sqnr-db": FLOAT_SQNR_MIN_DB}
 
 
 class Measured(NamedTuple):
@@ -115,6 +127,49 @@ def shortfall(outputs: Sequence[OutputError], gates: Gates) -> float:
         (error_shortfall(error, gates.cosine_min, gates.sqnr_min_db, gates.agreement_min) for error in outputs),
         default=math.inf,
     )
+
+
+def settings_to_pass(results: Sequence[GateResult], precision: Precision) -> tuple[Setting, ...]:
+    """Return the nearest settings with which a candidate would pass, all of them together.
+
+    Args:
+        results: Its gates.
+        precision: Its number format: the floors of float artifacts are no settings.
+
+    Returns:
+        One per setting, those of several outputs joined; empty if it passes, or if no setting would do.
+    """
+    found: dict[str, Setting] = {}
+    for result in results:
+        if result.passed or not result.binding:
+            continue
+        kind = result.gate.partition(":")[0]
+        got, at_least = result.measured, kind in ("cosine", "sqnr-db", "agreement")
+        if got is None or not math.isfinite(got):
+            return ()
+        if precision is Precision.FLOAT32 and got < _FLOAT_FLOORS.get(kind, -math.inf):
+            return ()
+        if kind == "latency-ratio":
+            got /= 1 + LATENCY_NOISE
+        name, needed = _GATE_SETTINGS[kind], _rounded(got, up=not at_least)
+        if precision is Precision.FLOAT32 and at_least:
+            needed = max(needed, _FLOAT_FLOORS.get(kind, needed))
+        before = found.get(name)
+        if before is not None:
+            needed = min(needed, before.needed) if at_least else max(needed, before.needed)
+        found[name] = Setting(setting=name, now=result.limit, needed=needed)
+    return tuple(found.values())
+
+
+def _rounded(value: float, *, up: bool) -> float:
+    """Return a value of four digits that is not below (`up`) or not above the given one."""
+    if value == 0:
+        return 0.0
+    digits = 3 - math.floor(math.log10(abs(value)))
+    near = round(value, digits)
+    if near < value if up else near > value:
+        near = round(near + (10.0**-digits if up else -(10.0**-digits)), digits)
+    return near
 
 
 def distance(result: GateResult) -> float:

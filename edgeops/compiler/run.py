@@ -36,7 +36,7 @@ from edgeops.compiler.package import Packaged, package
 from edgeops.compiler.passes.judge import JudgeOutput, JudgePlan
 from edgeops.compiler.passes.samples import spread, write_samples
 from edgeops.compiler.search import Ground, Tried, only, search
-from edgeops.compiler.selection import Choice, missed, select
+from edgeops.compiler.selection import Choice, loosened, missed, select
 from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
@@ -84,6 +84,11 @@ class ProfileResult(NamedTuple):
     evidence: Evidence
     missed: str
 
+    @property
+    def nearest(self) -> str:
+        """The settings with which the best candidate would pass, in words; "" if it passes or none would do."""
+        return loosened(self.chosen.would_pass_with)
+
 
 class CompileResult(NamedTuple):
     """The outcome of a compile: a result per profile, and the lock that makes it again (None where one failed)."""
@@ -99,12 +104,16 @@ class CompileResult(NamedTuple):
         Raises:
             EdgeopsError: E-COMPILE-GATE; names the profiles, the gates, and how far they were missed.
         """
-        failed = [f"{one.profile}: {one.chosen.scheme}: {one.missed}" for one in self.profiles if not one.passed]
+        missing = [one for one in self.profiles if not one.passed]
+        failed = [f"{one.profile}: {one.chosen.scheme}: {one.missed}" for one in missing]
+        near = [f"{one.profile}: {one.nearest}" for one in missing if one.nearest]
         if failed:
             raise EdgeopsError(
                 "E-COMPILE-GATE",
                 "; ".join(failed),
-                "The best candidate is kept in <profile>/rejected. Loosen the named gate, or hand over a better model.",
+                "The best candidate is kept in <profile>/rejected. "
+                + (f"It would pass with {'; '.join(near)}. " if near else "")
+                + "Loosen what is named, or hand over a better model.",
             )
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgeops.compiler.gates import LATENCY_NOISE, describe, distance
+from edgeops.compiler.gates import LATENCY_NOISE, describe, distance, settings_to_pass
 from edgeops.compiler.search import Tried
-from edgeops.contracts.evidence import CandidateEvidence
+from edgeops.contracts.evidence import CandidateEvidence, Setting
 from edgeops.contracts.profile import Precision
 
 
@@ -50,7 +50,11 @@ def select(tried: Sequence[Tried], *, own_arch: bool, named: str | None = None) 
             reason = "named by the lock; passes all gates"
         records.append(
             msgspec.structs.replace(
-                one.evidence(), chosen=bool(good) and one is best, pareto=one in front, reason=reason
+                one.evidence(),
+                chosen=bool(good) and one is best,
+                pareto=one in front,
+                reason=reason,
+                would_pass_with=settings_to_pass(one.results, one.candidate.precision),
             )
         )
     return Choice(best, bool(good), tuple(records))
@@ -66,6 +70,14 @@ def missed(one: Tried) -> str:
         far = distance(result)
         words.append(describe(result) + ("" if math.isinf(far) else f"; misses by {far:.1%}"))
     return ". ".join(words)
+
+
+def loosened(settings: Sequence[Setting]) -> str:
+    """Return settings with which a candidate would pass in words; "" if there are none."""
+    return ", ".join(
+        f"{one.setting} {'<=' if one.needed < one.now else '>='} {one.needed:.4g} (now {one.now:.4g})"
+        for one in settings
+    )
 
 
 def _floats(tried: Sequence[Tried]) -> dict[str, Tried]:

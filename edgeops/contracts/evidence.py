@@ -60,8 +60,25 @@ class GateResult(Wire, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class Setting(Wire, frozen=True, kw_only=True):
+    """A limit that fails a candidate, and the nearest value of it that would not.
+
+    Args:
+        setting: As written in `handover.toml`: `gates.NAME`, or `budgets.NAME` of hand-over and profile.
+        now: The limit.
+        needed: The nearest limit that passes, rounded away from it to four digits.
+    """
+
+    setting: str
+    now: float
+    needed: float
+
+
 class CandidateEvidence(Wire, frozen=True, kw_only=True):
-    """One candidate: what it is, what was measured, and why it was or was not chosen."""
+    """One candidate: what it is, what was measured, and why it was or was not chosen.
+
+    `would_pass_with` holds the settings that, all together, let one that fails pass; empty where no setting does.
+    """
 
     scheme: str
     runtime: str
@@ -79,6 +96,7 @@ class CandidateEvidence(Wire, frozen=True, kw_only=True):
     chosen: bool = False
     pareto: bool = False
     reason: str = ""
+    would_pass_with: tuple[Setting, ...] = ()
     source: Source = Source.MEASURED_HOST
 
 

@@ -161,6 +161,11 @@ def test_gate_that_nothing_passes_keeps_the_best_and_names_the_distance(handover
     assert not (out / "test-onnxruntime" / "bundle").exists()
     assert not any(record.chosen for record in result.profiles[0].evidence.candidates)
     assert result.lock is None
+    (setting,) = result.profiles[0].chosen.would_pass_with
+    assert f"budgets.size_mib >= {setting.needed:.4g} (now 0.005)" in caught.value.next_step
+    path = handover / "handover.toml"
+    path.write_text(path.read_text().replace("size_mib = 0.005", f"size_mib = {setting.needed}"))
+    assert compiler.compile(handover, [board], out).lock is not None
 
 
 def test_too_few_labels_choose_float_and_say_why(handover: Path, profile, tmp_path: Path):
@@ -337,6 +342,9 @@ def test_command_prints_rows_for_programs_and_a_table_for_people(handover: Path,
     assert {"scheme", "reason", "agreement", "metric", "p50_ms", "size_bytes", "candidates"} <= set(row)
     table = subprocess.run(base, capture_output=True, text=True, check=True).stdout
     assert table.splitlines()[1].split("\t")[:3] == ["test-onnxruntime", "onnxruntime", "int8"]
+    assert [line.split("\t")[1] for line in table.split("\n\n")[1].splitlines()[1:]] == [
+        candidate["scheme"] for candidate in row["candidates"]
+    ]
     edit(handover, "\n[gates]\ncosine_min = 1.0\n[budgets.test-onnxruntime]\nsize_mib = 0.0001\n")
     failed = subprocess.run([*base, "--json"], capture_output=True, text=True, check=False)
     assert failed.returncode == 3

@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 
-from edgeops.compiler.gates import Measured, describe, distance, judge, passed, tightest
+from edgeops.compiler.gates import Measured, describe, distance, judge, passed, settings_to_pass, tightest
 from edgeops.contracts.evidence import Latency, Metric, OutputError
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.profile import Budgets, Precision
@@ -102,3 +102,48 @@ def test_distance_and_words_name_the_figures():
 def test_tightest_takes_the_smaller_limit_of_each():
     both = tightest(Budgets(size_mib=2.0, latency_p95_ms=5.0), Budgets(size_mib=1.0, peak_memory_mib=9.0))
     assert both == Budgets(size_mib=1.0, latency_p95_ms=5.0, peak_memory_mib=9.0)
+
+
+BAD = measured(
+    outputs=(
+        *error(cosine=0.98123456, sqnr_db=11.98765, agreement=0.91239),
+        *error(output="z", cosine=0.97, sqnr_db=14.0, agreement=0.93),
+    ),
+    metric=msgspec.structs.replace(METRIC, drop_high=0.0612345),
+    latency=Latency(p50_ms=2.5, p95_ms=12.34567, runs=50),
+    size_bytes=3 << 20,
+    peak_memory_mib=250.1234,
+)
+
+
+def loosen(settings, *, skip: str = "") -> tuple[Gates, Budgets]:
+    """Return gates and budgets with all settings, or with all but one."""
+    values = {one.setting: one.needed for one in settings if one.setting != skip}
+    gates = {name[6:]: value for name, value in values.items() if name.startswith("gates.")}
+    budgets = {name[8:]: value for name, value in values.items() if name.startswith("budgets.")}
+    return msgspec.structs.replace(Gates(), **gates), msgspec.structs.replace(BUDGETS, **budgets)
+
+
+def test_settings_to_pass_let_a_candidate_pass_and_each_is_needed():
+    """All of them pass; without any one of them it fails; a limit one more step towards the old one fails too."""
+    settings = settings_to_pass(judge(BAD, Gates(), BUDGETS, own_arch=True), Precision.INT8)
+    assert len(settings) == 8
+    assert passed(judge(BAD, *loosen(settings), own_arch=True))
+    for index, one in enumerate(settings):
+        assert not passed(judge(BAD, *loosen(settings, skip=one.setting), own_arch=True)), one
+        tighter = msgspec.structs.replace(one, needed=one.needed + (one.now - one.needed) * 0.01)
+        nearly = (*settings[:index], tighter, *settings[index + 1 :])
+        assert not passed(judge(BAD, *loosen(nearly), own_arch=True)), one
+
+
+def test_settings_to_pass_are_none_where_no_setting_would_do():
+    """What was not measured, or a float artifact below the compiler's own floor, passes under no setting."""
+    unknown = judge(measured(peak_memory_mib=None), Gates(), BUDGETS, own_arch=True)
+    assert settings_to_pass(unknown, Precision.INT8) == ()
+    wrong = judge(measured(precision=Precision.FLOAT32, outputs=error(cosine=0.5)), Gates(), BUDGETS, own_arch=True)
+    assert settings_to_pass(wrong, Precision.FLOAT32) == ()
+    near = measured(precision=Precision.FLOAT32, outputs=error(cosine=0.99999, sqnr_db=45.0))
+    strict = msgspec.structs.replace(Gates(), cosine_min=1.0, sqnr_min_db=50.0)
+    settings = settings_to_pass(judge(near, strict, BUDGETS, own_arch=True), Precision.FLOAT32)
+    assert passed(judge(near, *loosen(settings), own_arch=True))
+    assert settings_to_pass(judge(measured(), Gates(), BUDGETS, own_arch=True), Precision.INT8) == ()
