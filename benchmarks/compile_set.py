@@ -1,0 +1,40 @@
+"""Compile some hand-overs for some profiles in one process: `python -m benchmarks.compile_set OUT PROFILE,… FOLDER…`.
+
+Prints one JSON line per hand-over: its folder, the seconds it took, and per profile that has no bundle the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from edgeops import compiler
+from edgeops.contracts.errors import EdgeopsError
+
+
+def main() -> None:
+    """Compile; each result goes to `OUT/<name of the folder>`."""
+    out, profiles = Path(sys.argv[1]), sys.argv[2].split(",")
+    for folder in map(Path, sys.argv[3:]):
+        start = time.monotonic()
+        refused = _compile(folder, profiles, out / folder.name)
+        line = {"folder": folder.name, "seconds": time.monotonic() - start, "refused": refused}
+        print(json.dumps(line), flush=True)
+
+
+def _compile(folder: Path, profiles: list[str], out: Path) -> dict[str, str]:
+    """Return the profiles without a bundle that passes, each with its reason."""
+    try:
+        results = compiler.compile(folder, profiles, out).profiles
+    except EdgeopsError as error:
+        if len(profiles) == 1:
+            return {profiles[0]: f"{error.code}: {error.what}"}
+        # A profile that cannot serve this kind of model does not keep the others from it.
+        return {name: why for one in profiles for name, why in _compile(folder, [one], out).items()}
+    return {result.profile: result.missed for result in results if not result.passed}
+
+
+if __name__ == "__main__":
+    main()
