@@ -17,10 +17,11 @@ _CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
 
 class Traits(NamedTuple):
-    """What of a model decides which schemes make sense: it carries state, and its operators."""
+    """What decides which schemes make sense: whether the model carries state, its operators, whether there are labels."""
 
     stateful: bool
     ops: frozenset[str]
+    labelled: bool = False
 
     @property
     def only_float(self) -> bool:
@@ -64,18 +65,20 @@ def ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> 
         return ()
     makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert}
     return tuple(
-        Candidate(
-            f"{runtime.name}-{name}", runtime.name, precision, steps, _RANGES_RESCUE if name in _RANGES else math.inf
-        )
+        Candidate(f"{runtime.name}-{name}", runtime.name, precision, steps, _RESCUES.get(name, math.inf))
         for name, steps in makers[runtime.name](runtime, precision, traits, aim)
     )
 
 
 _TFLITE = Step(name="onnx-to-tflite", inputs=("samples",))
 _Named = tuple[str, tuple[Step, ...]]
-# Schemes that only take ranges in another way mend what is nearly good enough, and no more.
-_RANGES = ("int8-mean", "int8-percentile", "int8-entropy", "int8-symmetric-percentile", "int8-symmetric-entropy")
-_RANGES_RESCUE = 3.0
+# Schemes that only take ranges in another way mend what is nearly good enough, and no more. Accuracy control takes
+# minutes, operator by operator.
+_RESCUES = {
+    **dict.fromkeys(("int8-mean", "int8-percentile", "int8-entropy"), 3.0),
+    **dict.fromkeys(("int8-symmetric-percentile", "int8-symmetric-entropy"), 3.0),
+    "int8-controlled": 1.2,
+}
 _CONVOLUTIONS, _PRODUCTS = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
 
 
@@ -127,11 +130,12 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
         aimed = {"aim": msgspec.to_builtins(aim)}
         partial = Step(name="openvino-int8-partial", parameters=aimed, inputs=("float", "samples"))
         whole = quantize("openvino-int8", "widest")
+        controlled = ("int8-controlled", (_openvino(False), quantize("openvino-int8-controlled", "widest", **aimed)))
         return [
             ("int8", (_openvino(False), whole, pack)),
             ("int8-mean", (_openvino(False), quantize("openvino-int8", "mean"), pack)),
             ("int8-partial", (_openvino(False), whole, partial)),
-            ("int8-controlled", (_openvino(False), quantize("openvino-int8-controlled", "widest", **aimed))),
+            *([controlled] if traits.labelled else []),
         ]
     if precision is Precision.WEIGHT_INT8:
         return [("int8-weights", (_openvino(False), Step(name="openvino-int8-weights")))]

@@ -226,7 +226,9 @@ def _prepare(machine: Machine, loaded: LoadedHandover, tell: Callable[[str, str]
     )
     _check_outputs(loaded, plan, reference.notes["outputs"])
     traits = Traits(
-        stateful=any(item.state_from is not None for item in handover.inputs), ops=frozenset(loaded.model.ops)
+        stateful=any(item.state_from is not None for item in handover.inputs),
+        ops=frozenset(loaded.model.ops),
+        labelled=plan.metric != "none",
     )
     return _Prepared(ingested, samples, reference, plan, traits)
 
