@@ -1,0 +1,250 @@
+"""What years in the field bring: damaged state, wrong clocks, servers that flap or fall silent, floods of orders."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from adder_bundles import MODEL, small_bundle
+from fake_fleet import DEVICE, FLEET, Agent, FakeFleet, wait_for
+
+from edgeops.contracts.deployment import Component, DeploymentState
+from edgeops.contracts.topics import unit_topic
+
+pytestmark = pytest.mark.timeout(240)
+DAMAGES = ["truncated", "zeroed", "from the future"]
+FLOOD = 10_000
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeFleet]:
+    fleet = FakeFleet(tmp_path_factory.mktemp("fleet"))
+    yield fleet
+    fleet.stop()
+
+
+@pytest.fixture(scope="module")
+def releases(fleet: FakeFleet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Component, Component]:
+    """Two releases; either may follow the other."""
+    folder = tmp_path_factory.mktemp("bundles")
+    first, second = (
+        msgspec.structs.replace(
+            fleet.publish(small_bundle(folder / str(add), add=float(add)), f"1.{add}.0", add), allow_downgrade=True
+        )
+        for add in (1, 2)
+    )
+    return first, second
+
+
+@pytest.fixture
+def agent(fleet: FakeFleet, releases: tuple[Component, Component], tmp_path: Path) -> Iterator[Agent]:
+    """A device that serves 1.1.0 and may return to 1.2.0."""
+    agent = Agent(fleet, tmp_path / "device").start()
+    for component in reversed(releases):
+        fleet.desire(component)
+        fleet.wait_state(DeploymentState.CONFIRMED)
+    yield agent
+    agent.stop()
+
+
+def unseen(fleet: FakeFleet, folder: Path, add: int) -> Component:
+    """Publish a release that the device has to download."""
+    return fleet.publish(small_bundle(folder / f"bundle-{add}", add=float(add)), f"1.{add}.0", add)
+
+
+def damaged(content: bytes, damage: str) -> bytes:
+    if damage == "truncated":
+        return content[: len(content) // 2]
+    if damage == "zeroed":
+        return bytes(len(content))
+    future: dict[str, Any] = json.loads(content)
+    return json.dumps({**future, "schema": 99, "state": "hibernating", "moods": [{"kind": "good"}]}).encode()
+
+
+def state_files(root: Path) -> list[Path]:
+    """Every file that an agent keeps besides who it is and what it serves."""
+    component = root / "components" / MODEL
+    slots = [component / "slots" / "active", component / "slots" / "b" / "slot.json"]
+    return [root / "unit.json", root / "desired.json", root / "trust" / "clock.json", component / "state.json", *slots]
+
+
+def one_by_one(agent: Agent) -> Iterator[list[Path]]:
+    files = state_files(agent.state)
+    assert all(file.is_file() for file in files)
+    yield from ([file] for file in files)
+
+
+def check_it_serves_and_obeys(fleet: FakeFleet, agent: Agent, component: Component) -> None:
+    agent.start()
+    wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "nothing serves")  # type: ignore[index]
+    assert agent.added() in (1, 2)
+    fleet.desire(component)
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == float(component.release.split(".")[1])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_device_whose_state_files_are_all_damaged_serves_and_obeys(
+    damage: str, fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    agent.stop()
+    for file in state_files(agent.state):
+        file.write_bytes(damaged(file.read_bytes(), damage))
+    check_it_serves_and_obeys(fleet, agent, releases[1])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_state_file_damaged_alone(
+    damage: str, fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    agent.stop()
+    for number, files in enumerate(one_by_one(agent)):
+        for file in files:
+            file.write_bytes(damaged(file.read_bytes(), damage))
+        check_it_serves_and_obeys(fleet, agent, releases[number % 2])
+        agent.stop()
+
+
+def start_with(agent: Agent, prelude: str) -> None:
+    """Start the agent after a line of Python that bends its world."""
+    code = f"import sys; {prelude}; import edgeops.cli.agent as cli; cli.command(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "run", "--state", str(agent.state), "--confirm-after-s", "0.5"]
+    with agent.log.open("ab") as log:
+        agent.process = subprocess.Popen(command, stdout=log, stderr=log)
+    wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "nothing serves")  # type: ignore[index]
+
+
+def clock_at(start_s: float) -> str:
+    return f"import time; real = time.time; began = real(); time.time = lambda: real() - began + {start_s}"
+
+
+def test_a_board_that_boots_in_1970_serves_and_obeys(
+    fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    agent.stop()
+    start_with(agent, clock_at(60.0))
+    assert agent.added() == 1
+    fleet.desire(releases[1])
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == 2
+
+
+def test_a_clock_in_2100_stops_changes_and_never_service_and_costs_nothing_once_it_is_right(
+    fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    agent.stop()
+    start_with(agent, clock_at(4102444800.0))
+    fleet.desire(releases[1])
+    fleet.wait_refused("E-TRUST-EXPIRED")
+    assert agent.added() == 1
+    agent.stop()
+    agent.start()
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == 2
+
+
+def test_an_update_arrives_though_broker_and_server_flap(fleet: FakeFleet, agent: Agent, tmp_path: Path):
+    component = unseen(fleet, tmp_path, 5)
+    fleet.stop_artifacts()
+    fleet.desire(component)
+    for _ in range(4):
+        fleet.stop_broker()
+        assert agent.added() in (1, 5)
+        time.sleep(0.3)
+        fleet.start_artifacts()
+        fleet.start_broker()
+        time.sleep(0.3)
+        fleet.stop_artifacts()
+    fleet.start_artifacts()
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == 5
+
+
+@contextlib.contextmanager
+def stranger(port: int, answer: bytes) -> Iterator[None]:
+    """Somebody else at the server's address: answers every connection with the same bytes; with none, never."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        taken: list[socket.socket] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    taken.append(connection)
+                    if answer:
+                        connection.recv(1 << 16)
+                        connection.sendall(answer)
+                        connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in taken:
+                connection.close()
+
+
+PORTAL = b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlogin"
+
+
+@pytest.mark.parametrize("answer", [PORTAL, b""], ids=["captive portal", "half-open connections"])
+def test_a_stranger_at_the_servers_address_holds_the_update_until_the_server_is_back(
+    answer: bytes, fleet: FakeFleet, agent: Agent, tmp_path: Path
+):
+    add = 3 if answer else 4
+    component = unseen(fleet, tmp_path, add)
+    assert fleet.artifacts is not None
+    port = fleet.artifacts.port
+    agent.stop()
+    fleet.stop_artifacts()
+    # Patience is cut short for the test alone: how long a silent server is waited for.
+    start_with(agent, "from edgeops.transport import http; http.READ_TIMEOUT_S = http.CONNECT_TIMEOUT_S = 0.5")
+    with stranger(port, answer):
+        fleet.desire(component)
+        report = fleet.wait_state(DeploymentState.HELD)
+        assert report.held_reason is not None
+        assert report.held_reason.startswith("E-NET-UNREACHABLE")
+        assert report.held_until_s is not None
+        assert agent.added() == 1
+    fleet.start_artifacts()
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == add
+
+
+def test_ten_thousand_orders_at_once_end_in_the_newest(
+    fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    """Each is signed and newer than the one before; the device need not act on all, only on the last."""
+    topic = unit_topic(FLEET, DEVICE, "self", "desired")
+    for _ in range(FLOOD):
+        fleet.generation += 1
+        envelope = fleet.envelope(releases[fleet.generation % 2], generation=fleet.generation)
+        fleet._link.publish(topic, envelope, retain=True)
+    fleet.desire(releases[1])
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert fleet.reports[-1].observed_generation == fleet.generation
+    assert agent.added() == 2
+
+
+def test_two_agents_on_one_state_directory_never_serve_both(agent: Agent):
+    """The second refuses and changes nothing."""
+    before = {path: path.read_bytes() for path in state_files(agent.state)}
+    command = [sys.executable, "-m", "edgeops", "agent", "run", "--state", str(agent.state)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (second.returncode, "E-STATE-LOCKED" in second.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in before} == before
+    assert agent.added() == 1
