@@ -17,7 +17,7 @@ _CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
 
 class Traits(NamedTuple):
-    """What decides which schemes make sense: whether the model carries state, its operators, whether there are labels."""
+    """What decides which schemes make sense: whether it carries state, its operators, whether there are labels."""
 
     stateful: bool
     ops: frozenset[str]

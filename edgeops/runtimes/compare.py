@@ -14,17 +14,24 @@ from edgeops.contracts.evidence import OutputError
 SQNR_CAP_DB = 200.0
 # JSON has no infinity: the difference from a value that is not finite.
 NOT_FINITE = sys.float_info.max
+_NOTHING = 1e-6
 _CLASS_KINDS = ("probabilities", "logits")
 
 
 def cosine(reference: NDArray[Any], got: NDArray[Any]) -> float:
-    """Return the mean cosine similarity over samples, arrays [n, ...]; two zero samples are alike, one is not."""
+    """Return the mean cosine similarity over samples, arrays [n, ...].
+
+    A sample whose reference is nothing but float32's rounding of the largest value has no direction: it counts as alike
+    if what was got stays below one int8 step of that value, and as unlike (0) otherwise.
+    """
     a = reference.reshape(len(reference), -1).astype(np.float64)
     b = got.reshape(len(got), -1).astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    both_zero = (np.abs(a).max(axis=1, initial=0) == 0) & (np.abs(b).max(axis=1, initial=0) == 0)
-    similar = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
-    return float(np.where(both_zero, 1.0, similar).mean())
+    largest = np.abs(a).max(initial=0)
+    nothing = np.abs(a).max(axis=1, initial=0) <= largest * _NOTHING
+    alike = nothing & (np.abs(b).max(axis=1, initial=0) <= largest / 255)
+    similar = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=(norms > 0) & ~nothing)
+    return float(np.where(alike, 1.0, similar).mean())
 
 
 def sqnr_db(reference: NDArray[Any], got: NDArray[Any]) -> float:

@@ -57,3 +57,12 @@ def test_a_single_column_has_two_classes(kind: str, yes: float, no: float):
     reference = np.array([[yes], [no]], np.float32)
     assert output_error("p", kind, reference, reference).agreement == 1
     assert output_error("p", kind, reference, reference[::-1]).agreement == 0
+
+
+def test_a_sample_that_is_nothing_beside_the_others_is_judged_by_its_size_not_its_direction():
+    """A page without text answers 1e-7 everywhere: its direction is rounding. Other noise is alike, a mark is not."""
+    page, blank = np.linspace(0, 1, 16), np.full(16, 1e-7)
+    reference = np.stack([page, blank])
+    assert cosine(reference, np.stack([page, -blank])) == pytest.approx(1.0)
+    assert cosine(reference, np.stack([page, np.eye(16)[0]])) == pytest.approx(0.5)
+    assert cosine(reference[1:], -reference[1:]) == pytest.approx(-1.0)
