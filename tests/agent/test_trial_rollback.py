@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +65,29 @@ def test_a_worker_that_crashes_again_and_again_in_its_trial_rolls_back(fleet: Fa
     assert "SIGKILL" in report.failure.what
     assert report.active is not None
     assert report.active.release == "1.1.0"
+    assert agent.added() == 1
+
+
+def test_a_worker_that_hangs_again_and_again_in_its_trial_rolls_back(fleet: FakeFleet, agent: Agent, tmp_path: Path):
+    """It keeps its socket and says nothing: each that owes a sign of life is ended, and the third ends the trial."""
+    agent.stop()
+    # How long signs of life are waited for is cut short for the test alone.
+    prelude = "from edgeops.agent import serving; serving.PROBE_WITHIN_S = 0.5; serving.LOAD_WITHIN_S = 3.0"
+    code = f"import sys; {prelude}; import edgeops.cli.agent as cli; cli.command(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "run", "--state", str(agent.state), "--confirm-after-s", "30"]
+    agent.process = subprocess.Popen(command)
+    wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "nothing serves")  # type: ignore[index]
+    fleet.desire(fleet.publish(small_bundle(tmp_path / "new", add=2.0), "1.2.0", 2))
+    fleet.wait_state(DeploymentState.TRIAL)
+    wait_for(lambda: agent.added() == 2, "the new bundle does not serve")
+    while (report := fleet.component()) is not None and report.state is DeploymentState.TRIAL:
+        for pid in workers(agent):
+            with contextlib.suppress(ProcessLookupError):  # it may be gone by itself
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.05)
+    report = fleet.wait_state(DeploymentState.FAILED)
+    assert report.failure is not None
+    assert report.failure.code == "E-TRIAL"
     assert agent.added() == 1
 
 
