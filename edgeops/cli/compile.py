@@ -23,6 +23,8 @@ COLUMNS = (
 
 TRIED_COLUMNS = ("profile", "candidate", "size KiB", "p50 ms here", "agrees with float", "pareto", "result", "why")
 
+_ERROR_FIGURES = ("cosine", "sqnr_db", "max_abs")
+
 
 @click.command()
 @click.argument("handover", type=click.Path(path_type=Path))
@@ -37,9 +39,23 @@ TRIED_COLUMNS = ("profile", "candidate", "size KiB", "p50 ms here", "agrees with
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="build", show_default=True)
 @click.option("--locked", type=click.Path(path_type=Path), help="Make the schemes that this compile.lock names.")
 @click.option("--check", is_flag=True, help="With --locked: fail if anything differs from the lock; for CI.")
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value="all",
+    default="",
+    metavar="[SCHEME]",
+    help="Name the layer at which each error opens: of all candidates, or of one.",
+)
 @json_option
 def command(
-    handover: Path, profiles: tuple[str, ...], out: Path, locked: Path | None, check: bool, as_json: bool
+    handover: Path,
+    profiles: tuple[str, ...],
+    out: Path,
+    locked: Path | None,
+    check: bool,
+    explain: str,
+    as_json: bool,
 ) -> None:
     """Compile the hand-over in folder HANDOVER for each profile, and prove the result against the original.
 
@@ -51,7 +67,9 @@ def command(
     from edgeops.compiler import compile as compile_handover
 
     with _progress(len(set(profiles))) as show:
-        result = compile_handover(handover, profiles, out, locked=locked, check=check, on_progress=show)
+        result = compile_handover(
+            handover, profiles, out, locked=locked, check=check, explain=explain, on_progress=show
+        )
     if as_json:
         print_json(
             {
@@ -66,7 +84,20 @@ def command(
         click.echo()
         tried = [_tried_row(profile, one) for profile in result.profiles for one in profile.evidence.candidates]
         print_table(TRIED_COLUMNS, tried)
+        if explain:
+            click.echo()
+            print_table(
+                ("profile", "candidate", "output", "opens at", "cosine", "SQNR dB", "max error"),
+                [row for profile in result.profiles for row in _opening_rows(profile, explain)],
+            )
     result.raise_for_gates()
+    schemes = {one.scheme for profile in result.profiles for one in profile.evidence.candidates}
+    if explain and explain != "all" and explain not in schemes:
+        raise EdgeopsError(
+            "E-CONFIG",
+            f"--explain {explain}: no such candidate was tried",
+            f"Name one of {', '.join(sorted(schemes))}.",
+        )
 
 
 def _record(result: ProfileResult) -> dict[str, Any]:
@@ -118,6 +149,23 @@ def _tried_row(result: ProfileResult, one: CandidateEvidence) -> tuple[object, .
         "chosen" if one.chosen else "passes" if one.passed else "fails",
         one.reason,
     )
+
+
+def _opening_rows(result: ProfileResult, explain: str) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for one in result.evidence.candidates:
+        if explain not in ("all", one.scheme):
+            continue
+        head = (result.profile, one.scheme)
+        if not one.opens:
+            rows.append((*head, "", one.not_explained or "no output is worse than the gates allow", "", "", ""))
+        for item in one.opens:
+            figures = [error for error in (item.before, item.after) if error is not None]
+            changes = (" → ".join(f"{getattr(error, name):.4g}" for error in figures) for name in _ERROR_FIGURES)
+            rows.append(
+                (*head, item.output, " + ".join((*reversed(item.unseen), f"{item.operator} {item.node}")), *changes)
+            )
+    return rows
 
 
 def _figure(value: float | None, digits: int) -> str:

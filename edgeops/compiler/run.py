@@ -21,6 +21,7 @@ from edgeops import durable
 from edgeops.compiler.builder import Machine, build
 from edgeops.compiler.candidates import ARTIFACTS, Traits
 from edgeops.compiler.engine import Failed, Step, code_digest, cores, host, isa_digest, tool_versions
+from edgeops.compiler.explaining import explained
 from edgeops.compiler.gates import tightest
 from edgeops.compiler.isolation import Limits, default_memory_mib
 from edgeops.compiler.lock import (
@@ -124,6 +125,7 @@ def compile_handover(
     *,
     locked: Path | None = None,
     check: bool = False,
+    explain: str = "",
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> CompileResult:
     """Compile a hand-over for some profiles.
@@ -137,6 +139,7 @@ def compile_handover(
         out: Folder for the results.
         locked: Make the schemes that this lock names, and search for no other. Latency decides nothing then.
         check: With `locked`: hand-over, tools, processor and every bundle's digest must be those of the lock.
+        explain: Name the layers at which errors open: of this scheme, or of `all`.
         on_progress: Told what is being done; called from several threads, one at a time.
 
     Raises:
@@ -169,7 +172,7 @@ def compile_handover(
     with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="profile") as pool:
         try:
             jobs = [
-                pool.submit(_compile_profile, machine, loaded, prepared, profile, out, lock, check, tell)
+                pool.submit(_compile_profile, machine, loaded, prepared, profile, out, lock, check, explain, tell)
                 for profile in found
             ]
             concurrent.futures.wait(jobs)
@@ -241,6 +244,7 @@ def _compile_profile(
     out: Path,
     lock: CompileLock | None,
     check: bool,
+    explain: str,
     tell: Callable[[str, str], None],
 ) -> ProfileResult:
     def said(text: str) -> None:
@@ -272,7 +276,12 @@ def _compile_profile(
         raise EdgeopsError(
             "E-COMPILE-CANDIDATE", f"profile {profile.name}: nothing could be built: {reasons}", "See each reason."
         )
-    result = _write(ground, loaded, choice, choice.best, out / profile.name, said)
+    best = choice.best
+    if explain:
+        said("explaining")
+        records = explained(ground, loaded.handover, shared.ingested, tried, choice.records, explain)
+        choice = choice._replace(records=records)
+    result = _write(ground, loaded, choice, best, out / profile.name, said)
     if check and wanted is not None and result.packaged.digest != wanted.bundle:
         raise EdgeopsError(
             "E-COMPILE-LOCK",

@@ -74,10 +74,34 @@ class Setting(Wire, frozen=True, kw_only=True):
     needed: float
 
 
+class Opening(Wire, frozen=True, kw_only=True):
+    """The layer at which an output's error opens.
+
+    Args:
+        output: The model's output that is worse than asked for.
+        node: The layer's name, in the graph without the error.
+        operator: Its operator.
+        tensor: What it writes: the first bad tensor on the way to the output.
+        unseen: Layers right before it whose tensors the artifact does not have, fused or folded: it may be one of them.
+        before: The worst of what these read, over `samples`; None: it reads nothing that could be compared.
+        after: What it writes.
+    """
+
+    output: str
+    node: str
+    operator: str
+    tensor: str
+    unseen: tuple[str, ...]
+    before: OutputError | None
+    after: OutputError
+
+
 class CandidateEvidence(Wire, frozen=True, kw_only=True):
     """One candidate: what it is, what was measured, and why it was or was not chosen.
 
     `would_pass_with` holds the settings that, all together, let one that fails pass; empty where no setting does.
+    `opens` is filled by `compile --explain`: of the conversion error for a float candidate, else of the quantization
+    error. `not_explained` says why a candidate could not be looked into.
     """
 
     scheme: str
@@ -97,6 +121,8 @@ class CandidateEvidence(Wire, frozen=True, kw_only=True):
     pareto: bool = False
     reason: str = ""
     would_pass_with: tuple[Setting, ...] = ()
+    opens: tuple[Opening, ...] = ()
+    not_explained: str = ""
     source: Source = Source.MEASURED_HOST
 
 
