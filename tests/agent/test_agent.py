@@ -191,7 +191,7 @@ def test_a_full_disk_rejects_and_keeps_serving(fleet: FakeFleet, tmp_path: Path,
     """The reserve is larger than any disk: the preflight says no before the first byte."""
     code = (
         "import sys; from edgeops.agent import settings, supervisor; import edgeops.cli.agent as cli;"
-        "settings.Settings.__new__.__defaults__ = (0, 900.0, 1 << 40, settings.TrialRules());"
+        "settings.Settings.__new__.__defaults__ = tuple(settings.Settings()._replace(reserve_mib=1 << 40));"
         "cli.command(sys.argv[1:])"
     )
     agent = Agent(fleet, tmp_path / "device")
