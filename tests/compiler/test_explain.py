@@ -83,6 +83,7 @@ def test_layer_that_int8_ruins_is_named_in_evidence_and_output(profile, tmp_path
     assert found.before is not None
     assert found.before.sqnr_db > 15 > found.after.sqnr_db
     assert by_scheme["onnxruntime-fp32"].opens == ()
+    assert not any(record.not_explained for record in by_scheme.values())
     assert one.chosen.opens == ()
     words = [str(handover), "--profile", board, "--out", str(tmp_path / "out"), "--explain"]
     shown = CliRunner().invoke(command, words, catch_exceptions=False).output
