@@ -61,7 +61,10 @@ def make_kit(handover_dir: Path, folder: Path) -> Kit:
     np.savez(folder / "calibration.npz", **calibration)
     outputs = list(dict.fromkeys(item.model_output or item.name for item in handover.outputs))
     shapes = {name: list(values.shape[1:]) for name, values in calibration.items()}
-    repair = {"shapes": shapes, "opset": MODERN_OPSET, "opset_max": None, "ir_max": None}
+    answers = run_artifact("onnxruntime", loaded.model_path, judged)
+    reference = {name: answers[name] for name in outputs}
+    seen = {name: list(values.shape[1:]) for name, values in reference.items()}
+    repair = {"shapes": shapes, "outputs": seen, "opset": MODERN_OPSET, "opset_max": None, "ir_max": None}
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch))
         current = Stored(loaded.model_path.parent, Product(facts=("file",)))
@@ -76,5 +79,4 @@ def make_kit(handover_dir: Path, folder: Path) -> Kit:
             target = {"repair": "model.onnx", "bake": "baked.onnx"}.get(name)
             if target is not None:
                 (folder / target).write_bytes((current.path / "model.onnx").read_bytes())
-    answers = run_artifact("onnxruntime", loaded.model_path, judged)
-    return Kit(folder, handover, device, judged, {name: answers[name] for name in outputs})
+    return Kit(folder, handover, device, judged, reference)
