@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system lint types imports test test-full test-scale bench-compile bench-control fuzzer fuzz demo clean
+.PHONY: help docs install system lint types imports test test-full test-scale bench-compile bench-control zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ imports: $(STAMP)
 test: install system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest
 
-test-full: install system fuzzer ## every test, with exhaustive counts
+test-full: install system fuzzer zoo ## every test, with exhaustive counts
 	$(BIN)/pytest -m 'not scale' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
@@ -53,8 +53,10 @@ fuzz: fuzzer ## fuzz what strangers can send, FUZZ_S seconds for each kind
 demo: install system ## compile, release, roll out and serve a real model on three agents
 	$(BIN)/edgeops demo
 
-bench-compile: install system ## edgeops beside onnxruntime, NNCF and Olive: quality, latency, size, compile time
+zoo: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[zoo]'
+
+bench-compile: install system zoo ## edgeops beside onnxruntime, NNCF and Olive: quality, latency, size, compile time
 	$(BIN)/python -m benchmarks.compile
 
 bench-control: install system ## what the control plane carries: fleets, records a second, API

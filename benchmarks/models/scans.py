@@ -12,6 +12,8 @@ from benchmarks.models.folder import SEED
 from edgeops.cli.demo.packages import fetch
 from edgeops.cli.demo.text_lines import LINN, TYPEWRITER, source_lines
 
+_INK_BELOW, _INK_LEAST = 128, 0.02
+
 
 def pages() -> list[NDArray[np.uint8]]:
     """Return whole scans, gray, dark on light."""
@@ -23,7 +25,7 @@ def pages() -> list[NDArray[np.uint8]]:
 
 
 def tiles(side: int, count: int) -> NDArray[np.uint8]:
-    """Cut square pieces at several scales out of the scans.
+    """Cut square pieces with something written on them, at several scales, out of the scans.
 
     Args:
         side: Edge of a piece in pixels.
@@ -38,6 +40,9 @@ def tiles(side: int, count: int) -> NDArray[np.uint8]:
         edge = min(min(page.shape), int(side * rng.uniform(0.6, 2.4)))
         top, left = (int(rng.integers(0, size - edge + 1)) for size in page.shape)
         piece = page[top : top + edge, left : left + edge]
+        while (piece < _INK_BELOW).mean() < _INK_LEAST:
+            top, left = (int(rng.integers(0, size - edge + 1)) for size in page.shape)
+            piece = page[top : top + edge, left : left + edge]
         found.append(np.repeat(_resized(piece, side, side)[:, :, None], 3, axis=2))
     return np.stack(found)
 

@@ -59,7 +59,7 @@ class InferenceClient:
         Raises:
             EdgeopsError: The server's code; E-NET-UNREACHABLE; no answer. E-NET-RESPONSE; an answer that is none.
         """
-        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
         request: dict[str, Any] = {
             "inputs": [_described(name, array) for name, array in arrays.items()],
             "parameters": {"binary_data_output": True},

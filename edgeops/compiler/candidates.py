@@ -24,9 +24,14 @@ class Traits(NamedTuple):
     labelled: bool = False
 
     @property
+    def trees(self) -> bool:
+        """Whether it has decision trees: no other runtime than onnxruntime has these operators."""
+        return any(op.startswith(_TREES) for op in self.ops)
+
+    @property
     def only_float(self) -> bool:
         """Whether int8 is known to fail or to gain nothing: state, control flow, decision trees."""
-        return self.stateful or bool(self.ops & _CONTROL) or any(op.startswith(_TREES) for op in self.ops)
+        return self.stateful or bool(self.ops & _CONTROL) or self.trees
 
 
 class Candidate(NamedTuple):

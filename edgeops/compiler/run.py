@@ -252,6 +252,13 @@ def _compile_profile(
 
     said("preparing the graph")
     served = [runtime for runtime in profile.runtimes if runtime.name in ARTIFACTS]
+    if shared.traits.trees and "onnxruntime" not in {runtime.name for runtime in served}:
+        raise EdgeopsError(
+            "E-MODEL-UNSUPPORTED",
+            f"profile {profile.name}: decision trees run on onnxruntime only, and it has "
+            f"{', '.join(runtime.name for runtime in profile.runtimes) or 'no runtime'}",
+            "Choose a profile with onnxruntime, or hand over a neural network.",
+        )
     ground = Ground(
         profile=profile,
         machine=machine,
@@ -337,8 +344,10 @@ def _float_graph(machine: Machine, loaded: LoadedHandover, shared: _Prepared, ru
         if runtime.name == "onnxruntime"
         else {"opset_max": None, "ir_max": None}
     )
+    seen = shared.reference.notes["outputs"]
+    outputs = {output.model_output: list(seen[output.name]["shape"]) for output in shared.plan.outputs}
     steps = [
-        Step(name="repair", parameters={"shapes": shapes, "opset": MODERN_OPSET, **limits}),
+        Step(name="repair", parameters={"shapes": shapes, "outputs": outputs, "opset": MODERN_OPSET, **limits}),
         Step(name="bake", parameters={"inputs": msgspec.to_builtins(loaded.handover.inputs)}),
         Step(name="optimize", inputs=("samples",), optional=True),
     ]

@@ -145,6 +145,8 @@ def search(ground: Ground, said: Callable[[str], None]) -> list[Tried]:
     for place, runtime in enumerate(ground.profile.runtimes):
         if runtime.name not in ARTIFACTS:
             continue
+        if runtime.fallback and any(one.passed for one in tried):
+            continue
         if not ground.own_arch and _cannot_win(tried, runtime, place):
             continue
         yardstick = next((one for one in tried if one.judged is not None), None)

@@ -65,7 +65,7 @@ def samples_of(arrays: dict[str, NDArray[Any]], inputs: Sequence[Input], path: P
                 "Put the samples along the first axis, at least one.",
             )
         check_finite(array, spec.name, path)
-        samples[spec.name] = np.ascontiguousarray(array.reshape(array.shape[0], *spec.shape))
+        samples[spec.name] = np.asarray(array.reshape(array.shape[0], *spec.shape), order="C")
     counts = {name: len(array) for name, array in samples.items()}
     if len(set(counts.values())) != 1:
         raise EdgeopsError("E-DATA-SHAPE", f"{path}: inputs have different numbers of samples: {counts}")

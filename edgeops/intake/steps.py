@@ -68,7 +68,7 @@ def apply(steps: Sequence[Step], values: NDArray[Any]) -> NDArray[Any]:
             values = _resize(values, step)
         else:
             values = values.reshape(step.shape)
-    return np.ascontiguousarray(values)
+    return np.asarray(values, order="C")  # ascontiguousarray would give a scalar an axis
 
 
 def _problem(step: Step, form: TensorForm) -> str | None:

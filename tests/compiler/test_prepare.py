@@ -110,7 +110,7 @@ def test_repair_fixes_shapes_and_opset_and_keeps_the_answers(tmp_path: Path, ops
     graphs.save(shapes_model(opset=opset), tmp_path / "source")
     outcome = run_pass(
         Repair(), tmp_path / "source", tmp_path / "repaired", {"onnx"},
-        shapes={"x": [1, 1, 8, 8]}, opset=17, opset_max=20, ir_max=8,
+        shapes={"x": [1, 1, 8, 8]}, outputs={}, opset=17, opset_max=20, ir_max=8,
     )  # fmt: skip
     model = graphs.load(tmp_path / "repaired")
     assert "modern-opset" in outcome.facts
@@ -134,7 +134,7 @@ def test_open_axes_of_one_name_are_fixed_one_by_one(tmp_path: Path):
     )
     run_pass(
         Repair(), tmp_path / "source", tmp_path / "repaired", {"onnx"},
-        shapes={"x": [2, 5]}, opset=17, opset_max=None, ir_max=None,
+        shapes={"x": [2, 5]}, outputs={}, opset=17, opset_max=None, ir_max=None,
     )  # fmt: skip
     model = graphs.load(tmp_path / "repaired")
     assert graphs.static_shape(model.graph.output[0]) == (2, 5)
@@ -146,7 +146,7 @@ def test_runtime_too_old_for_the_model_is_refused(tmp_path: Path):
     with pytest.raises(EdgeopsError) as caught:
         run_pass(
             Repair(), tmp_path / "source", tmp_path / "repaired", {"onnx"},
-            shapes={"x": [1, 1, 8, 8]}, opset=17, opset_max=17, ir_max=5,
+            shapes={"x": [1, 1, 8, 8]}, outputs={}, opset=17, opset_max=17, ir_max=5,
         )  # fmt: skip
     assert "the runtime reads opset 10, the model has 17" in caught.value.what
 

@@ -40,19 +40,23 @@ class Ingest:
 class Repair:
     """Fix every input's shape axis by axis, bring the operators to one opset, and infer all shapes."""
 
-    tools = _ONNX
+    tools = ("onnx", "onnxruntime")
     requires: frozenset[str] = frozenset({"onnx"})
-    ensures = frozenset({"onnx", "static-inputs"})
+    ensures = frozenset({"onnx"})
 
     def run(self, work: Work) -> Outcome:
-        """Parameters: `shapes`, input → shape; `opset`, to convert to; `opset_max` and `ir_max` of the runtime.
+        """Parameters: `shapes`, input → shape; `outputs`, output → the shape that the source gave; `opset`, to convert
+        to; `opset_max` and `ir_max` of the runtime.
 
-        Facts: `modern-opset` where the opset is 17 or newer: older ones break per-channel int8 and fp16.
+        Facts: `modern-opset` where the opset is 17 or newer: older ones break per-channel int8 and fp16;
+        `free-inputs` where control flow takes no fixed shapes: one branch is for inputs of another size. Then only the
+        number of axes is fixed in the graph; what a device sends is checked against its own shape all the same.
         """
         import onnx
 
         model = graphs.load(work.source)
-        _fix_inputs(model, work.parameters["shapes"])
+        free = _has_branches(model) and not _loads(_with_inputs(model, work.parameters["shapes"], free=False))
+        model = _with_inputs(model, work.parameters["shapes"], free=free)
         # Inferred sizes of the exporter contradict the fixed ones.
         del model.graph.value_info[:]
         for output in model.graph.output:
@@ -63,9 +67,10 @@ class Repair:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
             raise refuse(f"shapes cannot be inferred: {' '.join(str(error).split())[:300]}") from error
+        _fix_outputs(model, work.parameters["outputs"])
         model.ir_version = _ir_version(model, work.parameters["ir_max"])
         graphs.save(model, work.target)
-        facts = {"onnx", "static-inputs"}
+        facts = {"onnx", "free-inputs" if free else "static-inputs"}
         if graphs.opset(model) >= 17:
             facts.add("modern-opset")
         return Outcome(frozenset(facts), {"opset": graphs.opset(model), "ir": model.ir_version})
@@ -75,8 +80,8 @@ class Bake:
     """Put the declared preprocessing in front of the graph, so that it takes what the device sends."""
 
     tools = _ONNX
-    requires: frozenset[str] = frozenset({"onnx", "static-inputs"})
-    ensures = frozenset({"onnx", "static-inputs", "baked"})
+    requires: frozenset[str] = frozenset({"onnx"})
+    ensures = frozenset({"onnx", "baked"})
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `inputs`, the hand-over's inputs. The graph's inputs get the device's names."""
@@ -107,7 +112,9 @@ class Bake:
         model.graph.input.extend(
             [
                 onnx.helper.make_tensor_value_info(
-                    spec.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape
+                    spec.name,
+                    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)),
+                    [None] * len(spec.shape) if "free-inputs" in work.facts else spec.shape,
                 )
                 for spec in inputs
             ]
@@ -202,7 +209,35 @@ class _Baker:
         self._current = base
 
 
-def _fix_inputs(model: Any, shapes: Mapping[str, list[int]]) -> None:
+def _has_branches(model: Any) -> bool:
+    return any(node.op_type in ("If", "Loop", "Scan") for node in model.graph.node)
+
+
+def _loads(model: Any) -> bool:
+    """Whether onnxruntime takes the graph; it checks all branches with the shapes that reach them."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # Its own types share no base class.
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        return False
+    return True
+
+
+def _with_inputs(model: Any, shapes: Mapping[str, list[int]], *, free: bool) -> Any:
+    """Return a copy whose inputs have these shapes, or only as many axes."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    _fix_inputs(copy, shapes, free=free)
+    return copy
+
+
+def _fix_inputs(model: Any, shapes: Mapping[str, list[int]], *, free: bool) -> None:
     constants = {item.name for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in constants]
     del model.graph.input[:]
@@ -210,8 +245,23 @@ def _fix_inputs(model: Any, shapes: Mapping[str, list[int]]) -> None:
     for item in model.graph.input:
         tensor = item.type.tensor_type
         tensor.ClearField("shape")
+        tensor.shape.SetInParent()
         for size in shapes[item.name]:
-            tensor.shape.dim.add().dim_value = size
+            dim = tensor.shape.dim.add()
+            if not free:
+                dim.dim_value = size
+
+
+def _fix_outputs(model: Any, shapes: Mapping[str, list[int]]) -> None:
+    """Give outputs whose shape cannot be inferred, such as those of decision trees, the shape that was seen."""
+    for item in model.graph.output:
+        tensor = item.type.tensor_type
+        inferred = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+        if item.name in shapes and not inferred:
+            tensor.ClearField("shape")
+            tensor.shape.SetInParent()
+            for size in shapes[item.name]:
+                tensor.shape.dim.add().dim_value = size
 
 
 def _newest_opset(opset_max: int | None, ir_max: int | None) -> int:
