@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system lint types imports test test-full test-scale bench-compile bench-control zoo fuzzer fuzz demo clean
+.PHONY: help docs install system test-system lint types imports test test-full test-scale bench-compile bench-control zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ install: $(STAMP) ## make the virtual environment
 system: ## install mosquitto by apt where that is possible and allowed (EDGEOPS_NO_APT=1 forbids it)
 	@./.ci/system-packages mosquitto
 
+test-system: system ## install by apt what only tests need: ONNX's conformance models
+	@./.ci/system-packages libonnx-testdata
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,10 +37,10 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-test: install system lint types imports ## ruff, mypy, import-linter and the bounded tests
+test: install test-system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest
 
-test-full: install system fuzzer zoo ## every test, with exhaustive counts
+test-full: install test-system fuzzer zoo ## every test, with exhaustive counts
 	$(BIN)/pytest -m 'not scale' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
