@@ -88,6 +88,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     # Agent
     "E-AGENT-STATE": ErrorCode(Fault.INTERNAL, "An event is impossible in the state; nothing was changed."),
     "E-AGENT-WORKER": ErrorCode(Fault.PEER, "The runtime worker died, hung or could not start."),
+    "E-MEASURE": ErrorCode(Fault.GATE, "A bundle could not be measured, or does not answer as it should."),
     "E-SELFTEST-GOLDEN": ErrorCode(Fault.PEER, "Outputs on this device differ from the golden vectors."),
     "E-SELFTEST-BUDGET": ErrorCode(Fault.GATE, "Latency or memory on this device breaks the budget."),
     "E-TRIAL": ErrorCode(Fault.GATE, "The new bundle was not healthy in its trial."),

@@ -18,10 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeops.contracts.bundle import MANIFEST_NAME, BundleManifest
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
+from edgeops.contracts.measurement import Measured
 from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.runtimes.protocol import Backend, LoadOptions
+from edgeops.runtimes import golden
+from edgeops.runtimes.bundle_session import open_session
 from edgeops.runtimes.registry import backend
 
 _KIB = 1024
@@ -34,40 +37,16 @@ class MeasureRequest(Wire, frozen=True, kw_only=True):
     """What to measure, and how.
 
     Args:
-        runtime: Backend.
-        artifact: File that it opens.
-        feeds: An .npz with one array per input of the artifact: the tensors of one inference.
+        bundle: Directory of a bundle that was checked.
         threads: Inference threads.
-        providers: As in `LoadOptions`.
-        options: As in `LoadOptions`.
         warmup: Untimed runs.
         runs: Timed runs.
     """
 
-    runtime: str
-    artifact: str
-    feeds: str
+    bundle: str
     threads: int = 1
-    providers: tuple[str, ...] = ()
-    options: dict[str, str] = {}
     warmup: int = 3
     runs: int = 30
-
-
-class Measured(Wire, frozen=True, kw_only=True):
-    """What was measured of one artifact.
-
-    Args:
-        load_ms: From nothing loaded to a session, the runtime's import included.
-        latency: Of one inference on the given tensors.
-        peak_memory_mib: Peak resident memory of a process that only loads and runs the artifact.
-        provider: What ran it.
-    """
-
-    load_ms: float
-    latency: Latency
-    peak_memory_mib: float
-    provider: str
 
 
 def latency(run: Callable[[], object], *, warmup: int, runs: int) -> Latency:
@@ -104,7 +83,7 @@ def peak_memory_mib() -> float:
 
 
 def measure_apart(request: MeasureRequest, *, timeout_s: float = 120, memory_mib: int = 8192) -> Measured:
-    """Measure an artifact in a process of its own.
+    """Measure a bundle in a process of its own: load time, latency, memory, and its golden vectors.
 
     Args:
         request: What and how.
@@ -118,13 +97,13 @@ def measure_apart(request: MeasureRequest, *, timeout_s: float = 120, memory_mib
     try:
         done = subprocess.run(command, input=encode(request), capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: no answer in {timeout_s:.0f} s") from error
+        raise EdgeopsError("E-RUNTIME-RUN", f"{request.bundle}: no answer in {timeout_s:.0f} s") from error
     lines = done.stdout.decode(errors="replace").strip().splitlines()
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: the runtime's process died of {name}")
+        raise EdgeopsError("E-RUNTIME-RUN", f"{request.bundle}: the runtime's process died of {name}")
     if not lines or done.returncode not in (0, _REFUSED):
-        raise EdgeopsError("E-RUNTIME-RUN", f"{request.artifact}: {done.stderr.decode(errors='replace')[-400:]}")
+        raise EdgeopsError("E-RUNTIME-RUN", f"{request.bundle}: {done.stderr.decode(errors='replace')[-400:]}")
     if done.returncode == _REFUSED:
         code, what, next_step = json.loads(lines[-1])
         raise EdgeopsError(code, what, next_step)
@@ -149,10 +128,12 @@ def _answer() -> tuple[int, str]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         request = decode(sys.stdin.buffer.read(), MeasureRequest, what="measure request")
+        directory = Path(request.bundle)
+        manifest = decode((directory / MANIFEST_NAME).read_bytes(), BundleManifest, what=str(directory))
         # Before the limit holds: without memory the plugin would be said not to exist.
-        runtime = backend(request.runtime)
+        backend(manifest.runtime)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        answer = _measure(request, runtime)
+        answer = _measure(request, directory, manifest)
     except EdgeopsError as error:
         return _REFUSED, json.dumps([error.code, error.what, error.next_step])
     except MemoryError:
@@ -162,16 +143,25 @@ def _answer() -> tuple[int, str]:
     return 0, encode(answer).decode()
 
 
-def _measure(request: MeasureRequest, runtime: Backend) -> Measured:
+def _measure(request: MeasureRequest, directory: Path, manifest: BundleManifest) -> Measured:
     """Measure in this process."""
-    with np.load(request.feeds, allow_pickle=False) as arrays:
-        feeds = {name: arrays[name] for name in arrays.files}
-    options = LoadOptions(request.threads, request.providers, request.options)
+    vectors = golden.load(directory, manifest)
+    feeds = {name: array[0] for name, array in vectors.inputs.items()}
     start = time.perf_counter_ns()
-    session = runtime.load(Path(request.artifact), options)
-    load_ms = (time.perf_counter_ns() - start) / 1e6
-    timed = latency(lambda: session.run(feeds), warmup=request.warmup, runs=request.runs)
-    return Measured(load_ms=load_ms, latency=timed, peak_memory_mib=peak_memory_mib(), provider=session.provider)
+    with open_session(directory, manifest, threads=request.threads) as session:
+        load_ms = (time.perf_counter_ns() - start) / 1e6
+        timed = latency(lambda: session.run(feeds), warmup=request.warmup, runs=request.runs)
+        peak = peak_memory_mib()
+        replayed = golden.replay(session, manifest, vectors)
+        return Measured(
+            load_ms=load_ms,
+            latency=timed,
+            peak_memory_mib=peak,
+            provider=session.provider,
+            golden_vectors=replayed.vectors,
+            source_min_cosine=replayed.min_cosine,
+            own_max_abs=replayed.max_abs_diff,
+        )
 
 
 def _time_ms(run: Callable[[], object]) -> float:

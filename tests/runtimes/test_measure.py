@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from edgeops.contracts.bundle import MANIFEST_NAME, BundleManifest
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.wire import decode, encode
 from edgeops.releases.bundles import Bundle
 from edgeops.runtimes.measure import MeasureRequest, interleaved, latency, measure_apart, peak_memory_mib
 
@@ -42,10 +46,16 @@ assert peak_memory_mib() >= before + 32, (before, peak_memory_mib())
 
 @pytest.fixture
 def request_(bundle: Bundle, tmp_path: Path) -> MeasureRequest:
-    np.savez(tmp_path / "feeds.npz", x=np.zeros((1, 3, 2, 2), np.uint8))
-    return MeasureRequest(
-        runtime="onnxruntime", artifact=str(bundle.directory / "model.onnx"), feeds=str(tmp_path / "feeds.npz"), runs=5
-    )
+    copy = shutil.copytree(bundle.directory, tmp_path / "measured")
+    return MeasureRequest(bundle=str(copy), runs=5)
+
+
+def of_runtime(request: MeasureRequest, name: str) -> MeasureRequest:
+    """The same bundle, but another backend is to open it."""
+    path = Path(request.bundle) / MANIFEST_NAME
+    manifest = decode(path.read_bytes(), BundleManifest, what="manifest")
+    path.write_bytes(encode(msgspec.structs.replace(manifest, runtime=name)))
+    return request
 
 
 def test_measured_apart(request_: MeasureRequest):
@@ -54,10 +64,12 @@ def test_measured_apart(request_: MeasureRequest):
     assert found.load_ms > 0
     assert found.peak_memory_mib > 5
     assert found.provider == "CPUExecutionProvider"
+    assert found.golden_vectors > 0
+    assert found.source_min_cosine > 0.9999
 
 
 def test_a_refused_artifact_keeps_its_code(request_: MeasureRequest):
-    Path(request_.artifact).write_bytes(b"garbage")
+    (Path(request_.bundle) / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(EdgeopsError) as caught:
         measure_apart(request_)
     assert caught.value.code == "E-RUNTIME-LOAD"
@@ -75,7 +87,7 @@ def test_a_crash_or_hang_is_an_error_of_that_measurement(request_: MeasureReques
         )
         monkeypatch.setenv("PYTHONPATH", os.fspath(plugin))
         with pytest.raises(EdgeopsError, match=words) as caught:
-            measure_apart(MeasureRequest(runtime="bad", artifact="x", feeds=request_.feeds), timeout_s=5)
+            measure_apart(of_runtime(request_, "bad"), timeout_s=5)
         assert caught.value.code == "E-RUNTIME-RUN"
 
 
@@ -103,15 +115,30 @@ def test_a_runtime_that_prints_does_not_spoil_the_answer(request_: MeasureReques
         "        return super().load(artifact, options)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.fspath(plugin))
-    found = measure_apart(MeasureRequest(runtime="loud", artifact=request_.artifact, feeds=request_.feeds, runs=2))
-    assert found.latency.runs == 2
+    found = measure_apart(of_runtime(request_, "loud"))
+    assert found.latency.runs == 5
 
 
-def test_tensors_that_cannot_be_read_are_an_error_of_that_measurement(request_: MeasureRequest):
-    Path(request_.feeds).write_bytes(b"no archive")
+@pytest.mark.parametrize(
+    ("file", "code"), [("golden/artifact.npy", "E-BUNDLE-INVALID"), (MANIFEST_NAME, "E-WIRE-MALFORMED")]
+)
+def test_files_that_cannot_be_read_are_an_error_of_that_measurement(request_: MeasureRequest, file: str, code: str):
+    paths = sorted((Path(request_.bundle) / "golden").iterdir()) if "golden" in file else [Path(request_.bundle) / file]
+    paths[0].write_bytes(b"no array")
     with pytest.raises(EdgeopsError) as caught:
         measure_apart(request_)
-    assert caught.value.code == "E-RUNTIME-RUN"
+    assert caught.value.code == code
+
+
+def test_wrong_answers_are_no_measurement(request_: MeasureRequest):
+    """Speed of an artifact that answers wrongly is of no use."""
+    for path in (Path(request_.bundle) / "golden").iterdir():
+        array = np.load(path)
+        if array.dtype.kind == "f":
+            np.save(path, array + 1)
+    with pytest.raises(EdgeopsError) as caught:
+        measure_apart(request_)
+    assert caught.value.code == "E-SELFTEST-GOLDEN"
 
 
 def test_hunger_for_memory_is_an_error_of_that_measurement(request_: MeasureRequest):
