@@ -12,6 +12,8 @@ import click
 
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import Measurements
+from edgeops.contracts.wire import decode
 
 if TYPE_CHECKING:
     from edgeops.compiler import ProfileResult, Progress
@@ -47,6 +49,15 @@ _ERROR_FIGURES = ("cosine", "sqnr_db", "max_abs")
     metavar="[SCHEME]",
     help="Name the layer at which each error opens: of all candidates, or of one.",
 )
+@click.option(
+    "--keep-candidates", is_flag=True, help="Write every candidate to OUT/PROFILE/candidates, to be measured."
+)
+@click.option(
+    "--measured-on",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Choose by what `edgeops measure --json` said of the candidates on a device.",
+)
 @json_option
 def command(
     handover: Path,
@@ -55,6 +66,8 @@ def command(
     locked: Path | None,
     check: bool,
     explain: str,
+    keep_candidates: bool,
+    measured_on: Path | None,
     as_json: bool,
 ) -> None:
     """Compile the hand-over in folder HANDOVER for each profile, and prove the result against the original.
@@ -64,11 +77,24 @@ def command(
     """
     if check and locked is None:
         raise EdgeopsError("E-CONFIG", "--check needs --locked", "Name the compile.lock to check against.")
+    if locked is not None and measured_on is not None:
+        raise EdgeopsError("E-CONFIG", "--locked and --measured-on both say what to choose", "Give one of both.")
+    from edgeops.compiler import Elsewhere
     from edgeops.compiler import compile as compile_handover
 
+    figures = None
+    if measured_on is not None:
+        figures = decode(measured_on.read_bytes(), Measurements, what=str(measured_on))
     with _progress(len(set(profiles))) as show:
         result = compile_handover(
-            handover, profiles, out, locked=locked, check=check, explain=explain, on_progress=show
+            handover,
+            profiles,
+            out,
+            locked=locked,
+            check=check,
+            explain=explain,
+            elsewhere=Elsewhere(keep_candidates, figures),
+            on_progress=show,
         )
     if as_json:
         print_json(

@@ -83,6 +83,7 @@ def _measure(bundle: Bundle, runs: int, threads: int) -> BundleFigures:
         failure = f"{error.code}: {error.what}"
     return BundleFigures(
         digest=bundle.digest,
+        artifact_sha256=manifest.files[manifest.artifact].sha256,
         model=manifest.model,
         profile=manifest.profile,
         scheme=manifest.scheme,

@@ -2,6 +2,7 @@
 
 from edgeops.compiler.run import (
     CompileResult,
+    Elsewhere,
     ProfileResult,
     Progress,
 )
@@ -9,4 +10,4 @@ from edgeops.compiler.run import (
     compile_handover as compile,
 )
 
-__all__ = ["CompileResult", "ProfileResult", "Progress", "compile"]
+__all__ = ["CompileResult", "Elsewhere", "ProfileResult", "Progress", "compile"]

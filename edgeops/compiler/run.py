@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgeops import durable
 from edgeops.compiler.builder import Machine, build
 from edgeops.compiler.candidates import ARTIFACTS, Traits
+from edgeops.compiler.elsewhere import remeasured
 from edgeops.compiler.engine import Failed, Step, code_digest, cores, host, isa_digest, tool_versions
 from edgeops.compiler.explaining import explained
 from edgeops.compiler.gates import tightest
@@ -43,6 +44,7 @@ from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence
 from edgeops.contracts.handover import Gates
+from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.intake.handover import LoadedHandover, read
@@ -91,6 +93,18 @@ class ProfileResult(NamedTuple):
         return loosened(self.chosen.would_pass_with)
 
 
+class Elsewhere(NamedTuple):
+    """What other machines have to do with a compile.
+
+    Args:
+        keep_candidates: Write every candidate as a bundle, to be measured on a device.
+        figures: What a device measured of them; they decide in place of this host's.
+    """
+
+    keep_candidates: bool = False
+    figures: Measurements | None = None
+
+
 class CompileResult(NamedTuple):
     """The outcome of a compile: a result per profile, and the lock that makes it again (None where one failed)."""
 
@@ -126,6 +140,7 @@ def compile_handover(
     locked: Path | None = None,
     check: bool = False,
     explain: str = "",
+    elsewhere: Elsewhere | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> CompileResult:
     """Compile a hand-over for some profiles.
@@ -140,6 +155,7 @@ def compile_handover(
         locked: Make the schemes that this lock names, and search for no other. Latency decides nothing then.
         check: With `locked`: hand-over, tools, processor and every bundle's digest must be those of the lock.
         explain: Name the layers at which errors open: of this scheme, or of `all`.
+        elsewhere: Keep all candidates for a device to measure, or choose by what one measured.
         on_progress: Told what is being done; called from several threads, one at a time.
 
     Raises:
@@ -172,7 +188,19 @@ def compile_handover(
     with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="profile") as pool:
         try:
             jobs = [
-                pool.submit(_compile_profile, machine, loaded, prepared, profile, out, lock, check, explain, tell)
+                pool.submit(
+                    _compile_profile,
+                    machine,
+                    loaded,
+                    prepared,
+                    profile,
+                    out,
+                    lock,
+                    check,
+                    explain,
+                    elsewhere or Elsewhere(),
+                    tell,
+                )
                 for profile in found
             ]
             concurrent.futures.wait(jobs)
@@ -245,6 +273,7 @@ def _compile_profile(
     lock: CompileLock | None,
     check: bool,
     explain: str,
+    elsewhere: Elsewhere,
     tell: Callable[[str, str], None],
 ) -> ProfileResult:
     def said(text: str) -> None:
@@ -274,10 +303,14 @@ def _compile_profile(
         gates=loaded.handover.gates,
         budgets=tightest(profile.budgets, loaded.handover.budgets.get(profile.name, Budgets())),
         own_arch=lock is None and profile.cpu.arch == platform.machine() and _cpu_first(served),
+        exhaustive=elsewhere.keep_candidates or elsewhere.figures is not None,
     )
     wanted = None if lock is None else lock.profiles[profile.name]
     tried = search(ground, said) if wanted is None else only(ground, wanted.scheme, said)
-    choice = select(tried, own_arch=ground.own_arch, named=None if wanted is None else wanted.scheme)
+    by_latency = ground.own_arch
+    if elsewhere.figures is not None and wanted is None:
+        tried, by_latency = remeasured(ground, tried, elsewhere.figures), True
+    choice = select(tried, own_arch=by_latency, named=None if wanted is None else wanted.scheme)
     if choice.best is None:
         reasons = "; ".join(f"{one.candidate.scheme}: {one.reason}" for one in tried) or "no runtime of it is known"
         raise EdgeopsError(
@@ -288,6 +321,8 @@ def _compile_profile(
         said("explaining")
         records = explained(ground, loaded.handover, shared.ingested, tried, choice.records, explain)
         choice = choice._replace(records=records)
+    if elsewhere.keep_candidates:
+        _keep(ground, loaded, tried, out / profile.name / "candidates", said)
     result = _write(ground, loaded, choice, best, out / profile.name, said)
     if check and wanted is not None and result.packaged.digest != wanted.bundle:
         raise EdgeopsError(
@@ -297,6 +332,17 @@ def _compile_profile(
         )
     said("done")
     return result
+
+
+def _keep(
+    ground: Ground, loaded: LoadedHandover, tried: Sequence[Tried], folder: Path, said: Callable[[str], None]
+) -> None:
+    """Write every candidate that runs as a bundle of its own, to be measured elsewhere."""
+    durable.remove_tree(folder)
+    for one in tried:
+        if one.judged is not None:
+            said(f"keeping {one.candidate.scheme}")
+            package(ground, loaded.handover, one, folder / one.candidate.scheme, lambda _: None)
 
 
 def _aim(plan: JudgePlan, gates: Gates) -> Aim:

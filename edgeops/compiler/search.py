@@ -16,7 +16,7 @@ from edgeops.compiler.passes.judge import JudgePlan
 from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Stored
 from edgeops.contracts.bundle import BundleManifest
-from edgeops.contracts.evidence import CandidateEvidence, GateResult, Latency, Metric, OutputError
+from edgeops.contracts.evidence import CandidateEvidence, GateResult, Latency, Metric, OutputError, Source
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
 
@@ -40,6 +40,7 @@ class Ground(NamedTuple):
         gates: From the hand-over.
         budgets: The tightest of profile and hand-over.
         own_arch: This host has the profile's architecture: latency gates bind.
+        exhaustive: Every candidate is tried, whatever passes before it.
     """
 
     profile: Profile
@@ -53,6 +54,17 @@ class Ground(NamedTuple):
     gates: Gates
     budgets: Budgets
     own_arch: bool
+    exhaustive: bool = False
+
+
+class DeviceFigures(NamedTuple):
+    """What a device measured of a candidate: its own, its runtime's float artifact, and the yardstick of all."""
+
+    device: str
+    latency: Latency
+    float_latency: Latency
+    yardstick_latency: Latency
+    peak_memory_mib: float
 
 
 class Tried(NamedTuple):
@@ -66,6 +78,7 @@ class Tried(NamedTuple):
         judged: The product of `judge`.
         results: The gates.
         reason: Why it could not be built or judged.
+        there: A device's figures, which take the place of this host's.
     """
 
     candidate: Candidate
@@ -75,6 +88,7 @@ class Tried(NamedTuple):
     judged: Stored | None = None
     results: tuple[GateResult, ...] = ()
     reason: str = ""
+    there: DeviceFigures | None = None
 
     @property
     def passed(self) -> bool:
@@ -88,7 +102,10 @@ class Tried(NamedTuple):
         return msgspec.convert(self.judged.notes["manifest"], BundleManifest)
 
     def latency(self, key: str = "latency") -> Latency | None:
-        """Return a measured latency."""
+        """Return a measured latency: the device's, where there is one."""
+        if self.there is not None:
+            latency: Latency = getattr(self.there, key)
+            return latency
         found = None if self.judged is None else self.judged.notes.get(key)
         return None if found is None else msgspec.convert(found, Latency)
 
@@ -124,7 +141,9 @@ class Tried(NamedTuple):
             metric=msgspec.convert(notes.get("metric"), Metric | None),
             latency=self.latency(),
             float_latency=self.latency("float_latency"),
-            peak_memory_mib=notes.get("peak_memory_mib"),
+            peak_memory_mib=notes.get("peak_memory_mib") if self.there is None else self.there.peak_memory_mib,
+            source=Source.MEASURED_HOST if self.there is None else Source.MEASURED_DEVICE,
+            measured_on="" if self.there is None else self.there.device,
             gates=self.results,
             passed=self.passed,
             reason=self.reason,
@@ -147,7 +166,7 @@ def search(ground: Ground, said: Callable[[str], None]) -> list[Tried]:
             continue
         if runtime.fallback and any(one.passed for one in tried):
             continue
-        if not ground.own_arch and _cannot_win(tried, runtime, place):
+        if not ground.exhaustive and not ground.own_arch and _cannot_win(tried, runtime, place):
             continue
         yardstick = next((one for one in tried if one.judged is not None), None)
         tried += _search_runtime(ground, runtime, place, yardstick, said)
@@ -207,9 +226,9 @@ def _search_runtime(
             one = _try(ground, runtime, candidate, _rank(runtime, place, precision, index), {"float": base}, said)
             tried.append(one)
             best = min(best, shortfall(one.evidence().end_to_end, ground.gates))
-            if one.passed or _costs_too_much(one) or _cannot_be_proved(ground, one):
+            if not ground.exhaustive and (one.passed or _costs_too_much(one) or _cannot_be_proved(ground, one)):
                 break
-        if _settles(ground, tried[-1]) or _cannot_be_proved(ground, tried[-1]):
+        if not ground.exhaustive and (_settles(ground, tried[-1]) or _cannot_be_proved(ground, tried[-1])):
             break
     if Precision.FLOAT32 not in runtime.precisions:
         tried[0] = base._replace(results=(), reason="baseline only: the profile does not list fp32")
@@ -270,10 +289,11 @@ def _try(
     if isinstance(judged, Failed):
         return tried._replace(artifact=artifact, reason=f"{judged.step}: {judged.failure.what}")
     tried = tried._replace(artifact=artifact, judged=judged)
-    return tried._replace(results=judge(_measured(tried), ground.gates, ground.budgets, own_arch=ground.own_arch))
+    return tried._replace(results=judge(measured(tried), ground.gates, ground.budgets, own_arch=ground.own_arch))
 
 
-def _measured(tried: Tried) -> Measured:
+def measured(tried: Tried) -> Measured:
+    """Return what gates are judged by."""
     record = tried.evidence()
     return Measured(
         precision=tried.candidate.precision,

@@ -101,7 +101,8 @@ class CandidateEvidence(Wire, frozen=True, kw_only=True):
 
     `would_pass_with` holds the settings that, all together, let one that fails pass; empty where no setting does.
     `opens` is filled by `compile --explain`: of the conversion error for a float candidate, else of the quantization
-    error. `not_explained` says why a candidate could not be looked into.
+    error. `not_explained` says why a candidate could not be looked into. `measured_on` names the device whose latency
+    and memory these are; empty: this host's.
     """
 
     scheme: str
@@ -124,6 +125,7 @@ class CandidateEvidence(Wire, frozen=True, kw_only=True):
     opens: tuple[Opening, ...] = ()
     not_explained: str = ""
     source: Source = Source.MEASURED_HOST
+    measured_on: str = ""
 
 
 class Host(Wire, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ class BundleFigures(Wire, frozen=True, kw_only=True):
 
     Args:
         digest: The bundle.
+        artifact_sha256: Its artifact's file: what a candidate of a compile is known by.
         model: Its model.
         profile: Its device profile.
         scheme: How it was made.
@@ -45,6 +46,7 @@ class BundleFigures(Wire, frozen=True, kw_only=True):
     """
 
     digest: str
+    artifact_sha256: str
     model: str
     profile: str
     scheme: str
