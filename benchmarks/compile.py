@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from benchmarks import models
 from benchmarks.peers import targets
@@ -173,7 +174,7 @@ def _compare(work: Path, name: str, handover: Path, runs: Mapping[str, Run], oli
     rows: dict[str, Figures] = {}
     float_size = sizes([kit.folder / "baked.onnx"])
     # Device tensors in, as edgeops' artifacts have it: preprocessing is part of the work.
-    first = {tensor: values[0] for tensor, values in kit.device.items()}
+    first = {tensor: np.asarray(values[0]) for tensor, values in kit.device.items()}
     for runtime in ("onnxruntime", "openvino"):
         try:
             session = backend(runtime).load(kit.folder / "baked.onnx", LoadOptions(threads))
@@ -193,7 +194,7 @@ def _compare(work: Path, name: str, handover: Path, runs: Mapping[str, Run], oli
         except EdgeopsError as error:
             rows[peer] = Figures(tool=peer, seconds=result.seconds, failure=f"{error.code}: {error.what}")
             continue
-        feed = {tensor: values[0] for tensor, values in kit.judged.items()}
+        feed = {tensor: np.asarray(values[0]) for tensor, values in kit.judged.items()}
         timed[peer] = lambda run=run, feed=feed: run(feed)
         own, packed = sizes(result.artifact.parent.iterdir())
         rows[peer] = Figures(
