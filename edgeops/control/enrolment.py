@@ -18,7 +18,8 @@ from edgeops.control import audit
 from edgeops.control.assignment import new_unit
 from edgeops.control.database import Database
 from edgeops.control.models import Device, EnrolmentTokenRow
-from edgeops.trust.authority import CLIENT_PREFIX
+from edgeops.trust import certificates
+from edgeops.trust.authority import CLIENT_PREFIX, requested_key
 
 TOKEN_VALID_S = 24 * 3600.0
 TOKEN_VALID_MAX_S = 90 * 86400.0
@@ -116,6 +117,8 @@ def issue_token(
 def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, *, now_s: float) -> Enrolled:
     """Let a device in: the token is consumed, the device registered and its certificate issued, all or nothing.
 
+    A device that asks again with the same key gets the same answer: the first one may have been lost on its way.
+
     Raises:
         EdgeopsError: E-TOKEN; the token is unknown, used or expired; the answer does not say which. E-ENROLL; profile
             or name do not fit the token, the name is taken, or the CSR is not acceptable: the token stays usable.
@@ -127,8 +130,10 @@ def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, 
         token = session.scalars(
             select(EnrolmentTokenRow).where(EnrolmentTokenRow.secret_sha256 == _hash(request.secret)).with_for_update()
         ).one_or_none()
-        if token is None or token.used_at_s is not None or now_s >= token.expires_at_s:
-            raise EdgeopsError("E-TOKEN", "the token is unknown, used or expired", "Make a new one.")
+        if token is None or now_s >= token.expires_at_s:
+            raise _refused()
+        if token.used_by is not None:
+            return _again(session, token, request, now_s)
         if token.profile is not None and token.profile != request.profile:
             raise EdgeopsError("E-ENROLL", f"the token is for profile {token.profile}, not {request.profile}")
         connection = _name(session, request, token)
@@ -156,6 +161,28 @@ def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, 
             session, at_s=now_s, actor=f"token/{token.id}", action="device.enrol", subject=f"device/{connection}"
         )
     return Enrolled(connection, certificate_pem, request.profile)
+
+
+def _again(session: Session, token: EnrolmentTokenRow, request: EnrolRequest, now_s: float) -> Enrolled:
+    """Return what a token's device was given, to it alone: the request is signed by the key that it joined with.
+
+    Raises:
+        EdgeopsError: E-TOKEN; another key, or the device was revoked since. E-ENROLL; the request is not acceptable.
+    """
+    device = session.get(Device, token.used_by)
+    if device is None or device.revoked_at_s is not None or device.profile != request.profile:
+        raise _refused()
+    given = device.certificate_pem.encode()
+    joined_with = certificates.read(given, what="device certificate").public_key()
+    if requested_key(request.csr_pem.encode()) != joined_with:
+        raise _refused()
+    subject = f"device/{device.connection}"
+    audit.record(session, at_s=now_s, actor=f"token/{token.id}", action="device.enrol-again", subject=subject)
+    return Enrolled(device.connection, given, device.profile)
+
+
+def _refused() -> EdgeopsError:
+    return EdgeopsError("E-TOKEN", "the token is unknown, used or expired", "Make a new one.")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

@@ -130,7 +130,7 @@ class FleetAuthority:
         check_name(connection, "connection")
         if connection.startswith(CLIENT_PREFIX):
             raise EdgeopsError("E-ENROLL", f"names that begin with {CLIENT_PREFIX!r} are reserved")
-        public = _requested_key(csr_pem)
+        public = requested_key(csr_pem)
         now_s = self._now()
         return self._issue(
             public,
@@ -215,7 +215,12 @@ class FleetAuthority:
         return certificate.public_bytes(Encoding.PEM)
 
 
-def _requested_key(csr_pem: bytes) -> PublicKey:
+def requested_key(csr_pem: bytes) -> PublicKey:
+    """Return the key that a certificate request is for, and signed by.
+
+    Raises:
+        EdgeopsError: E-ENROLL; not a request, not signed by its own key, or a key of a kind that is not issued for.
+    """
     try:
         if len(csr_pem) > MAX_CSR_BYTES:
             raise ValueError(f"{len(csr_pem)} bytes")

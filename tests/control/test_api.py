@@ -218,3 +218,13 @@ def test_the_openapi_document_is_whole(http: Http) -> None:
 def test_the_client_reads_every_field_that_the_server_writes(http: Http, struct: Any, schema: str) -> None:
     fields = {field.encode_name for field in msgspec.structs.fields(struct)}
     assert fields == set(openapi(http)["components"]["schemas"][schema]["properties"])
+
+
+def test_guessed_enrolment_secrets_are_answered_with_a_wait(served: Serving) -> None:
+    guess = Http(served, token="")
+    wish = EnrolRequest(secret="guess", csr_pem="x", profile="intel-nuc")
+    answers = [problem(guess("POST", "/bootstrap/enrol", encode(wish))) for _ in range(25)]
+    assert set(answers[:20]) == {(403, "E-TOKEN")}
+    assert set(answers[20:]) == {(429, "E-API-RATE")}
+    assert guess("POST", "/bootstrap/enrol", encode(wish))[1]["Retry-After"] == "60"
+    assert len(list(served.api.devices())) == 0

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import enrolment
+from edgeops.control.api.limits import ATTEMPTS_WINDOW_S, MAX_ADDRESSES, MAX_REFUSED, Attempts
 from edgeops.control.database import Database
 from edgeops.control.enrolment import FirstTrust, TokenScope, issue_token
 from edgeops.control.models import Device, EnrolmentTokenRow, Unit
@@ -102,7 +103,7 @@ def test_unknown_used_and_expired_tokens_are_told_apart_by_nobody(door: Door) ->
     said = set()
     for secret, now_s in (("unknown", NOW), (used, NOW), (expired, NOW + 10)):
         with pytest.raises(EdgeopsError, match="E-TOKEN") as error:
-            door.knock(secret, now_s=now_s)
+            door.knock(secret, key="another", now_s=now_s)
         said.add(str(error.value))
     assert len(said) == 1
     assert len(door.devices()) == 1
@@ -152,3 +153,37 @@ def test_tokens_need_possible_scopes(door: Door) -> None:
     for valid_s in (0.0, -1.0, 1e9):
         with pytest.raises(EdgeopsError, match="E-CONFIG"):
             door.token(valid_s=valid_s)
+
+
+def test_an_answer_that_was_lost_is_given_again_to_the_same_key_alone(door: Door) -> None:
+    secret = door.token()
+    first = door.knock(secret, name="cam-1")
+    assert door.knock(secret, name="cam-1") == first
+    assert door.knock(secret, name="another-wish", now_s=NOW + 60) == first
+    assert door.devices() == ["cam-1"]
+    # The controls: another key, another profile, after its time, and after the device was revoked.
+    for wish in ({"key": "thief"}, {"profile": "raspberry-pi-4"}, {"now_s": NOW + 3600.0}):
+        with pytest.raises(EdgeopsError) as refused:
+            door.knock(secret, **wish)  # type: ignore[arg-type]
+        assert refused.value.code == "E-TOKEN"
+    with door.database.write() as session:
+        session.get_one(Device, "cam-1").revoked_at_s = NOW
+    with pytest.raises(EdgeopsError, match="E-TOKEN"):
+        door.knock(secret, name="cam-1")
+
+
+def test_guesses_from_one_address_are_slowed_down_and_others_are_not() -> None:
+    clock = [0.0]
+    attempts = Attempts(lambda: clock[0])
+    for _ in range(MAX_REFUSED):
+        attempts.check("10.0.0.1")
+        attempts.refused("10.0.0.1")
+    with pytest.raises(EdgeopsError) as refused:
+        attempts.check("10.0.0.1")
+    assert refused.value.code == "E-API-RATE"
+    attempts.check("10.0.0.2")
+    clock[0] += ATTEMPTS_WINDOW_S
+    attempts.check("10.0.0.1")
+    for number in range(MAX_ADDRESSES + 10):
+        attempts.refused(f"address-{number}")
+    assert len(attempts._refused) <= MAX_ADDRESSES

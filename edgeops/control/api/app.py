@@ -376,6 +376,7 @@ def _release(releases: Sequence[Release], model: str, version: str) -> Release:
 
 def _bootstrap(control: ControlApi) -> APIRouter:
     router = APIRouter(prefix="/bootstrap", tags=["bootstrap"])
+    attempts = limits.Attempts()
     pem: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-pem-file": {}}}}
 
     @router.get("/ca.pem", summary="The fleet CA's certificate, to be checked against the token", responses=pem)
@@ -400,7 +401,15 @@ def _bootstrap(control: ControlApi) -> APIRouter:
     )
     async def enrol(request: Request) -> Response:
         wish = decode(await request.body(), EnrolRequest, what="enrolment request")
-        return Response(await run_in_threadpool(_enrol, control, wish), media_type="application/json")
+        address = request.client.host if request.client is not None else ""
+        attempts.check(address)
+        try:
+            answer = await run_in_threadpool(_enrol, control, wish)
+        except EdgeopsError as error:
+            if error.code == "E-TOKEN":
+                attempts.refused(address)
+            raise
+        return Response(answer, media_type="application/json")
 
     return router
 

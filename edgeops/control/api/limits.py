@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +14,9 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.api.problems import problem_of
 
 MAX_BODY_BYTES = 256 << 10
+MAX_REFUSED = 20
+ATTEMPTS_WINDOW_S = 60.0
+MAX_ADDRESSES = 10_000
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'",
@@ -52,6 +59,44 @@ class BodyLimit:
                 return
         if taken > MAX_BODY_BYTES:
             await _too_large(scope, receive, send)
+
+
+class Attempts:
+    """Counts refused secrets by address: after so many within a minute, an address has to wait.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._refused: dict[str, tuple[float, int]] = {}
+        self._lock = threading.Lock()
+
+    def check(self, address: str) -> None:
+        """Refuse an address that has tried too often.
+
+        Raises:
+            EdgeopsError: E-API-RATE.
+        """
+        with self._lock:
+            since_s, count = self._refused.get(address, (0.0, 0))
+            if count >= MAX_REFUSED and self._clock() - since_s < ATTEMPTS_WINDOW_S:
+                raise EdgeopsError(
+                    "E-API-RATE", f"{count} refused attempts within a minute", "Wait a minute; check the secret."
+                )
+
+    def refused(self, address: str) -> None:
+        """Note a secret that was refused."""
+        now_s = self._clock()
+        with self._lock:
+            since_s, count = self._refused.get(address, (now_s, 0))
+            if now_s - since_s >= ATTEMPTS_WINDOW_S:
+                since_s, count = now_s, 0
+            if address not in self._refused and len(self._refused) >= MAX_ADDRESSES:
+                # The oldest goes: memory stays bounded, whoever asks from wherever.
+                del self._refused[min(self._refused, key=lambda known: self._refused[known][0])]
+            self._refused[address] = (since_s, count + 1)
 
 
 class SafeHeaders:

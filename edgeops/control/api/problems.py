@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _STATUS = {
     "E-API-AUTH": 401,
+    "E-API-RATE": 429,
     "E-API-ROLE": 403,
     "E-DEVICE-UNKNOWN": 404,
     "E-ENROLL": 403,
@@ -62,7 +63,7 @@ def problem(status: int, code: str, title: str, detail: str, next_step: str = ""
         "code": code,
         "next_step": next_step,
     }
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}}.get(status, {})
     return Response(json.dumps(body), status, headers, "application/problem+json")
 
 
