@@ -103,8 +103,9 @@ def run(
 def install(root: Path, file: Path, as_json: bool) -> None:
     """Install an exported release from FILE, without network.
 
-    FILE is what `edgeops release export` wrote. It is verified, self-tested and tried as one that came over the network, by the agent if it runs. What was installed
-    here stands until the fleet wants something of a later generation.
+    FILE is what `edgeops release export` wrote. It is verified, self-tested and tried as one that came over the
+    network, by the agent if it runs. What was installed here stands until the fleet wants something of a later
+    generation.
     """
     from edgeops.agent.installing import install as bring_in
     from edgeops.agent.settings import Settings

@@ -75,6 +75,20 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
         )
 
 
+@command.command("revoke")
+@served_option
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def revoke(home: Path, name: str, yes: bool) -> None:
+    """Shut a device out, at once and for good: its session ends, and its certificate lets it in nowhere."""
+    from edgeops.client.api import Api
+
+    if not yes:
+        click.confirm(f"Shut {name} out? It can come back only by enrolling anew, under another name", abort=True)
+    Api.from_home(home).revoke_device(name)
+    click.echo(f"{name} is revoked; what it runs goes on serving, and it gets nothing more")
+
+
 @command.command("token")
 @served_option
 @json_option

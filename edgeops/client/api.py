@@ -125,6 +125,14 @@ class Api:
         """
         return self._call("GET", f"/api/v1/devices/{_part(connection)}", resources.DeviceDetail)
 
+    def revoke_device(self, connection: str) -> resources.DeviceDetail:
+        """Shut a device out, at once and for good.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN. E-BROKER; it is revoked, but its live session could not be ended.
+        """
+        return self._call("POST", f"/api/v1/devices/{_part(connection)}/revoke", resources.DeviceDetail)
+
     def releases(self) -> list[Release]:
         """Return the published releases."""
         return self._items("/api/v1/releases", list[Release])[0]

@@ -65,6 +65,14 @@ class FleetTrust:
         certificate_pem, key_pem = self._authority.issue_client(CONTROL_IDENTITY)
         return self._write("control", certificate_pem, key_pem)
 
+    def revocation_list(self, revoked: dict[int, float]) -> bytes:
+        """Return a signed list (PEM) of serial numbers and since when each is revoked."""
+        return self._authority.revocation_list(revoked)
+
+    def brief_client(self, connection: str) -> tuple[bytes, bytes]:
+        """Return a certificate and key (PEM) of a device's name that hold for minutes."""
+        return self._authority.issue_brief_client(connection)
+
     def root_json(self) -> bytes:
         """Return the TUF root that devices start from."""
         return self._publisher.root_bytes()

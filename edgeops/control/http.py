@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgeops.contracts.errors import EdgeopsError
 
@@ -51,6 +52,21 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise EdgeopsError("E-CONFIG", f"cannot listen on {host}:{port}: {error}", "Choose another port.") from error
     return bound
+
+
+class _WithPeer(HttpToolsProtocol):
+    """Tells apps who a client is by its certificate: `scope["edgeops.peer"]` is the common name, None without one."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        certificate = (tls.getpeercert() or {}) if tls is not None else {}
+        names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+        self._peer = names[0] if len(names) == 1 else None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["edgeops.peer"] = self._peer  # type: ignore[typeddict-unknown-key]
 
 
 class HttpServers:
@@ -121,6 +137,7 @@ class HttpServers:
 def _config(listener: Listener, certificate: Path, key: Path) -> uvicorn.Config:
     config = uvicorn.Config(
         listener.app,
+        http=_WithPeer,
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),
         ssl_ca_certs=str(listener.client_ca) if listener.client_ca is not None else None,

@@ -36,6 +36,7 @@ from edgeops.control.monitoring.metrics import FleetCollector, exposition
 from edgeops.control.monitoring.webhooks import Watchman, read_config
 from edgeops.control.publishing import DesiredPublisher
 from edgeops.control.retention import prune
+from edgeops.control.revocation import Gatekeeper, revoked_serials
 from edgeops.control.rollout.engine import RolloutEngine
 from edgeops.transport.mqtt import MqttLink, TlsFiles
 
@@ -115,6 +116,7 @@ class ControlPlane:
         self._http: HttpServers
         self._upkeep: Upkeep
         self._watchman: Watchman
+        self._gatekeeper: Gatekeeper
         self._collector: FleetCollector
 
     def start(self) -> Ready:
@@ -151,6 +153,14 @@ class ControlPlane:
         )
         durable.write_file(home / PORTS_NAME, encode(ports))
 
+        with_certificates = self._broker.kind == "mosquitto"
+        self._gatekeeper = Gatekeeper(
+            self._database,
+            self._trust,
+            self._broker_here() if with_certificates else None,
+            home / "broker",
+            lambda: self._broker.child.pid,
+        )
         self._start_workers()
         ready = Ready(
             ready=True,
@@ -164,7 +174,9 @@ class ControlPlane:
         )
         apps = [
             Listener(api_app(self._control_api(ready)), api_socket),
-            Listener(artifacts_app(home / "repository"), artifacts_socket, self._trust.ca_file),
+            Listener(
+                artifacts_app(home / "repository", self._gatekeeper.is_revoked), artifacts_socket, self._trust.ca_file
+            ),
         ]
         self._http = HttpServers(apps, server.certificate, server.key)
         stack.callback(self._http.stop)
@@ -192,7 +204,12 @@ class ControlPlane:
             bind_host=self._options.host,
             advertised_host=self._advertised,
             port=port if port and is_free(self._options.host, port) else 0,
-            tls=BrokerTls(self._trust.ca_pem, server.certificate.read_bytes(), server.key.read_bytes()),
+            tls=BrokerTls(
+                self._trust.ca_pem,
+                server.certificate.read_bytes(),
+                server.key.read_bytes(),
+                self._trust.revocation_list(revoked_serials(self._database)),
+            ),
             on_death=self._nobody_is_online,
         )
 
@@ -220,8 +237,7 @@ class ControlPlane:
             time.time,
         )
         identity = trust.control_identity()
-        # The control plane is on the broker's machine: it connects where the broker listens, not where devices do.
-        address = msgspec.structs.replace(self._broker.address, host=local_host(self._options.host))
+        address = self._broker_here()
         self._link = MqttLink(
             address,
             CONTROL_IDENTITY,
@@ -240,6 +256,10 @@ class ControlPlane:
         stack.callback(self._link.stop)
         if not self._link.wait_connected(CONNECT_WITHIN_S):
             raise EdgeopsError("E-BROKER", f"no connection to {self._broker.kind} within {CONNECT_WITHIN_S:.0f} s")
+
+    def _broker_here(self) -> BrokerAddress:
+        """Return where the broker listens: the control plane is on its machine, devices come by another address."""
+        return msgspec.structs.replace(self._broker.address, host=local_host(self._options.host))
 
     def _on_connect(self) -> None:
         self._ingest.new_session()
@@ -264,6 +284,7 @@ class ControlPlane:
             approval=self._options.approval,
             releases=trust.releases,
             wake=self._on_commit,
+            shut_out=self._gatekeeper.shut_out,
             health=self._health,
             metrics=lambda: exposition(self._collector),
         )

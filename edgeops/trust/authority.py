@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -26,6 +26,7 @@ PublicKey = EllipticCurvePublicKey | Ed25519PublicKey
 CA_KEY_NAME, CA_NAME = "ca.key", "ca.pem"
 CA_VALID_S = 20 * 365 * 86400.0
 DEVICE_VALID_S = 365 * 86400.0
+BRIEF_VALID_S = 300.0
 SERVER_VALID_S = 397 * 86400.0
 SKEW_S = 86400.0
 MAX_CSR_BYTES = 16 << 10
@@ -140,6 +141,43 @@ class FleetAuthority:
             usage=ExtendedKeyUsageOID.CLIENT_AUTH,
             names=[x509.UniformResourceIdentifier(f"edgeops://{self.fleet}/{connection}")],
         )
+
+    def revocation_list(self, revoked: Mapping[int, float]) -> bytes:
+        """Return a signed revocation list, PEM. It does not run out while the CA lives: a late one would shut all out.
+
+        Args:
+            revoked: Serial number → since when, in seconds since 1970.
+        """
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._ca.subject)
+            .last_update(_at(self._now() - SKEW_S))
+            .next_update(self._ca.not_valid_after_utc)
+        )
+        for serial, at_s in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_at(at_s)).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._private, SHA256()).public_bytes(Encoding.PEM)
+
+    def issue_brief_client(self, connection: str) -> tuple[bytes, bytes]:
+        """Return a certificate and a new key (both PEM) of a device's name, for minutes: to end the device's session.
+
+        Raises:
+            EdgeopsError: E-NAME.
+        """
+        check_name(connection, "connection")
+        signer = keys.generate("ecdsa")
+        now_s = self._now()
+        public = _private(signer).public_key()
+        certificate = self._issue(
+            public,
+            _name(self.fleet, "device", connection),
+            not_before=_at(now_s - SKEW_S),
+            not_after=_at(now_s + BRIEF_VALID_S),
+            usage=ExtendedKeyUsageOID.CLIENT_AUTH,
+            names=[x509.UniformResourceIdentifier(f"edgeops://{self.fleet}/{connection}")],
+        )
+        return certificate, signer.private_bytes
 
     def issue_server(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
         """Return a certificate and a new key (both PEM) for a server at these names or addresses.

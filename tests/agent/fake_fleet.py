@@ -82,7 +82,7 @@ class FakeFleet:
     # The broker and the control plane's link
 
     def start_broker(self) -> None:
-        tls = BrokerTls(self.authority.ca_pem, self.server_pem, self.server_key)
+        tls = BrokerTls(self.authority.ca_pem, self.server_pem, self.server_key, self.authority.revocation_list({}))
         self.broker = start_broker(
             "auto", self._folder / "broker", fleet=FLEET, control_identity="edgeops-control", bind_host="127.0.0.1",
             advertised_host="127.0.0.1", port=self._broker_port, tls=tls,

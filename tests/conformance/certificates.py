@@ -44,6 +44,20 @@ class TestAuthority:
         )
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
 
+    def revoked(self, *serials: int) -> bytes:
+        """A signed list of revoked serial numbers."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(now - DAY)
+            .next_update(now + 30 * DAY)
+        )
+        for serial in serials:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def issue(self, name: str, *, server: bool = False, valid_until: datetime.timedelta = DAY) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.timezone.utc)

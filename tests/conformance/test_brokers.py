@@ -62,7 +62,7 @@ def run_bench(kind: str, directory: Path) -> Iterator[Bench]:
         bind_host="127.0.0.1",
         advertised_host="127.0.0.1",
         port=0,
-        tls=BrokerTls(authority.pem, server.pem, server.key_pem),
+        tls=BrokerTls(authority.pem, server.pem, server.key_pem, authority.revoked()),
     )
     yield Bench(broker, authority, directory)
     broker.child.stop()
@@ -223,7 +223,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             bind_host="127.0.0.1",
             advertised_host="127.0.0.1",
             port=taken.getsockname()[1],
-            tls=BrokerTls(b"", b"", b""),
+            tls=BrokerTls(b"", b"", b"", b""),
         )
 
 

@@ -22,7 +22,7 @@ from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolRespon
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
-from edgeops.control import access, enrolment
+from edgeops.control import access, enrolment, revocation
 from edgeops.control.api import limits, problems, resources, views
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
@@ -52,6 +52,7 @@ class ControlApi(NamedTuple):
         approval: No rollout starts that a second person has not approved.
         releases: Returns the published releases.
         wake: Says that a rollout or a desired state changed, or a device joined.
+        shut_out: Ends a revoked device's session and keeps it out.
         health: Returns the control plane's health.
         metrics: Returns what Prometheus reads.
     """
@@ -68,6 +69,7 @@ class ControlApi(NamedTuple):
     approval: bool
     releases: Callable[[], Sequence[Release]]
     wake: Callable[[], None]
+    shut_out: Callable[[str], None]
     health: Callable[[], resources.Health]
     metrics: Callable[[], bytes]
 
@@ -81,7 +83,7 @@ def api_app(control: ControlApi) -> FastAPI:
     readers = [Depends(_may(door, Permission.READ))]
     app.include_router(_metrics(control), dependencies=readers)
     app.include_router(_enrolment_tokens(control, door), dependencies=readers)
-    app.include_router(_registry(control), dependencies=readers)
+    app.include_router(_registry(control, door), dependencies=readers)
     app.include_router(_groups(control, door), dependencies=readers)
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
@@ -177,8 +179,9 @@ _Before = Annotated[int, Query(ge=1, le=1 << 53, description="Cursor: `next` of 
 _Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 
 
-def _registry(control: ControlApi) -> APIRouter:
+def _registry(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["registry"])
+    operator = Depends(_may(door, Permission.ROLL_OUT))
 
     @router.get("/devices", summary="List devices by name")
     def devices(
@@ -195,6 +198,14 @@ def _registry(control: ControlApi) -> APIRouter:
 
     @router.get("/devices/{connection}", summary="Show a device with its reports and newest steps")
     def device(connection: str) -> resources.DeviceDetail:
+        with control.database.read() as session:
+            return views.device_detail(session, connection)
+
+    @router.post("/devices/{connection}/revoke", summary="Shut a device out, at once and for good")
+    def revoke_device(connection: str, caller: access.Caller = operator) -> resources.DeviceDetail:
+        revocation.revoke(control.database, connection, actor=caller.name, now_s=time.time())
+        control.shut_out(connection)
+        control.wake()
         with control.database.read() as session:
             return views.device_detail(session, connection)
 

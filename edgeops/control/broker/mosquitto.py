@@ -15,6 +15,7 @@ from edgeops.transport.mqtt import MAX_PACKET_BYTES
 
 _EXTRA_DIRS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _SYSTEM_USER = "mosquitto"
+CRL_NAME = "crl.pem"
 
 
 def find_program() -> str | None:
@@ -51,6 +52,7 @@ listener {port} {host}
 cafile {directory}/ca.pem
 certfile {directory}/server.pem
 keyfile {directory}/server.key
+crlfile {directory}/{CRL_NAME}
 tls_version tlsv1.2
 require_certificate true
 # A client is who its certificate says, also as client id: no certificate can take over another's session.
@@ -90,6 +92,7 @@ def prepare(
     ca_pem: bytes,
     server_pem: bytes,
     server_key_pem: bytes,
+    crl_pem: bytes,
 ) -> tuple[Path, RunAs | None]:
     """Write everything that mosquitto reads.
 
@@ -108,6 +111,7 @@ def prepare(
     run_as = _unprivileged(directory)
     user = _SYSTEM_USER if run_as else pwd.getpwuid(os.geteuid()).pw_name
     durable.write_file(directory / "ca.pem", ca_pem, mode=0o600)
+    durable.write_file(directory / CRL_NAME, crl_pem)
     durable.write_file(directory / "server.pem", server_pem, mode=0o600)
     durable.write_file(directory / "server.key", server_key_pem, mode=0o600)
     durable.write_file(directory / "acl", access_rules(fleet, control_identity).encode(), mode=0o600)

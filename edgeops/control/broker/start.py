@@ -20,11 +20,12 @@ _ATTEMPTS = 3
 
 
 class BrokerTls(NamedTuple):
-    """What mosquitto's listener needs: PEM texts."""
+    """What mosquitto's listener needs: PEM texts. `crl_pem`: the CA's list of revoked certificates."""
 
     ca_pem: bytes
     server_pem: bytes
     server_key_pem: bytes
+    crl_pem: bytes
 
 
 class RunningBroker(NamedTuple):
@@ -100,6 +101,7 @@ def start_broker(
                 ca_pem=tls.ca_pem,
                 server_pem=tls.server_pem,
                 server_key_pem=tls.server_key_pem,
+                crl_pem=tls.crl_pem,
             )
             command = [program, "-c", str(config)]
         else:
