@@ -6,14 +6,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from edgeops.compiler.gates import judge
 from edgeops.compiler.search import DeviceFigures, Ground, Tried, measured
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.evidence import GateResult
+from edgeops.contracts.evidence import GateResult, Source
 from edgeops.contracts.measurement import Measured, Measurements
-from edgeops.contracts.profile import Precision
+from edgeops.contracts.profile import Precision, Profile
+
+
+def check_figures(found: Measurements, profiles: Sequence[Profile]) -> None:
+    """Refuse figures that no device of these profiles can have measured.
+
+    Raises:
+        EdgeopsError: E-CONFIG; none is of a bundle of these profiles, the device has another architecture than a
+            profile that it measured, a figure is not one that can be measured, or they are no measurements.
+    """
+    meant = {one.profile for one in found.bundles}
+    known = [profile for profile in profiles if profile.name in meant]
+    if not known:
+        raise EdgeopsError(
+            "E-CONFIG",
+            f"{found.device} has measured bundles of {', '.join(sorted(meant)) or 'no profile'}",
+            "Give figures of a device of a profile that is compiled.",
+        )
+    if found.source is not Source.MEASURED_HOST:
+        raise EdgeopsError("E-CONFIG", f"the figures of {found.device} are {found.source.value}", "Measure them there.")
+    for profile in known:
+        if found.arch != profile.cpu.arch:
+            raise EdgeopsError(
+                "E-CONFIG",
+                f"{found.device} is {found.arch}, profile {profile.name} is {profile.cpu.arch}",
+                "Give figures of a device of this profile.",
+            )
+    for one in found.bundles:
+        got = one.measured
+        if got is not None and not (
+            all(math.isfinite(value) and value > 0 for value in (got.latency.p50_ms, got.latency.p95_ms, got.load_ms))
+            and math.isfinite(got.peak_memory_mib)
+            and got.golden_vectors > 0
+        ):
+            raise EdgeopsError("E-CONFIG", f"{found.device}: {one.scheme} has impossible figures", "Measure it again.")
 
 
 def remeasured(ground: Ground, tried: Sequence[Tried], found: Measurements) -> list[Tried]:
@@ -27,17 +62,14 @@ def remeasured(ground: Ground, tried: Sequence[Tried], found: Measurements) -> l
         found: What was measured on a device of the profile.
 
     Raises:
-        EdgeopsError: E-CONFIG; the device has another architecture than the profile, or none of its figures is of a
-            candidate of this compile.
+        EdgeopsError: E-CONFIG; none of its figures is of a candidate of this compile.
     """
     profile = ground.profile
-    if found.arch != profile.cpu.arch:
-        raise EdgeopsError(
-            "E-CONFIG",
-            f"{found.device} is {found.arch}, profile {profile.name} is {profile.cpu.arch}",
-            "Give figures of a device of this profile.",
-        )
-    by_artifact = {one.artifact_sha256: one.measured for one in found.bundles if one.measured is not None}
+    by_artifact = {
+        one.artifact_sha256: one.measured
+        for one in found.bundles
+        if one.measured is not None and one.profile == profile.name
+    }
     figures = {one.candidate.scheme: by_artifact.get(_artifact_sha256(one)) for one in tried}
     if not any(figures.values()):
         raise EdgeopsError(

@@ -15,12 +15,13 @@ LOCK_SCHEMA = 1
 
 
 class LockedProfile(Wire, frozen=True, kw_only=True):
-    """What was chosen for a profile."""
+    """What was chosen for a profile. `measured_on`: the device whose figures decided; empty: this host's."""
 
     scheme: str
     runtime: str
     precision: str
     bundle: str
+    measured_on: str = ""
 
 
 class CompileLock(Wire, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeops import durable
 from edgeops.compiler.builder import Machine, build
 from edgeops.compiler.candidates import ARTIFACTS, Traits
-from edgeops.compiler.elsewhere import remeasured
+from edgeops.compiler.elsewhere import check_figures, remeasured
 from edgeops.compiler.engine import Failed, Step, code_digest, cores, host, isa_digest, tool_versions
 from edgeops.compiler.explaining import explained
 from edgeops.compiler.gates import tightest
@@ -104,6 +104,10 @@ class Elsewhere(NamedTuple):
     keep_candidates: bool = False
     figures: Measurements | None = None
 
+    def concerns(self, profile: Profile) -> bool:
+        """Whether there are figures of a device of a profile; the others are chosen by this host's."""
+        return self.figures is not None and any(one.profile == profile.name for one in self.figures.bundles)
+
 
 class CompileResult(NamedTuple):
     """The outcome of a compile: a result per profile, and the lock that makes it again (None where one failed)."""
@@ -165,6 +169,8 @@ def compile_handover(
     """
     loaded = read(handover_dir)
     found = [_profile(name) for name in dict.fromkeys(profiles)]
+    if elsewhere is not None and elsewhere.figures is not None:
+        check_figures(elsewhere.figures, found)
     lock = None if locked is None else read_lock(locked)
     now = _lock_of(loaded, {profile.name: None for profile in found})
     if lock is not None:
@@ -303,12 +309,13 @@ def _compile_profile(
         gates=loaded.handover.gates,
         budgets=tightest(profile.budgets, loaded.handover.budgets.get(profile.name, Budgets())),
         own_arch=lock is None and profile.cpu.arch == platform.machine() and _cpu_first(served),
-        exhaustive=elsewhere.keep_candidates or elsewhere.figures is not None,
+        exhaustive=elsewhere.keep_candidates or elsewhere.concerns(profile),
     )
     wanted = None if lock is None else lock.profiles[profile.name]
     tried = search(ground, said) if wanted is None else only(ground, wanted.scheme, said)
     by_latency = ground.own_arch
-    if elsewhere.figures is not None and wanted is None:
+    if wanted is None and elsewhere.concerns(profile):
+        assert elsewhere.figures is not None
         tried, by_latency = remeasured(ground, tried, elsewhere.figures), True
     choice = select(tried, own_arch=by_latency, named=None if wanted is None else wanted.scheme)
     if choice.best is None:
@@ -505,6 +512,7 @@ def _lock_of(loaded: LoadedHandover, results: dict[str, ProfileResult | None]) -
                 runtime="" if result is None else result.chosen.runtime,
                 precision="" if result is None else result.chosen.precision,
                 bundle="" if result is None else result.packaged.digest,
+                measured_on="" if result is None else result.chosen.measured_on,
             )
             for name, result in results.items()
         },

@@ -13,7 +13,7 @@ import pytest
 
 from edgeops import compiler
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.evidence import Source
+from edgeops.contracts.evidence import Latency, Source
 from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.wire import decode, encode
 from edgeops.testkit.handovers import write_shapes_handover
@@ -88,15 +88,39 @@ def test_figures_of_another_architecture_or_of_other_artifacts_are_refused(
     measured: tuple[Path, Measurements], tmp_path: Path
 ) -> None:
     handover, found = measured
-    other = tuple(msgspec.structs.replace(bundle, artifact_sha256="0" * 64) for bundle in found.bundles)
+
+    def each(**changes: object) -> Measurements:
+        return msgspec.structs.replace(
+            found, bundles=tuple(msgspec.structs.replace(bundle, **changes) for bundle in found.bundles)
+        )
+
+    first = found.bundles[0].measured
+    assert first is not None
+    instant = msgspec.structs.replace(first, latency=Latency(p50_ms=0.0, p95_ms=0.0, runs=1))
+    unproved = msgspec.structs.replace(first, golden_vectors=0)
     for figures, says in (
+        (each(profile="raspberry-pi-5"), "has measured bundles of raspberry-pi-5"),
+        (each(measured=instant), "impossible figures"),
+        (each(measured=unproved), "impossible figures"),
+        (msgspec.structs.replace(found, source=Source.ESTIMATED), "are estimated"),
         (msgspec.structs.replace(found, arch="x86_64"), "is x86_64, profile raspberry-pi-4 is aarch64"),
-        (msgspec.structs.replace(found, bundles=other), "has measured no candidate"),
+        (each(artifact_sha256="0" * 64), "has measured no candidate"),
     ):
         with pytest.raises(EdgeopsError, match=says) as refused:
             compiler.compile(handover, [PROFILE], tmp_path / "out", elsewhere=compiler.Elsewhere(figures=figures))
         assert refused.value.code == "E-CONFIG"
     assert not (tmp_path / "out" / PROFILE / "bundle").exists()
+
+
+def test_another_profile_is_chosen_by_this_host_and_the_lock_says_what_decided(
+    measured: tuple[Path, Measurements], tmp_path: Path
+) -> None:
+    handover, found = measured
+    figures = compiler.Elsewhere(figures=with_latency(found, "litert-fp32"))
+    result = compiler.compile(handover, [PROFILE, "generic-arm64"], tmp_path / "out", elsewhere=figures)
+    assert [one.chosen.scheme for one in result.profiles] == ["litert-fp32", "litert-int8"]
+    locked = json.loads((tmp_path / "out" / "compile.lock").read_text())["profiles"]
+    assert (locked[PROFILE]["measured_on"], locked["generic-arm64"]["measured_on"]) == ("pi-7", "")
 
 
 def test_by_the_command_line(measured: tuple[Path, Measurements], tmp_path: Path) -> None:
