@@ -125,7 +125,14 @@ def _run(
     target.mkdir(parents=True)
     inputs = {role: made.folder for role, made in roles.items()}
     input_notes = {role: made.outcome.notes for role, made in roles.items()}
-    return _Made(target, one.run(Work(source, notes, facts, target, parameters, inputs, input_notes)))
+    work = Work(source, notes, facts, target, parameters, inputs, input_notes)
+    try:
+        return _Made(target, one.run(work))
+    except EdgeopsError:
+        raise
+    except Exception as error:
+        # In a compile a pass runs in a process of its own, and its crash costs the step.
+        raise EdgeopsError("E-COMPILE-CANDIDATE", f"{type(one).__name__} crashed: {error}") from error
 
 
 def _prepare(loaded: LoadedHandover, place: Path) -> tuple[dict[str, _Made], JudgePlan]:
