@@ -202,7 +202,10 @@ def stranger(port: int, answer: bytes) -> Iterator[None]:
 PORTAL = b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlogin"
 
 
-@pytest.mark.parametrize("answer", [PORTAL, b""], ids=["captive portal", "half-open connections"])
+@pytest.mark.parametrize(
+    "answer",
+    [pytest.param(PORTAL, id="captive portal"), pytest.param(b"", id="half-open connections", marks=pytest.mark.full)],
+)
 def test_a_stranger_at_the_servers_address_holds_the_update_until_the_server_is_back(
     answer: bytes, fleet: FakeFleet, agent: Agent, tmp_path: Path
 ):
