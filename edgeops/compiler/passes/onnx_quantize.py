@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -71,15 +72,15 @@ class DynamicInt8:
         products = {"MatMul", "Gemm", "Attention", "LSTM"}
         if not products.intersection(node.op_type for node in model.graph.node):
             raise refuse("the graph has no matrix product: dynamic int8 would not make it faster")
-        logging.getLogger().setLevel(logging.ERROR)
         try:
-            quantize_dynamic(
-                str(work.source / graphs.MODEL_NAME),
-                str(work.target / graphs.MODEL_NAME),
-                op_types_to_quantize=sorted(products),
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-            )
+            with _quiet():
+                quantize_dynamic(
+                    str(work.source / graphs.MODEL_NAME),
+                    str(work.target / graphs.MODEL_NAME),
+                    op_types_to_quantize=sorted(products),
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                )
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
             raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
         return finish(work, "int8-dynamic")
@@ -233,28 +234,40 @@ def quantize_static_int8(
     }
     if method == "percentile":
         options["CalibPercentile"] = 99.99
-    logging.getLogger().setLevel(logging.ERROR)
     try:
-        quantize_static(
-            str(source),
-            str(target),
-            _reader(
-                read_samples(samples, "calibration"),
-                MAX_CALIBRATION_SAMPLES if method == "minmax" else _MAX_HISTOGRAM_SAMPLES,
-            ),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod[_METHODS[method]],
-            nodes_to_exclude=excluded,
-            op_types_to_quantize=op_types,
-            extra_options=options,
-        )
+        with _quiet():
+            quantize_static(
+                str(source),
+                str(target),
+                _reader(
+                    read_samples(samples, "calibration"),
+                    MAX_CALIBRATION_SAMPLES if method == "minmax" else _MAX_HISTOGRAM_SAMPLES,
+                ),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod[_METHODS[method]],
+                nodes_to_exclude=excluded,
+                op_types_to_quantize=op_types,
+                extra_options=options,
+            )
     # The quantizer asserts and indexes its way through graphs that it does not know.
     except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, AttributeError) as error:
         raise refuse(f"onnxruntime.quantization: {type(error).__name__}: {_short(error)}") from error
     return target
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizer's advice out of the log, and leave the log as it was."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def own_nodes(model: Any) -> list[str]:
