@@ -138,4 +138,5 @@ def test_without_its_rule_the_broker_lets_the_hostile_client_through(rule: str, 
     with bench_without(None, tmp_path / "guarded") as bench:
         assert not RULES[rule](bench)
     with bench_without(rule, tmp_path / "loosened") as bench:
-        assert RULES[rule](bench)
+        # On a busy machine an attack that succeeds may be seen only the second time.
+        assert any(RULES[rule](bench) for _ in range(3))
