@@ -36,11 +36,13 @@ def opening(
     tensor = output
     if output not in errors or output not in writers or not bad(errors[output]):
         return None
+    trail = {tensor}
     while True:
         layer = writers[tensor]
         read, unseen = _before(layer, errors, writers)
         before = sorted(read, key=lambda name: errors[name].sqnr_db)
-        worse = next((name for name in before if name in writers and bad(errors[name])), None)
+        # Two tensors of one name, which a converter may make, must not lead in a circle.
+        worse = next((name for name in before if name in writers and name not in trail and bad(errors[name])), None)
         if worse is None:
             return Opening(
                 output=output,
@@ -52,6 +54,7 @@ def opening(
                 after=errors[tensor],
             )
         tensor = worse
+        trail.add(tensor)
 
 
 def _before(

@@ -57,12 +57,11 @@ def _explain(
     plain = ingested if lossless else float_artifact
     if one.artifact is None or plain is None:
         return msgspec.structs.replace(record, not_explained="it, or the float artifact, could not be built")
-    if one.candidate.runtime != "onnxruntime":
-        why = f"{one.candidate.runtime} artifacts do not keep the names of the graph's tensors; only onnxruntime's do"
-        return msgspec.structs.replace(record, not_explained=why)
     step = Step(
         name="explain",
         parameters={
+            "runtime": one.candidate.runtime,
+            "plain_runtime": "onnxruntime" if lossless else one.candidate.runtime,
             "cosine_min": FLOAT_COSINE_MIN if lossless else handover.gates.cosine_min,
             "sqnr_min_db": FLOAT_SQNR_MIN_DB if lossless else handover.gates.sqnr_min_db,
             "inputs": msgspec.to_builtins(handover.inputs) if lossless else [],

@@ -69,7 +69,7 @@ class _LiteRtSession:
     def __init__(self, interpreter: Any, provider: str) -> None:
         self._interpreter = interpreter
         self._provider = provider
-        self._ins, self._outs = _ends(interpreter)
+        self._ins, self._outs = ends(interpreter)
         self._inputs = tuple(_spec(name, item) for name, item in self._ins)
         self._outputs = tuple(_spec(name, item) for name, item in self._outs)
         self._shapes = {name: tuple(item["shape"].tolist()) for name, item in self._ins}
@@ -135,7 +135,7 @@ def _interpreter() -> tuple[Any, str]:
     raise ImportError("; ".join(reasons))
 
 
-def _ends(interpreter: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+def ends(interpreter: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
     """Return inputs and outputs in the model's order, by the names of its one signature where it has one."""
     ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
     signatures = interpreter.get_signature_list()

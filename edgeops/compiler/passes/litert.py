@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import shutil
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
-from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes import Outcome, Work, refuse, tflite
 from edgeops.compiler.passes.onnx_quantize import MAX_CALIBRATION_SAMPLES
 from edgeops.compiler.passes.running import few_samples, run_artifact
 from edgeops.compiler.passes.samples import read_samples, spread
@@ -22,11 +21,8 @@ from edgeops.compiler.sensitivity import Aim, keep_float, segments, shortfall
 from edgeops.compiler.toolchain import ONNX2TF, run_tool
 from edgeops.contracts.errors import EdgeopsError
 
-TFLITE_NAME = "model.tflite"
 _SIGNATURE = "serving_default"
 _COMPARED_SAMPLES = 3
-_MAX_TURNED_AXES = 5
-_HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "CONV_3D"})
 # The quantizer raises what numpy, flatbuffers and its own checks raise.
 _ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError)
 _RECIPES = {
@@ -45,11 +41,17 @@ class ToTflite:
     ensures = frozenset({"tflite", "baked"})
 
     def run(self, work: Work) -> Outcome:
-        """Input: `samples`. Notes: `transposes`, model output → axes that bring the artifact's into its order."""
+        """Convert.
+
+        Input: `samples`. Notes: `transposes`, model output → axes that bring the artifact's into its order;
+        `source_tensors`, tensor of the artifact → tensor of the graph, where the name is another.
+        """
         model = graphs.load(work.source)
         inputs = [item.name for item in model.graph.input]
-        # The converter overwrites its input.
-        shutil.copyfile(work.source / graphs.MODEL_NAME, work.target / "copy.onnx")
+        for node in model.graph.node:
+            # The converter calls tensors whose axes it turns after the node.
+            node.name = next(filter(None, node.output))
+        graphs.save(model, work.target, "copy.onnx")
         out = work.target / "out"
         # fmt: off
         run_tool(ONNX2TF, [
@@ -60,16 +62,21 @@ class ToTflite:
         made = out / "copy_float32.tflite"
         if not made.exists():
             raise refuse("onnx2tf wrote no float32 model")
-        made.rename(work.target / TFLITE_NAME)
+        made.rename(work.target / tflite.MODEL_NAME)
         shutil.rmtree(out)
-        (work.target / "copy.onnx").unlink()
+        for copied in work.target.glob("copy.onnx*"):
+            copied.unlink()
         samples = read_samples(work.inputs["samples"], "calibration")
         few = {name: np.asarray(array[:_COMPARED_SAMPLES]) for name, array in samples.items()}
         wanted = run_artifact("onnxruntime", work.source / graphs.MODEL_NAME, few)
-        got = run_artifact("litert", work.target / TFLITE_NAME, few)
+        got = run_artifact("litert", work.target / tflite.MODEL_NAME, few)
         transposes = _layouts(wanted, got)
         facts = (work.facts - {"onnx"}) | {"tflite"}
-        return Outcome(facts, {**work.notes, "transposes": transposes})
+        names = {f"{node.name}_output_nhwc": node.name for node in model.graph.node}
+        names |= {f"{node.name}_input_nhwc": node.input[0] for node in model.graph.node if node.input}
+        there = {item["name"] for item in tflite.open_interpreter(work.target / tflite.MODEL_NAME).get_tensor_details()}
+        names = {name: source for name, source in names.items() if name in there and source not in there}
+        return Outcome(facts, {**work.notes, "transposes": transposes, "source_tensors": names})
 
 
 class QuantizeTflite:
@@ -87,7 +94,7 @@ class QuantizeTflite:
         of quantized inputs and outputs.
         """
         kind, aim = work.parameters["kind"], work.parameters.get("aim")
-        source, target = work.source / TFLITE_NAME, work.target / TFLITE_NAME
+        source, target = work.source / tflite.MODEL_NAME, work.target / tflite.MODEL_NAME
         ranges = _calibrate(source, kind, work.inputs["samples"])
         notes: dict[str, Any] = {}
         if aim is None:
@@ -95,12 +102,12 @@ class QuantizeTflite:
         else:
             notes = _keep_sensitive(work, kind, ranges, msgspec.convert(aim, Aim))
         facts = work.facts | {"quantized", kind}
-        return Outcome(facts, {**work.notes, **notes, "quantization": _quantized_ends(target)})
+        return Outcome(facts, {**work.notes, **notes, "quantization": tflite.quantized_ends(target)})
 
 
 def _keep_sensitive(work: Work, kind: str, ranges: Any, aim: Aim) -> dict[str, Any]:
-    source, target = work.source / TFLITE_NAME, work.target / TFLITE_NAME
-    operators = _operators(source)
+    source, target = work.source / tflite.MODEL_NAME, work.target / tflite.MODEL_NAME
+    operators = tflite.operators(source)
     parts = segments([heavy for _, heavy in operators])
     samples = few_samples(work.inputs["samples"])
     reference = _in_order(aim, run_artifact("litert", source, samples))
@@ -112,10 +119,9 @@ def _keep_sensitive(work: Work, kind: str, ranges: Any, aim: Aim) -> dict[str, A
     def score(kept: frozenset[int]) -> float:
         try:
             build(kept)
-            got = _in_order(aim, run_artifact("litert", target, samples))
+            return shortfall(aim, reference, _in_order(aim, tflite.run_real(target, samples)))
         except EdgeopsError:
             return math.inf
-        return shortfall(aim, reference, _real(got, aim, _quantized_ends(target), target))
 
     kept = keep_float([1.0] * len(parts), score)
     found = score(kept)
@@ -129,22 +135,6 @@ def _in_order(aim: Aim, answers: dict[str, NDArray[Any]]) -> dict[str, NDArray[A
     if set(answers) == set(aim.kinds):
         return answers
     return dict(zip(aim.kinds, answers.values(), strict=True))
-
-
-def _real(
-    answers: dict[str, NDArray[Any]], aim: Aim, ends: dict[str, dict[str, float | int]], model: Path
-) -> dict[str, NDArray[Any]]:
-    """Return quantized answers as real values."""
-    details = _interpreter(model).get_output_details()
-    scales = dict(zip(aim.kinds, (ends.get(detail["name"]) for detail in details), strict=True))
-    if set(ends) & set(answers):
-        scales |= {name: ends[name] for name in answers if name in ends}
-    return {
-        name: values
-        if (end := scales[name]) is None
-        else (values.astype(np.float32) - end["zero_point"]) * end["scale"]
-        for name, values in answers.items()
-    }
 
 
 def _calibrate(source: Path, kind: str, samples: Path) -> Any:
@@ -223,53 +213,11 @@ def _layouts(wanted: dict[str, NDArray[Any]], got: dict[str, NDArray[Any]]) -> d
     own = {name: name for name in wanted} if set(got) == set(wanted) else dict(zip(wanted, got, strict=True))
     layouts: dict[str, list[int]] = {}
     for name, reference in wanted.items():
-        values, rank = got[own[name]], got[own[name]].ndim - 1
-        fits = []
-        for axes in itertools.permutations(range(rank)) if rank <= _MAX_TURNED_AXES else [tuple(range(rank))]:
-            turned = values.transpose(0, *(axis + 1 for axis in axes))
-            if turned.shape == reference.shape:
-                fits.append((float(np.abs(turned.astype(np.float64) - reference).max(initial=0)), axes))
-        if not fits and values.size != reference.size:
+        values = got[own[name]]
+        axes = tflite.axes_back(reference, values)
+        if axes is None and values.size != reference.size:
             have, want = list(values.shape[1:]), list(reference.shape[1:])
             raise refuse(f"output {name!r} has shape {have}, the source's is {want}")
-        # The unturned order comes first, and wins a tie.
-        axes = min(fits, key=lambda fit: fit[0])[1] if fits else tuple(range(rank))
-        if axes != tuple(range(rank)):
-            layouts[name] = list(axes)
+        if axes is not None and axes != sorted(axes):
+            layouts[name] = axes
     return layouts
-
-
-def _operators(model: Path) -> list[tuple[list[str], bool]]:
-    """Return each operator in order: names of its outputs, and whether it is a convolution or matrix product."""
-    interpreter = _interpreter(model)
-    tensors = {item["index"]: item["name"] for item in interpreter.get_tensor_details()}
-    return [
-        ([tensors[index] for index in item["outputs"] if index in tensors], item["op_name"] in _HEAVY)
-        for item in interpreter._get_ops_details()
-        if item["op_name"] != "DELEGATE"
-    ]
-
-
-def _quantized_ends(model: Path) -> dict[str, dict[str, float | int]]:
-    interpreter = _interpreter(model)
-    ends = {detail["name"]: detail for detail in (*interpreter.get_input_details(), *interpreter.get_output_details())}
-    # Sessions name tensors by the signature where a model has one.
-    for signature in interpreter.get_signature_list():
-        runner = interpreter.get_signature_runner(signature)
-        ends |= {**runner.get_input_details(), **runner.get_output_details()}
-    found: dict[str, dict[str, float | int]] = {}
-    for name, detail in ends.items():
-        scale, zero_point = detail["quantization"]
-        if scale:
-            found[name] = {"scale": float(scale), "zero_point": int(zero_point)}
-    return found
-
-
-def _interpreter(model: Path) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    return Interpreter(
-        model_path=str(model),
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import xml.etree.ElementTree as ET  # reads only what OpenVINO just wrote
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -47,9 +48,9 @@ class ToOpenVino:
         # OpenVINO's converters raise classes of their own below RuntimeError and Exception.
         except (RuntimeError, openvino.frontend.OpConversionFailure, openvino.frontend.GeneralFailure) as error:
             raise refuse(f"openvino: {' '.join(str(error).split())[:300]}") from error
-        save_ir(model, work.target, fp16_weights=work.parameters["fp16_weights"])
+        tensors = save_ir(model, work.target, fp16_weights=work.parameters["fp16_weights"]).tensors
         half = {"fp16-weights"} if work.parameters["fp16_weights"] else set[str]()
-        return Outcome((work.facts - {"onnx"}) | {"openvino"} | half, dict(work.notes))
+        return Outcome((work.facts - {"onnx"}) | {"openvino"} | half, {**work.notes, "source_tensors": tensors})
 
 
 class NncfInt8:
@@ -74,8 +75,8 @@ class NncfInt8:
             quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), **_options(work))
         except (RuntimeError, ValueError, TypeError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
             raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
-        save_ir(quantized, work.target, fp16_weights=False)
-        return Outcome(work.facts | {"fake-quantized"}, dict(work.notes))
+        names = save_ir(quantized, work.target, fp16_weights=False)
+        return Outcome(work.facts | {"fake-quantized"}, _with_layers(work.notes, names))
 
 
 class Pack:
@@ -89,8 +90,8 @@ class Pack:
         """No parameters."""
         import openvino
 
-        _save_packed(openvino.Core().read_model(work.source / IR_NAME), work.target)
-        return Outcome((work.facts - {"fake-quantized"}) | {"int8"}, dict(work.notes))
+        names = _save_packed(openvino.Core().read_model(work.source / IR_NAME), work.target)
+        return Outcome((work.facts - {"fake-quantized"}) | {"int8"}, _with_layers(work.notes, names))
 
 
 class PartialInt8:
@@ -107,8 +108,8 @@ class PartialInt8:
         aim = msgspec.convert(work.parameters["aim"], Aim)
         quantized = openvino.Core().read_model(work.source / IR_NAME)
         partial, notes = _keep_sensitive(quantized, work, aim)
-        _save_packed(partial, work.target)
-        return Outcome((work.facts - {"fake-quantized"}) | {"int8"}, {**work.notes, **notes})
+        names = _save_packed(partial, work.target)
+        return Outcome((work.facts - {"fake-quantized"}) | {"int8"}, {**_with_layers(work.notes, names), **notes})
 
 
 class AccuracyControl:
@@ -156,8 +157,8 @@ class AccuracyControl:
             )
         except (RuntimeError, ValueError, TypeError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
             raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
-        save_ir(quantized, work.target, fp16_weights=False)
-        return Outcome(work.facts | {"int8"}, dict(work.notes))
+        names = save_ir(quantized, work.target, fp16_weights=False)
+        return Outcome(work.facts | {"int8"}, _with_layers(work.notes, names))
 
 
 class NncfWeights:
@@ -177,11 +178,23 @@ class NncfWeights:
             compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
         except (RuntimeError, ValueError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
             raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
-        save_ir(compressed, work.target, fp16_weights=False)
-        return Outcome(work.facts | {"int8-weights"}, dict(work.notes))
+        names = save_ir(compressed, work.target, fp16_weights=False)
+        return Outcome(work.facts | {"int8-weights"}, _with_layers(work.notes, names))
 
 
-def save_ir(model: Any, folder: Path, *, fp16_weights: bool) -> None:
+class SavedNames(NamedTuple):
+    """What a saved file no longer says.
+
+    Args:
+        layers: Layer → its name in the model that was saved.
+        tensors: Layer and number of its output, as `3:0` → the first of the tensor's names in that model.
+    """
+
+    layers: dict[str, str]
+    tensors: dict[str, str]
+
+
+def save_ir(model: Any, folder: Path, *, fp16_weights: bool) -> SavedNames:
     """Write `model.xml` and `model.bin`; the same model gives the same bytes, and few of them.
 
     OpenVINO names constants by a counter of the process, notes paths and versions, and indents.
@@ -199,6 +212,7 @@ def save_ir(model: Any, folder: Path, *, fp16_weights: bool) -> None:
         element.tail = None
         if element.text is not None and not element.text.strip():
             element.text = None
+    names = _names(root)
     ends = {layer.get("id") for layer in root.iter("layer") if layer.get("type") in ("Parameter", "Result")}
     fed = {edge.get("from-layer") for edge in root.iter("edge") if edge.get("to-layer") in ends}
     for layer in root.iter("layer"):
@@ -215,6 +229,29 @@ def save_ir(model: Any, folder: Path, *, fp16_weights: bool) -> None:
             for port in layer.iter("port"):
                 port.attrib.pop("names", None)
     tree.write(path, encoding="utf-8", xml_declaration=True)
+    return names
+
+
+def _names(root: ET.Element) -> SavedNames:
+    layers = {str(layer.get("id")): layer for layer in root.iter("layer") if layer.get("type") != "Const"}
+    tensors = {}
+    for layer, element in layers.items():
+        for index, port in enumerate(element.findall("output/port")):
+            if found := port.get("names"):
+                # Names are separated by commas; a comma within one is escaped.
+                tensors[f"{layer}:{index}"] = min(re.split(r"(?<!\\),", found)).replace("\\,", ",")
+    return SavedNames({layer: str(element.get("name")) for layer, element in layers.items()}, tensors)
+
+
+def _with_layers(notes: Mapping[str, Any], saved: SavedNames) -> dict[str, Any]:
+    """Note which layer of the float artifact each layer stands for; the layers that quantizing added stand for none."""
+    before = notes.get("float_layers")
+    # The layers of a saved file have numbers for names; OpenVINO names new ones with letters.
+    known = {
+        layer: (name if name.isdigit() else None) if before is None else before.get(name)
+        for layer, name in saved.layers.items()
+    }
+    return {**notes, "float_layers": {layer: name for layer, name in known.items() if name is not None}}
 
 
 def _feeds(work: Work) -> list[dict[str, NDArray[Any]]]:
@@ -240,12 +277,12 @@ def _options(work: Work) -> dict[str, Any]:
     }
 
 
-def _save_packed(model: Any, folder: Path) -> None:
+def _save_packed(model: Any, folder: Path) -> SavedNames:
     # NNCF's own last step; it has no public name.
     from openvino._offline_transformations import compress_quantize_weights_transformation
 
     compress_quantize_weights_transformation(model)
-    save_ir(model, folder, fp16_weights=False)
+    return save_ir(model, folder, fp16_weights=False)
 
 
 def _keep_sensitive(quantized: Any, work: Work, aim: Aim) -> tuple[Any, dict[str, Any]]:
