@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeops.cli.compile_progress import compile_progress
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.wire import decode
 
 if TYPE_CHECKING:
-    from edgeops.compiler import ProfileResult, Progress
+    from edgeops.compiler import ProfileResult
     from edgeops.contracts.evidence import CandidateEvidence
 
 COLUMNS = (
@@ -85,7 +83,7 @@ def command(
     figures = None
     if measured_on is not None:
         figures = decode(measured_on.read_bytes(), Measurements, what=str(measured_on))
-    with _progress(len(set(profiles))) as show:
+    with compile_progress(len(set(profiles))) as show:
         result = compile_handover(
             handover,
             profiles,
@@ -196,29 +194,3 @@ def _opening_rows(result: ProfileResult, explain: str) -> list[tuple[object, ...
 
 def _figure(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-@contextlib.contextmanager
-def _progress(profiles: int) -> Iterator[Callable[[Progress], None]]:
-    """Show on a terminal what is being done for each profile; elsewhere say nothing."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[doing]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as display:
-        shared = display.add_task("all profiles", total=1, doing="")
-        tasks: dict[str, Any] = {"": shared}
-
-        def show(step: Any) -> None:
-            if step.profile not in tasks:
-                tasks[step.profile] = display.add_task(step.profile, total=None, doing="")
-                if len(tasks) == profiles + 1:
-                    display.update(shared, completed=1, doing="")
-            display.update(tasks[step.profile], doing=step.text)
-            if step.text == "done":
-                display.update(tasks[step.profile], total=1, completed=1)
-
-        yield show

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from edgeops.compiler.engine import Failed, Step, walk
-from edgeops.compiler.isolation import Limits, run_worker
-from edgeops.compiler.store import Failure, Store, Stored
+from edgeops.compiler.executor import Machine
+from edgeops.compiler.store import Failure, Stored
 from edgeops.compiler.worker import Place, Request
 from edgeops.contracts.errors import EdgeopsError
 
 # No other candidate would fare better.
 _FATAL = ("E-DISK-FULL", "E-DISK-WRITE", "E-PLUGIN", "E-DEPENDENCY", "E-INTERNAL")
-
-
-class Machine(NamedTuple):
-    """What a compile may take of this machine, and the event that ends it."""
-
-    store: Store
-    limits: Limits
-    slots: threading.Semaphore
-    cancel: threading.Event
 
 
 def build(machine: Machine, steps: Sequence[Step], source: Stored, inputs: Mapping[str, Stored]) -> Stored | Failed:
@@ -49,8 +38,7 @@ def build(machine: Machine, steps: Sequence[Step], source: Stored, inputs: Mappi
             source=Place.of(current),
             inputs={role: Place.of(roles[role]) for step in batch for role in step.inputs},
         )
-        with machine.slots:
-            response = run_worker(request, limits=machine.limits, cancel=machine.cancel)
+        response = machine.run(request)
         if response.failure is not None:
             return Failed(response.step, response.failure)
         if response.place is not None:

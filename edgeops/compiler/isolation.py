@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ def run_limited(
     cancel: threading.Event | None = None,
     cwd: Path | None = None,
     own_group: bool = True,
+    on_memory: Callable[[float], None] = lambda _: None,
 ) -> Ended:
     """Run a program and end it when it breaks a limit.
 
@@ -85,6 +86,7 @@ def run_limited(
         cwd: Its working directory.
         own_group: Give it a process group and end that, children and all. False inside a worker: the worker's own
             group holds everything that it starts.
+        on_memory: Told a few times a second what it and its children have resident, in MiB.
 
     Raises:
         CancelledError: `cancel` was set; the group is ended.
@@ -95,14 +97,15 @@ def run_limited(
             command,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            # A pipe that ends with this process, however that ends.
+            stdin=subprocess.PIPE if own_group else subprocess.DEVNULL,
             start_new_session=own_group,
             env={**os.environ, **_ENVIRONMENT, **environment},
             cwd=cwd,
         )
     because: str | None = None
     try:
-        because = _watch(process, limits, cancel)
+        because = _watch(process, limits, cancel, on_memory)
     finally:
         if own_group:
             # Children of a converter may outlive it.
@@ -110,14 +113,22 @@ def run_limited(
         else:
             process.kill()
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
     with log.open("rb") as source:
         source.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
         tail = source.read().decode(errors="replace")
     return Ended(process.returncode, because, tail)
 
 
-def run_worker(request: Request, *, limits: Limits, cancel: threading.Event | None = None) -> Response:
-    """Run steps in a worker process.
+def run_worker(
+    request: Request,
+    limits: Limits,
+    *,
+    cancel: threading.Event | None = None,
+    on_memory: Callable[[float], None] = lambda _: None,
+) -> Response:
+    """Run steps in a worker process, which ends when this process does.
 
     Returns:
         Its response; where it broke a limit or crashed, a response with `error`.
@@ -134,6 +145,7 @@ def run_worker(request: Request, *, limits: Limits, cancel: threading.Event | No
             log=Path(folder) / "log",
             cancel=cancel,
             cwd=Path(folder),
+            on_memory=on_memory,
         )
         if ended.reason is not None:
             names = ", ".join(step.name for step in request.steps)
@@ -142,12 +154,40 @@ def run_worker(request: Request, *, limits: Limits, cancel: threading.Event | No
 
 
 def default_memory_mib(parallel: int) -> float:
-    """Return how much memory each of `parallel` workers may take: an even share of four fifths of the machine's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
-    return max(1024.0, 0.8 * total / max(1, parallel))
+    """Return how much memory each of `parallel` workers may take: an even share of four fifths of all there is."""
+    return max(1024.0, 0.8 * _total_mib() / max(1, parallel))
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, cancel: threading.Event | None) -> str | None:
+def available_mib() -> float:
+    """Return how much memory could be taken now: of the machine, and of the control group this process is in."""
+    import psutil
+
+    machine = float(psutil.virtual_memory().available) / 2**20
+    allowed, taken = _group_mib("memory.max"), _group_mib("memory.current")
+    return machine if allowed is None or taken is None else min(machine, allowed - taken)
+
+
+def _total_mib() -> float:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    allowed = _group_mib("memory.max")
+    return machine if allowed is None else min(machine, allowed)
+
+
+def _group_mib(name: str) -> float | None:
+    """Return a figure of the control group (version 2), None where there is none or no limit."""
+    try:
+        path = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip().lstrip("/")
+        return int((Path("/sys/fs/cgroup") / path / name).read_text()) / 2**20
+    except (OSError, ValueError):
+        return None
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    limits: Limits,
+    cancel: threading.Event | None,
+    on_memory: Callable[[float], None],
+) -> str | None:
     start = time.monotonic()
     next_memory = start + _MEMORY_POLL_S
     # The zombie is left until its group is ended: its id cannot be given to another process before.
@@ -160,6 +200,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, cancel: threading.E
         if now >= next_memory:
             next_memory = now + _MEMORY_POLL_S
             used = _resident_mib(process.pid)
+            on_memory(used)
             if used > limits.memory_mib:
                 return f"took more than {limits.memory_mib:.0f} MiB of memory"
         time.sleep(_POLL_S)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
-import math
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeops import durable
-from edgeops.compiler.builder import Machine, build
-from edgeops.compiler.candidates import ARTIFACTS, Traits
+from edgeops.compiler.candidates import ARTIFACTS
 from edgeops.compiler.elsewhere import check_figures, remeasured
-from edgeops.compiler.engine import Failed, Step, code_digest, cores, host, isa_digest, tool_versions
+from edgeops.compiler.engine import cores, host, isa_digest, tool_versions
+from edgeops.compiler.executor import Machine, machine
 from edgeops.compiler.explaining import explained
 from edgeops.compiler.gates import tightest
-from edgeops.compiler.isolation import Limits, default_memory_mib
 from edgeops.compiler.lock import (
     LOCK_NAME,
     CompileLock,
@@ -35,37 +29,37 @@ from edgeops.compiler.lock import (
     write_lock,
 )
 from edgeops.compiler.package import Packaged, package
-from edgeops.compiler.passes.judge import JudgeOutput, JudgePlan
-from edgeops.compiler.passes.samples import spread, write_samples
+from edgeops.compiler.passes.judge import JudgePlan
+from edgeops.compiler.prepared import Prepared, count, float_graph, prepare
 from edgeops.compiler.search import Ground, Tried, only, search
 from edgeops.compiler.selection import Choice, loosened, missed, select
 from edgeops.compiler.sensitivity import Aim
-from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.measurement import Measurements
-from edgeops.contracts.profile import Budgets, Precision, Profile, Runtime
-from edgeops.contracts.tensors import TensorSpec
+from edgeops.contracts.profile import Budgets, Profile, Runtime
 from edgeops.intake.handover import LoadedHandover, read
 from edgeops.profiles import registry
 
 EVIDENCE_NAME = "evidence.json"
-# A converter that needs longer than this is taken for one that hangs.
-STEP_TIMEOUT_S = 900.0
-MODERN_OPSET = 17
-_LATENCY_S = 1.0
-_JUDGED_CALIBRATION = 64
 _TOOLS = (
     "ai-edge-litert", "litert-quantizer", "nncf", "numpy", "onnx", "onnxruntime", "onnxslim", "openvino", "edgeops",
 )  # fmt: skip
 
 
 class Progress(NamedTuple):
-    """What is being done for a profile; `text` is "done" once and last."""
+    """What is being done for a profile.
+
+    Args:
+        profile: Its name; "" for what all share.
+        text: What; "done" once and last.
+        left: Where a candidate begins: how many more may follow at most. Else None.
+    """
 
     profile: str
     text: str
+    left: int | None
 
 
 class ProfileResult(NamedTuple):
@@ -145,6 +139,7 @@ def compile_handover(
     check: bool = False,
     explain: str = "",
     elsewhere: Elsewhere | None = None,
+    executor: concurrent.futures.Executor | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> CompileResult:
     """Compile a hand-over for some profiles.
@@ -160,6 +155,9 @@ def compile_handover(
         check: With `locked`: hand-over, tools, processor and every bundle's digest must be those of the lock.
         explain: Name the layers at which errors open: of this scheme, or of `all`.
         elsewhere: Keep all candidates for a device to measure, or choose by what one measured.
+        executor: Run the workers there, such as in a process pool or a cluster's `concurrent.futures` executor: it
+            decides how many run at once. Its processes must see the hand-over's cache under the same path. None: in
+            this process's own, as many as cores and memory allow.
         on_progress: Told what is being done; called from several threads, one at a time.
 
     Raises:
@@ -177,28 +175,25 @@ def compile_handover(
         check_profiles(lock, now)
         if check:
             check_same_ground(lock, now)
-    workers = max(1, min(len(found), cores()))
-    machine = Machine(
-        Store(),
-        Limits(STEP_TIMEOUT_S, default_memory_mib(cores())),
-        threading.Semaphore(cores()),
-        threading.Event(),
-    )
     telling = threading.Lock()
 
-    def tell(profile: str, text: str) -> None:
+    def tell(profile: str, text: str, left: int | None) -> None:
         with telling:
-            on_progress(Progress(profile, text))
+            on_progress(Progress(profile, text, left))
 
-    prepared = _prepare(machine, loaded, tell)
-    with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="profile") as pool:
+    profiles_at_once = max(1, min(len(found), cores()))
+    with (
+        machine(cores(), executor) as workplace,
+        concurrent.futures.ThreadPoolExecutor(profiles_at_once, thread_name_prefix="profile") as pool,
+    ):
         try:
+            shared = prepare(workplace, loaded, lambda text: tell("", text, None))
             jobs = [
                 pool.submit(
                     _compile_profile,
-                    machine,
+                    workplace,
                     loaded,
-                    prepared,
+                    shared,
                     profile,
                     out,
                     lock,
@@ -212,7 +207,7 @@ def compile_handover(
             concurrent.futures.wait(jobs)
             results = tuple(job.result() for job in jobs)
         except BaseException:
-            machine.cancel.set()
+            workplace.cancel.set()
             raise
     path = None
     if all(result.passed for result in results):
@@ -221,69 +216,20 @@ def compile_handover(
     return CompileResult(loaded.handover.model.name, loaded.digest, results, path)
 
 
-class _Prepared(NamedTuple):
-    """What all profiles share."""
-
-    ingested: Stored
-    samples: Stored
-    reference: Stored
-    plan: JudgePlan
-    traits: Traits
-
-
-def _prepare(machine: Machine, loaded: LoadedHandover, tell: Callable[[str, str], None]) -> _Prepared:
-    handover = loaded.handover
-    tell("", "reading the hand-over")
-    outputs = tuple(
-        JudgeOutput(name=item.name, model_output=item.model_output or item.name, kind=item.kind)
-        for item in handover.outputs
-    )
-    samples = _store_samples(machine.store, loaded)
-    model = _store_model(machine.store, loaded)
-    parameters = {"file": loaded.model_path.name, "outputs": list(dict.fromkeys(item.model_output for item in outputs))}
-    ingested = _required(build(machine, [Step(name="ingest", parameters=parameters)], model, {}))
-    tell("", "answers of the float source")
-    step = Step(
-        name="reference",
-        parameters={"inputs": msgspec.to_builtins(handover.inputs), "outputs": msgspec.to_builtins(outputs)},
-        inputs=("samples",),
-    )
-    reference = _required(build(machine, [step], ingested, {"samples": samples}))
-    evaluation = handover.evaluation
-    plan = JudgePlan(
-        runtime="",
-        artifact="",
-        precision=Precision.FLOAT32,
-        inputs=tuple(TensorSpec(name=item.name, dtype=item.dtype, shape=item.shape) for item in handover.inputs),
-        outputs=outputs,
-        metric="none" if evaluation is None else evaluation.metric,
-        metric_output="" if evaluation is None else evaluation.output or outputs[0].name,
-        confidence=handover.gates.confidence,
-        latency_s=_LATENCY_S,
-    )
-    _check_outputs(loaded, plan, reference.notes["outputs"])
-    traits = Traits(
-        stateful=any(item.state_from is not None for item in handover.inputs),
-        ops=frozenset(loaded.model.ops),
-        labelled=plan.metric != "none",
-    )
-    return _Prepared(ingested, samples, reference, plan, traits)
-
-
 def _compile_profile(
-    machine: Machine,
+    workplace: Machine,
     loaded: LoadedHandover,
-    shared: _Prepared,
+    shared: Prepared,
     profile: Profile,
     out: Path,
     lock: CompileLock | None,
     check: bool,
     explain: str,
     elsewhere: Elsewhere,
-    tell: Callable[[str, str], None],
+    tell: Callable[[str, str, int | None], None],
 ) -> ProfileResult:
-    def said(text: str) -> None:
-        tell(profile.name, text)
+    def said(text: str, left: int | None = None) -> None:
+        tell(profile.name, text, left)
 
     said("preparing the graph")
     served = [runtime for runtime in profile.runtimes if runtime.name in ARTIFACTS]
@@ -296,8 +242,8 @@ def _compile_profile(
         )
     ground = Ground(
         profile=profile,
-        machine=machine,
-        prepared={runtime.name: _float_graph(machine, loaded, shared, runtime) for runtime in served},
+        machine=workplace,
+        prepared={runtime.name: float_graph(workplace, loaded, shared, runtime) for runtime in served},
         samples=shared.samples,
         reference=shared.reference,
         # What is locked was chosen before: its latency decides nothing now.
@@ -377,8 +323,8 @@ def _write(
         profile=ground.profile.name,
         host=host(_TOOLS),
         candidates=choice.records,
-        calibration_samples=_count(loaded.calibration),
-        evaluation_samples=0 if loaded.evaluation is None else _count(loaded.evaluation.inputs),
+        calibration_samples=count(loaded.calibration),
+        evaluation_samples=0 if loaded.evaluation is None else count(loaded.evaluation.inputs),
         created_at_s=time.time(),
     )
     text = msgspec.json.format(msgspec.json.encode(evidence, order="sorted"), indent=2)
@@ -387,107 +333,6 @@ def _write(
     return ProfileResult(
         ground.profile.name, choice.passed, packaged, chosen, evidence, "" if choice.passed else missed(best)
     )
-
-
-def _float_graph(machine: Machine, loaded: LoadedHandover, shared: _Prepared, runtime: Runtime) -> Stored | Failed:
-    """Return the clean float graph within what a runtime reads."""
-    shapes = {name: list(shape) for name, shape in _model_shapes(loaded).items()}
-    limits = (
-        {"opset_max": runtime.onnx_opset_max, "ir_max": runtime.onnx_ir_max}
-        if runtime.name == "onnxruntime"
-        else {"opset_max": None, "ir_max": None}
-    )
-    seen = shared.reference.notes["outputs"]
-    outputs = {output.model_output: list(seen[output.name]["shape"]) for output in shared.plan.outputs}
-    steps = [
-        Step(name="repair", parameters={"shapes": shapes, "outputs": outputs, "opset": MODERN_OPSET, **limits}),
-        Step(name="bake", parameters={"inputs": msgspec.to_builtins(loaded.handover.inputs)}),
-        Step(name="optimize", inputs=("samples",), optional=True),
-    ]
-    return build(machine, steps, shared.ingested, {"samples": shared.samples})
-
-
-def _model_shapes(loaded: LoadedHandover) -> dict[str, tuple[int, ...]]:
-    from edgeops.intake.steps import TensorForm, propagate
-
-    return {
-        item.model_input or item.name: propagate(
-            item.preprocess, TensorForm(item.dtype, item.shape), where=item.name
-        ).shape
-        for item in loaded.handover.inputs
-    }
-
-
-def _check_outputs(loaded: LoadedHandover, plan: JudgePlan, shapes: dict[str, dict[str, Any]]) -> None:
-    for output in loaded.handover.outputs:
-        shape = shapes[output.name]["shape"]
-        if output.labels and (not shape or shape[-1] != len(output.labels)):
-            raise EdgeopsError(
-                "E-HANDOVER-SHAPE",
-                f"output {output.name!r}: {len(output.labels)} labels, the model gives {list(shape)}",
-            )
-    if plan.metric == "none" or loaded.evaluation is None:
-        return
-    shape = shapes[plan.metric_output]["shape"]
-    # A single column is one class against its absence; a tensor of one axis has a class per element.
-    decisions = shape[:-1] if len(shape) > 1 else shape
-    each = math.prod(decisions) if plan.metric == "accuracy" else math.prod(shape)
-    labels = loaded.evaluation.labels
-    if labels.size != len(labels) * each:
-        raise EdgeopsError(
-            "E-DATA-SHAPE",
-            f"evaluation labels have shape {list(labels.shape)}; output {plan.metric_output!r} of shape {list(shape)} "
-            f"needs {each} per sample",
-            "Give one answer for each that the output gives.",
-        )
-
-
-def _store_samples(store: Store, loaded: LoadedHandover) -> Stored:
-    def make(target: Path) -> Product:
-        write_samples(target, "calibration", loaded.calibration)
-        judged = loaded.calibration
-        if loaded.evaluation is not None:
-            judged = _judged(loaded.calibration, loaded.evaluation.inputs)
-            write_samples(target, "labels", {"labels": loaded.evaluation.labels})
-        write_samples(target, "judged", judged)
-        quality = _count(loaded.calibration if loaded.evaluation is None else loaded.evaluation.inputs)
-        return Product(facts=("samples",), notes={"quality": quality})
-
-    return store.put(_content_key("samples", loaded.digest), make)
-
-
-def _judged(calibration: dict[str, NDArray[Any]], evaluation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the samples that every artifact is run on.
-
-    Quality is judged on the evaluation data, which come first; golden vectors and drift reference know both sides.
-    """
-    picked = spread(_count(calibration), _JUDGED_CALIBRATION)
-    return {name: np.concatenate([values, calibration[name][picked]]) for name, values in evaluation.items()}
-
-
-def _store_model(store: Store, loaded: LoadedHandover) -> Stored:
-    names = [loaded.model_path.name, *loaded.model.files]
-
-    def make(target: Path) -> Product:
-        for name in names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(loaded.model_path.parent / name, target / name)
-        return Product(facts=("file",))
-
-    digests = [loaded.file_digests[loaded.handover.model.file], *(loaded.file_digests[name] for name in names[1:])]
-    return store.put(_content_key("model", *names, *digests), make)
-
-
-def _content_key(*parts: str) -> str:
-    return hashlib.sha256("\0".join((code_digest(), *parts)).encode()).hexdigest()
-
-
-def _required(built: Stored | Failed) -> Stored:
-    if isinstance(built, Failed):
-        # Without the source's answers there is nothing to compile against.
-        code = "E-MODEL-UNSUPPORTED" if built.failure.code == "E-COMPILE-CANDIDATE" else built.failure.code
-        raise EdgeopsError(code, f"{built.step}: {built.failure.what}", "Check the model with onnxruntime.")
-    return built
 
 
 def _profile(name: str) -> Profile:
@@ -519,7 +364,3 @@ def _lock_of(loaded: LoadedHandover, results: dict[str, ProfileResult | None]) -
         tools=tool_versions(_TOOLS),
         isa=isa_digest(),
     )
-
-
-def _count(samples: dict[str, Any]) -> int:
-    return len(next(iter(samples.values())))

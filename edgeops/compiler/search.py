@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from edgeops.compiler.builder import Machine, build
+from edgeops.compiler.builder import build
 from edgeops.compiler.candidates import ARTIFACTS, Candidate, Traits, float_candidate, ladder
 from edgeops.compiler.engine import Failed, Step
+from edgeops.compiler.executor import Machine
 from edgeops.compiler.gates import Measured, judge, passed, provable, shortfall
 from edgeops.compiler.passes.judge import JudgePlan
 from edgeops.compiler.sensitivity import Aim
@@ -150,7 +151,14 @@ class Tried(NamedTuple):
         )
 
 
-def search(ground: Ground, said: Callable[[str], None]) -> list[Tried]:
+class Said(Protocol):
+    """Told what is being done: a scheme with how many more may follow at most, or other words."""
+
+    def __call__(self, text: str, left: int | None = None) -> None:
+        """Take note."""
+
+
+def search(ground: Ground, said: Said) -> list[Tried]:
     """Try candidates until those that are left cannot win.
 
     Args:
@@ -169,11 +177,16 @@ def search(ground: Ground, said: Callable[[str], None]) -> list[Tried]:
         if not ground.exhaustive and not ground.own_arch and _cannot_win(tried, runtime, place):
             continue
         yardstick = next((one for one in tried if one.judged is not None), None)
-        tried += _search_runtime(ground, runtime, place, yardstick, said)
+        later = sum(
+            1 + sum(map(len, _ladders(ground, other).values()))
+            for other in ground.profile.runtimes[place + 1 :]
+            if other.name in ARTIFACTS and not other.fallback
+        )
+        tried += _search_runtime(ground, runtime, place, yardstick, _with_more(said, later))
     return tried
 
 
-def only(ground: Ground, scheme: str, said: Callable[[str], None]) -> list[Tried]:
+def only(ground: Ground, scheme: str, said: Said) -> list[Tried]:
     """Try one scheme, and the float artifact that it is compared with.
 
     Returns:
@@ -208,22 +221,38 @@ def _cannot_win(tried: list[Tried], runtime: Runtime, place: int) -> bool:
     return best is not None and all(best < _rank(runtime, place, precision, 0) for precision in runtime.precisions)
 
 
-def _search_runtime(
-    ground: Ground, runtime: Runtime, place: int, yardstick: Tried | None, said: Callable[[str], None]
-) -> list[Tried]:
+def _with_more(said: Said, later: int) -> Said:
+    def tell(text: str, left: int | None = None) -> None:
+        said(text, None if left is None else left + later)
+
+    return tell
+
+
+def _ladders(ground: Ground, runtime: Runtime) -> dict[Precision, tuple[Candidate, ...]]:
+    """Return the candidates of each precision beside plain float, in the profile's order."""
+    return {
+        precision: ladder(runtime, precision, ground.traits, ground.aim)
+        for precision in runtime.precisions
+        if precision is not Precision.FLOAT32
+    }
+
+
+def _search_runtime(ground: Ground, runtime: Runtime, place: int, yardstick: Tried | None, said: Said) -> list[Tried]:
+    ladders = _ladders(ground, runtime)
+    left = sum(map(len, ladders.values()))
     base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
-    base = _try(ground, runtime, float_candidate(runtime), base_rank, {"yardstick": yardstick}, said)
+    base = _try(ground, runtime, float_candidate(runtime), base_rank, {"yardstick": yardstick}, _with_more(said, left))
     tried = [base]
     if base.judged is None:
         return tried
-    for precision in runtime.precisions:
-        if precision is Precision.FLOAT32:
-            continue
+    for precision, candidates in ladders.items():
         best = math.inf
-        for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim)):
+        left -= len(candidates)
+        for index, candidate in enumerate(candidates):
             if index and best > candidate.rescues:
                 continue
-            one = _try(ground, runtime, candidate, _rank(runtime, place, precision, index), {"float": base}, said)
+            still = _with_more(said, left + len(candidates) - index - 1)
+            one = _try(ground, runtime, candidate, _rank(runtime, place, precision, index), {"float": base}, still)
             tried.append(one)
             best = min(best, shortfall(one.evidence().end_to_end, ground.gates))
             if not ground.exhaustive and (one.passed or _costs_too_much(one) or _cannot_be_proved(ground, one)):
@@ -261,14 +290,14 @@ def _try(
     candidate: Candidate,
     rank: tuple[int, int, int, int],
     others: Mapping[str, Tried | None],
-    said: Callable[[str], None],
+    said: Said,
 ) -> Tried:
     """Build and judge a candidate; `others` are already judged ones by role: `float`, `yardstick`."""
     tried = Tried(candidate, runtime, rank)
     start = ground.prepared[runtime.name]
     if isinstance(start, Failed):
         return tried._replace(reason=f"{start.step}: {start.failure.what}")
-    said(candidate.scheme)
+    said(candidate.scheme, 0)
     roles = {"samples": ground.samples, "reference": ground.reference}
     for role, other in others.items():
         if other is not None and other.artifact is not None and other.judged is not None:

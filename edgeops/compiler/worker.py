@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from edgeops import durable
@@ -76,9 +78,17 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Converters compete with a person's own work on the same machine.
     os.nice(5)
+    threading.Thread(target=_end_with_the_compile, daemon=True).start()
     path = Path(sys.argv[1])
     request = decode(path.read_bytes(), Request, what="request of a worker")
     durable.write_file(path.parent / RESPONSE_NAME, encode(serve(request)))
+
+
+def _end_with_the_compile() -> None:
+    """Wait until standard input ends, as it does when the compile is gone; then end this process and its children."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgeops import compiler
-from edgeops.compiler import search
+from edgeops.compiler import executor, search
 from edgeops.compiler.candidates import Candidate
 from edgeops.compiler.engine import Step
 from edgeops.contracts.errors import EdgeopsError
@@ -181,7 +181,6 @@ def test_too_few_labels_choose_float_and_say_why(handover: Path, profile, tmp_pa
 def test_converter_that_dies_costs_its_candidate_only(
     handover: Path, profile, tmp_path: Path, plugin_passes: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ):
-    from edgeops.compiler import run
 
     original = search.ladder
 
@@ -192,7 +191,7 @@ def test_converter_that_dies_costs_its_candidate_only(
     monkeypatch.setattr(search, "ladder", with_bad)
     board = profile("onnxruntime", "int8", "fp32")
     compiler.compile(handover, [profile("onnxruntime", "fp32")], tmp_path / "warm")
-    monkeypatch.setattr(run, "STEP_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(executor, "STEP_TIMEOUT_S", 5.0)
     board = profile("onnxruntime", "int8", "fp32")
     one = compiler.compile(handover, [board], tmp_path / "out").profiles[0]
     assert one.passed
@@ -308,6 +307,48 @@ def test_interrupt_leaves_no_half_written_bundle_and_no_worker(
     assert not list((tmp_path / "out").rglob("manifest.json"))
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert not workers_of(own_cache)
+
+
+_INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from edgeops import compiler
+handover, board, out, moment = sys.argv[1:]
+def watch(step):
+    print(step.text, flush=True)
+    if step.text == moment:
+        signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+compiler.compile(Path(handover), [board], Path(out), on_progress=watch)
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "reading the hand-over",
+        "preparing the graph",
+        "onnxruntime-int8",
+        "golden vectors",
+        "check of the sealed bundle",
+    ],
+)
+def test_interrupt_at_any_step_leaves_a_whole_bundle_or_none(
+    handover: Path, profile, tmp_path: Path, own_cache: Path, moment: str
+):
+    board, out = profile("onnxruntime", "int8", "fp32"), tmp_path / "out"
+    words = [sys.executable, "-c", _INTERRUPTED, str(handover), board, str(out)]
+    done = subprocess.run([*words, moment], capture_output=True, text=True, timeout=120, check=False)
+    assert moment in done.stdout.splitlines()
+    assert "KeyboardInterrupt" in done.stderr
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    for bundle in out.rglob("bundle"):
+        open_bundle(bundle)
+    assert not (out / "compile.lock").exists()
+    assert not workers_of(own_cache)
+    again = subprocess.run([*words, "never"], capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert open_bundle(next(out.rglob("bundle"))).manifest.precision is Precision.INT8
 
 
 def workers_of(cache: Path) -> list[int]:

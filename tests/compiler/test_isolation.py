@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from edgeops.compiler.builder import Machine, build
+from edgeops.compiler import executor
+from edgeops.compiler.builder import build
 from edgeops.compiler.engine import Failed, Step
+from edgeops.compiler.executor import Machine
 from edgeops.compiler.isolation import CancelledError, Limits
-from edgeops.compiler.store import Product, Store, Stored
+from edgeops.compiler.store import Product, Stored
 from edgeops.contracts.errors import EdgeopsError
 
 
 @pytest.fixture
-def machine(own_cache: Path) -> Machine:
-    return Machine(Store(), Limits(60, 2048), threading.Semaphore(2), threading.Event())
+def machine(own_cache: Path) -> Iterator[Machine]:
+    with executor.machine(2) as made:
+        yield made._replace(limits=Limits(60, 2048))
 
 
 @pytest.fixture
@@ -38,6 +45,26 @@ def failure(machine: Machine, step: Step, source: Stored) -> str:
 def test_crash_fails_the_step_with_its_signal(machine: Machine, source: Stored, plugin_passes: Path):
     assert "SIGSEGV" in failure(machine, Step(name="test-crash"), source)
     assert machine.store.usage().products == 0
+
+
+def test_the_same_crash_outside_a_worker_ends_the_process(plugin_passes: Path, own_cache: Path, source: Stored):
+    """The control: it is the worker that keeps a crash from the compile."""
+    code = (
+        "import sys; from pathlib import Path; from edgeops.compiler.engine import Step, run_step;"
+        "from edgeops.compiler.store import Product, Store, Stored;"
+        "run_step(Store(), Step(name='test-crash'), Stored(Path(sys.argv[1]), Product(facts=('file',))), {})"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(source.path)], check=False).returncode == -signal.SIGSEGV
+
+
+@pytest.mark.parametrize(("step", "limits"), [("test-hang", Limits(60, 300)), ("test-hunger", Limits(60, 2048))])
+def test_without_the_limit_that_ends_it_a_pass_goes_on(
+    machine: Machine, source: Stored, plugin_passes: Path, step: str, limits: Limits
+):
+    """The control: nothing but its own limit, 2 s or 300 MiB, ends a hang or a hunger within 3 s."""
+    threading.Timer(3.0, machine.cancel.set).start()
+    with pytest.raises(CancelledError):
+        build(machine._replace(limits=limits._replace(memory_mib=20_000)), [Step(name=step)], source, {})
 
 
 def test_hang_is_ended_at_the_time_limit(machine: Machine, source: Stored, plugin_passes: Path):
