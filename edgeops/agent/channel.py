@@ -23,6 +23,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         directory: Where the bundle lies.
         release: Its version, for clients.
         digest: What it must be.
+        ram_mib: Memory of this class of device: no bundle may have more.
         threads: Inference threads.
         affinity: CPUs that the process may use; empty: any.
         cache_dir: Where the runtime may keep what it builds.
@@ -31,6 +32,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     directory: str
     release: str
     digest: str
+    ram_mib: float
     threads: int = 1
     affinity: tuple[int, ...] = ()
     cache_dir: str | None = None

@@ -470,6 +470,7 @@ class Deployment:
             directory=str(self._slots.bundle_path(name)),
             release=slot.release,
             digest=slot.digest,
+            ram_mib=self._house.ram_mib,
             threads=self._house.serving.threads,
             affinity=self._house.serving.affinity,
         )

@@ -44,6 +44,7 @@ class House(NamedTuple):
         state: The state directory.
         settings: The agent's settings.
         serving: How models run on this class of device.
+        ram_mib: Its memory.
         fetcher: Fetches bundles.
         now: The time rule, seconds.
         observer: Who hears of everything.
@@ -54,6 +55,7 @@ class House(NamedTuple):
     state: StateDirectory
     settings: Settings
     serving: Serving
+    ram_mib: float
     fetcher: Fetcher
     now: Callable[[], float]
     observer: DeploymentObserver

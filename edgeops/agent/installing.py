@@ -132,7 +132,7 @@ class _Alone:
 
     def __init__(self, state: StateDirectory, enrolment: Enrolment, settings: Settings) -> None:
         self._state, self._settings, self._loop = state, settings, Loop()
-        self._serving = registry.load(enrolment.profile).serving
+        self._profile = registry.load(enrolment.profile)
         self._unit = state.read_unit()
         self._clock = Clock(state.trust / CLOCK_FILE)
         files = DeviceIdentity.load(state.identity).tls_files()
@@ -150,7 +150,8 @@ class _Alone:
             loop=self._loop,
             state=self._state,
             settings=self._settings,
-            serving=self._serving,
+            serving=self._profile.serving,
+            ram_mib=self._profile.memory.ram_mib,
             fetcher=self._fetcher,
             now=self._clock.now,
             observer=self,

@@ -93,11 +93,13 @@ class Supervisor:
         self._desk = TrustDesk(
             tuf, self._clock, fleet=enrolment.fleet, connection=enrolment.connection, profile=enrolment.profile
         )
+        profile = registry.load(enrolment.profile)
         self._house = House(
             loop=self._loop,
             state=state,
             settings=settings,
-            serving=registry.load(enrolment.profile).serving,
+            serving=profile.serving,
+            ram_mib=profile.memory.ram_mib,
             fetcher=Fetcher(self._desk, http, enrolment.artifacts_url, state.downloads),
             now=self._clock.now,
             observer=self,

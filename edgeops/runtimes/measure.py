@@ -75,11 +75,22 @@ def peak_memory_mib() -> float:
 
     From /proc where there is one: `ru_maxrss` of a started program begins at the peak of the process that started it.
     """
+    peak_mib = _status_mib("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB if peak_mib is None else peak_mib
+
+
+def data_segment_mib() -> float:
+    """Return what counts against the limit RLIMIT_DATA of this process, in MiB; 0 where the kernel does not tell."""
+    return _status_mib("VmData") or 0.0
+
+
+def _status_mib(name: str) -> float | None:
+    """Return a figure that the kernel keeps of this process; None: it does not tell."""
     if _STATUS.exists():
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / _KIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB
+    return None
 
 
 def measure_apart(request: MeasureRequest, *, timeout_s: float = 120, memory_mib: int = 8192) -> Measured:

@@ -37,6 +37,8 @@ def small_bundle(
     runtime: str = "onnxruntime",
     nan_policy: str = "fail",
     divide: bool = False,
+    hungry: bool = False,
+    largest: float = 9.0,
     budgets: Budgets | None = None,
 ) -> Bundle:
     """Make a bundle.
@@ -46,10 +48,12 @@ def small_bundle(
         add: What the model adds.
         lie: What its golden vectors are wrong by.
         divide: `y = (x + add) / x`: not finite at 0.
+        hungry: Takes 4 KiB of memory per unit of its largest input, for a moment.
+        largest: Upper end of the golden vectors' inputs.
     """
     (directory / "golden").mkdir(parents=True)
-    onnx.save(_graph(add, divide), directory / "model.onnx")
-    x = np.random.default_rng(1).uniform(1, 9, (VECTORS, *SHAPE)).astype(np.float32)
+    onnx.save(_hungry_graph(add) if hungry else _graph(add, divide), directory / "model.onnx")
+    x = np.random.default_rng(1).uniform(1, largest, (VECTORS, *SHAPE)).astype(np.float32)
     y = x + np.float32(add)
     if divide:
         y = y / x
@@ -99,5 +103,31 @@ def _graph(add: float, divide: bool) -> onnx.ModelProto:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
         [numpy_helper.from_array(np.array(add, np.float32), "c")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _hungry_graph(add: float) -> onnx.ModelProto:
+    """`y = x + add + sum(zeros(1024 * max(x)))`."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "per_unit"], ["size"]),
+        helper.make_node("Cast", ["size"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["count", "one"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["x", "nothing"], ["same"]),
+        helper.make_node("Add", ["same", "c"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "hungry",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
+        [
+            numpy_helper.from_array(np.array(add, np.float32), "c"),
+            numpy_helper.from_array(np.array(1024, np.float32), "per_unit"),
+            numpy_helper.from_array(np.array([1], np.int64), "one"),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -148,6 +148,7 @@ class DeploymentRig:
             state=self.state,
             settings=Settings(trial=TrialRules(confirm_after_s=0, probes=1), holds=holds),
             serving=Serving(),
+            ram_mib=512,
             fetcher=LocalFetcher(files),  # type: ignore[arg-type]
             now=time.time,
             observer=self,

@@ -104,4 +104,4 @@ class ServingRig:
 
 
 def load_of(bundle: Bundle, release: str) -> Load:
-    return Load(directory=str(bundle.directory), release=release, digest=bundle.digest)
+    return Load(directory=str(bundle.directory), release=release, digest=bundle.digest, ram_mib=2048)

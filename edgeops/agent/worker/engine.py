@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.agent.channel import Load
+from edgeops.agent.worker import limits
 from edgeops.contracts.bundle import BundleManifest
 from edgeops.contracts.deployment import SelfTestFigures
 from edgeops.contracts.errors import EdgeopsError
@@ -42,6 +43,9 @@ class Engine:
         bundle = open_bundle(Path(load.directory), expect_digest=load.digest)
         self.manifest: BundleManifest = bundle.manifest
         self.release, self.digest = load.release, bundle.digest
+        self._ram_mib, self._start_mib = load.ram_mib, measure.data_segment_mib()
+        budget_mib = bundle.manifest.budgets.peak_memory_mib
+        limits.limit_data_segment(limits.before_loading_mib(self._start_mib, budget_mib, load.ram_mib))
         start = time.perf_counter()
         self._session = open_session(
             bundle.directory,
@@ -70,7 +74,10 @@ class Engine:
         Raises:
             EdgeopsError: E-RUNTIME-INPUT or E-RUNTIME-RUN.
         """
-        return self._session.run(feeds)
+        try:
+            return self._session.run(feeds)
+        except MemoryError as error:
+            raise EdgeopsError("E-RUNTIME-RUN", "the inference needs more memory than this worker may have") from error
 
     def finite(self, answer: Tensors) -> bool:
         """Say whether every value of an answer is finite."""
@@ -83,6 +90,12 @@ class Engine:
             EdgeopsError: E-RUNTIME-RUN.
         """
         self.run(self._probe_feeds)
+
+    def limit_memory(self) -> None:
+        """Have this process fail, not the device, once the bundle needs far more memory than it did so far."""
+        budget_mib = self.manifest.budgets.peak_memory_mib
+        warm_mib = measure.data_segment_mib()
+        limits.limit_data_segment(limits.while_serving_mib(self._start_mib, warm_mib, budget_mib, self._ram_mib))
 
     def self_test(self) -> SelfTestFigures:
         """Replay the golden vectors, then time inferences; hold all against tolerances and budgets.

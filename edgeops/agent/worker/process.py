@@ -18,6 +18,7 @@ import msgspec
 
 from edgeops.agent import channel
 from edgeops.agent.channel import Framing, ToWorker
+from edgeops.agent.worker import limits
 from edgeops.agent.worker.engine import Engine
 from edgeops.agent.worker.meter import Meter
 from edgeops.agent.worker.server import InferenceServer
@@ -90,11 +91,13 @@ class Worker:
         self._meter = Meter(engine.manifest, engine.release, engine.digest)
         typical_ms = measure.latency(engine.probe, warmup=1, runs=3).p50_ms
         self._server = InferenceServer(Service(engine, self._meter), typical_ms)
+        engine.limit_memory()
         await self._server.start(self._listener)
         self._say(channel.Serving())
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             await self._server.call(self._report)
+            limits.check_room()
 
     async def _probe(self, engine: Engine, probe: channel.Probe) -> None:
         # Through the queue of inferences in any case: a runtime that hangs must not look alive.
