@@ -11,7 +11,12 @@ from edgeops.compiler.engine import Step
 from edgeops.compiler.sensitivity import Aim
 from edgeops.contracts.profile import Precision, Runtime
 
-ARTIFACTS = {"onnxruntime": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
+ARTIFACTS = {
+    "onnxruntime": "model.onnx",
+    "openvino": "model.xml",
+    "litert": "model.tflite",
+    "mcu": "model.tflite",
+}
 _TREES = "ai.onnx.ml::Tree"
 _CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
@@ -58,6 +63,7 @@ def float_candidate(runtime: Runtime) -> Candidate:
         "onnxruntime": (),
         "openvino": (_openvino(False),),
         "litert": (_TFLITE,),
+        "mcu": (_TFLITE,),
     }
     return Candidate(f"{runtime.name}-fp32", runtime.name, Precision.FLOAT32, steps[runtime.name])
 
@@ -68,7 +74,7 @@ def ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> 
         return (float_candidate(runtime),)
     if traits.only_float and precision is not Precision.FLOAT16:
         return ()
-    makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert}
+    makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert, "mcu": _mcu}
     return tuple(
         Candidate(f"{runtime.name}-{name}", runtime.name, precision, steps, _RESCUES.get(name, math.inf))
         for name, steps in makers[runtime.name](runtime, precision, traits, aim)
@@ -147,6 +153,13 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
     if precision is Precision.FLOAT16:
         return [("fp16-weights", (_openvino(True),))]
     return []
+
+
+def _mcu(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:
+    if precision is not Precision.INT8:
+        return []
+    quantize = Step(name="tflite-quantize", parameters={"kind": "static"}, inputs=("samples",))
+    return [("int8", (_TFLITE, quantize))]
 
 
 def _litert(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:

@@ -21,8 +21,9 @@ from edgeops.compiler.passes.judge import JudgeOutput, JudgePlan
 from edgeops.compiler.passes.samples import spread, write_samples
 from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.handover import Cast, Input
 from edgeops.contracts.profile import Precision, Runtime
-from edgeops.contracts.tensors import TensorSpec
+from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
 from edgeops.intake.handover import LoadedHandover
 
 MODERN_OPSET = 17
@@ -97,10 +98,25 @@ def float_graph(machine: Machine, loaded: LoadedHandover, shared: Prepared, runt
     outputs = {output.model_output: list(seen[output.name]["shape"]) for output in shared.plan.outputs}
     steps = [
         Step(name="repair", parameters={"shapes": shapes, "outputs": outputs, "opset": MODERN_OPSET, **limits}),
-        Step(name="bake", parameters={"inputs": msgspec.to_builtins(loaded.handover.inputs)}),
+        Step(name="bake", parameters={"inputs": msgspec.to_builtins(_baked_inputs(loaded, runtime))}),
         Step(name="optimize", inputs=("samples",), optional=True),
     ]
     return build(machine, steps, shared.ingested, {"samples": shared.samples})
+
+
+def _baked_inputs(loaded: LoadedHandover, runtime: Runtime) -> tuple[Input, ...]:
+    """Return the inputs as they are baked in: on a microcontroller the binding takes integers for real numbers.
+
+    Its interpreter casts none but int8; what is quantized takes them as they are.
+    """
+    if runtime.name != "mcu":
+        return loaded.handover.inputs
+    return tuple(
+        msgspec.structs.replace(item, dtype="float32", preprocess=item.preprocess[1:])
+        if item.preprocess and isinstance(item.preprocess[0], Cast) and item.dtype in SMALL_INTEGERS
+        else item
+        for item in loaded.handover.inputs
+    )
 
 
 def _model_shapes(loaded: LoadedHandover) -> dict[str, tuple[int, ...]]:

@@ -93,8 +93,8 @@ class Tried(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether it was judged and all binding gates passed."""
-        return self.judged is not None and passed(self.results)
+        """Whether it was held against the gates and all binding ones passed; what is a baseline only was not."""
+        return bool(self.results) and passed(self.results)
 
     @property
     def manifest(self) -> BundleManifest:

@@ -20,6 +20,9 @@ DTYPES: dict[str, tuple[str, int]] = {
     "float64": ("FP64", 8),
 }
 
+# Integers that a float32 holds without loss.
+SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
+
 
 class TensorSpec(Wire, frozen=True, kw_only=True):
     """A tensor's name, dtype (a key of `DTYPES`) and static shape."""

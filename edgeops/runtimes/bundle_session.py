@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeops.contracts.bundle import Binding, BundleManifest
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.tensors import TensorSpec
+from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
 from edgeops.runtimes.protocol import LoadOptions, Session, Tensors, check_feeds
 from edgeops.runtimes.registry import backend
 
@@ -42,12 +42,17 @@ class BundleSession:
         if free := sorted(spec.name for spec in session.inputs if spec.name not in bound):
             raise EdgeopsError("E-RUNTIME-LOAD", f"the manifest binds nothing to the artifact's input {free[0]!r}")
         for spec, item in _pairs(manifest):
-            _check_binding(item, spec, axes=len(spec.shape if item in manifest.input_bindings else item.artifact.shape))
+            _check_binding(item, spec, incoming=item in manifest.input_bindings)
 
     @property
     def provider(self) -> str:
         """What really runs it, with the reason where it is not the first choice."""
         return self._session.provider
+
+    @property
+    def arena_bytes(self) -> int | None:
+        """The memory that the runtime has planned for the artifact; None: it does not say."""
+        return self._session.arena_bytes
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference on the tensors that clients see.
@@ -124,15 +129,18 @@ def _pairs(manifest: BundleManifest) -> list[tuple[TensorSpec, Binding]]:
     return [(spec[item.device], item) for spec, bindings in sides for item in bindings]
 
 
-def _check_binding(item: Binding, device: TensorSpec, *, axes: int) -> None:
-    """Refuse a binding that would fail, or change values silently, at the first request; `axes` are transposed."""
+def _check_binding(item: Binding, device: TensorSpec, *, incoming: bool) -> None:
+    """Refuse a binding that would fail, or change values silently, at the first request."""
+    axes = len(device.shape if incoming else item.artifact.shape)
     kinds = {np.dtype(device.dtype).kind, np.dtype(item.artifact.dtype).kind}
+    # Every one of these is a float32 too.
+    widened = incoming and device.dtype in SMALL_INTEGERS and item.artifact.dtype == "float32"
     problem = None
     if item.artifact.elements != device.elements:
         problem = f"{list(device.shape)} and {list(item.artifact.shape)} have different numbers of values"
     elif item.transpose is not None and sorted(item.transpose) != list(range(axes)):
         problem = f"transpose {list(item.transpose)} is no order of {axes} axes"
-    elif item.scale is None and device.dtype != item.artifact.dtype and "f" in kinds:
+    elif item.scale is None and not widened and device.dtype != item.artifact.dtype and "f" in kinds:
         problem = f"{device.dtype} and {item.artifact.dtype} without a scale"
     elif item.scale is not None and not (0 < item.scale < float("inf") and item.artifact.dtype in _INTEGERS):
         problem = f"{item.artifact.dtype} with scale {item.scale:g}"

@@ -89,6 +89,10 @@ class _LiteRtSession:
         """The model's outputs."""
         return self._outputs
 
+    @property
+    def arena_bytes(self) -> None:
+        """It does not say."""
+
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
         check_feeds(feeds, self._inputs)

@@ -109,6 +109,10 @@ class _OnnxSession:
         """The first execution provider in use, with the reason where it is not the first choice."""
         return self._provider
 
+    @property
+    def arena_bytes(self) -> None:
+        """It does not say."""
+
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
         check_feeds(feeds, self._inputs)

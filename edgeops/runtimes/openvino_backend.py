@@ -74,6 +74,10 @@ class _OpenVinoSession:
         """The model's outputs."""
         return self._outputs
 
+    @property
+    def arena_bytes(self) -> None:
+        """It does not say."""
+
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
         check_feeds(feeds, self._inputs)

@@ -57,6 +57,10 @@ class Session(Protocol):
     def provider(self) -> str:
         """What really runs it, with the reason where it is not the first choice."""
 
+    @property
+    def arena_bytes(self) -> int | None:
+        """The memory that the runtime has planned for the artifact; None: it does not say."""
+
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference on the artifact's own tensors.
 

@@ -44,7 +44,9 @@ def damage_artifact(source: Path, target: Path, *, seed: int = 1) -> Bundle:
     shutil.copytree(source, target)
     for attempt in range(_ATTEMPTS):
         data = original.copy()
-        places = rng.integers(data.size // 10, data.size, 1 << attempt // _DRAWS_PER_SIZE)
+        # One stretch, as a bad block does it: scattered bytes would hit the description of the network too.
+        length = min(data.size // 4, 1 << attempt // _DRAWS_PER_SIZE)
+        places = rng.integers(data.size // 10, data.size - length) + np.arange(length)
         data[places] ^= np.uint8(1) << rng.integers(0, 8, places.size, np.uint8)
         data.tofile(target / weights)
         damaged = seal(target, whole.manifest)

@@ -92,4 +92,5 @@ WRITERS = {
     "onnxruntime": ("model.onnx", write_onnx),
     "openvino": ("model.xml", write_openvino),
     "litert": ("model.tflite", write_tflite),
+    "mcu": ("model.tflite", write_tflite),
 }

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from affine_models import SHAPE, WRITERS, write_tflite
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.runtimes import mcu_backend
 from edgeops.runtimes.protocol import Backend, LoadOptions, Session
 from edgeops.runtimes.registry import backend, backends, capabilities
 
@@ -38,8 +40,8 @@ def session(runtime: Backend, artifact: Path) -> Iterator[Session]:
 
 
 def test_every_backend_that_is_installed_is_in_this_suite():
-    assert set(capabilities()) - {"mcu"} == set(WRITERS)
-    assert set(backends()) - {"mcu"} == set(WRITERS)
+    assert set(capabilities()) == set(WRITERS)
+    assert set(backends()) == set(WRITERS)
 
 
 def test_says_its_version(runtime: Backend):
@@ -82,6 +84,8 @@ def test_a_closed_session_says_so(session: Session):
 
 
 def test_a_size_that_the_model_leaves_open_may_change_from_run_to_run(runtime: Backend, tmp_path: Path):
+    if runtime.name == "mcu":
+        pytest.skip("a microcontroller's memory is planned once, for the sizes that the model says")
     name, write = WRITERS[runtime.name]
     session = runtime.load(write(tmp_path / name, open_batch=True), LoadOptions())
     assert {spec.shape for spec in session.inputs} == {(-1, 4)}
@@ -180,6 +184,7 @@ from pathlib import Path
 for module in {modules!r}:
     sys.modules[module] = None
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.runtimes import mcu_backend
 from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
 assert backend({name!r}).available().version is None
@@ -192,6 +197,36 @@ else:
     raise AssertionError("loaded without its runtime")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_missing_tflite_micro_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(mcu_backend, "_PACKAGE", "no-such-package")
+    assert backend("mcu").available().version is None
+    with pytest.raises(EdgeopsError) as caught:
+        backend("mcu").load(tmp_path / "any", LoadOptions())
+    assert caught.value.code == "E-RUNTIME-MISSING"
+    assert "pip install" in caught.value.next_step
+
+
+def test_mcu_plans_an_arena_and_the_others_do_not_say(session: Session, runtime: Backend):
+    assert (session.arena_bytes is not None) == (runtime.name == "mcu")
+    if session.arena_bytes is not None:
+        assert 0 < session.arena_bytes < 10_000
+
+
+def test_an_interpreter_that_dies_or_hangs_is_an_error_of_its_inference_only(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+):
+    session = backend("mcu").load(write_tflite(artifact.with_name("micro.tflite")), LoadOptions())
+    child = next(one for one in psutil.Process().children() if "mcu_interpreter" in " ".join(one.cmdline()))
+    child.suspend()
+    monkeypatch.setattr(mcu_backend, "_WITHIN_S", 0.5)
+    with pytest.raises(EdgeopsError, match="does not answer") as caught:
+        session.run({"a": A, "b": B})
+    assert caught.value.code == "E-RUNTIME-RUN"
+    assert not child.is_running()
+    with pytest.raises(EdgeopsError, match="closed"):
+        session.run({"a": A, "b": B})
 
 
 def test_litert_names_tensors_as_the_signature_does(tmp_path: Path):

@@ -49,7 +49,7 @@ class Explain:
         own = look_into(runtime, work.source, work.notes, work.target)
         shared = sorted(plain.tensors & own.tensors)
         reference, got = plain.values(shared, feeds), own.values(shared, samples)
-        if runtime != plain_runtime and runtime == "litert":
+        if runtime != plain_runtime and runtime in ("litert", "mcu"):
             got = _turned_back(reference, got)
         errors = {
             name: compare.output_error(name, "", reference[name], got[name].astype(reference[name].dtype))

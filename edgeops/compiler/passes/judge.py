@@ -24,7 +24,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency, Metric
 from edgeops.contracts.handover import Input
 from edgeops.contracts.profile import Precision
-from edgeops.contracts.tensors import TensorSpec
+from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
 from edgeops.contracts.wire import Wire
 from edgeops.intake.cache import cache_dir
 from edgeops.intake.steps import apply
@@ -113,7 +113,7 @@ class Reference:
 class Judge:
     """Bind an artifact to the device's tensors, run it on every sample, and measure errors, latency and memory."""
 
-    tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert")
+    tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro")
     requires: frozenset[str] = frozenset({"baked"})
     ensures = frozenset({"judged"})
 
@@ -133,7 +133,8 @@ class Judge:
         with open_session(work.source, manifest) as session:
             outputs = _run_all(session, samples)
             notes["provider"] = session.provider
-            notes["peak_memory_mib"] = measure.peak_memory_mib()
+            arena = session.arena_bytes
+            notes["peak_memory_mib"] = measure.peak_memory_mib() if arena is None else arena / 2**20
         if plan.latency_s:
             notes |= _latency(work, plan, manifest, samples)
         for name, values in outputs.items():
@@ -191,7 +192,7 @@ def bind(
         outputs=tuple(
             OutputInfo(tensor=spec, kind=item.kind) for spec, item in zip(devices, plan.outputs, strict=True)
         ),
-        input_bindings=tuple(_binding(device, own, quantized, None) for device, own in inputs),
+        input_bindings=tuple(_binding(device, own, quantized, None, incoming=True) for device, own in inputs),
         output_bindings=tuple(
             _binding(device, own, quantized, transposes.get(item.model_output))
             for (device, own), item in zip(outputs, plan.outputs, strict=True)
@@ -213,7 +214,14 @@ def _pair(own: tuple[TensorSpec, ...], wanted: list[tuple[TensorSpec, str]]) -> 
     return [(device, spec) for (device, _), spec in zip(wanted, own, strict=True)]
 
 
-def _binding(device: TensorSpec, own: TensorSpec, quantized: Mapping[str, Any], transpose: list[int] | None) -> Binding:
+def _binding(
+    device: TensorSpec,
+    own: TensorSpec,
+    quantized: Mapping[str, Any],
+    transpose: list[int] | None,
+    *,
+    incoming: bool = False,
+) -> Binding:
     shape = (
         device.shape if transpose is None else tuple(device.shape[transpose.index(i)] for i in range(len(transpose)))
     )
@@ -224,7 +232,9 @@ def _binding(device: TensorSpec, own: TensorSpec, quantized: Mapping[str, Any], 
     if -1 in static.shape or static.elements != device.elements:
         raise refuse(f"{device.name!r} is {list(device.shape)}, the artifact's {own.name!r} is {list(own.shape)}")
     ends = quantized.get(own.name)
-    if ends is None and device.dtype != own.dtype and {np.dtype(device.dtype).kind, np.dtype(own.dtype).kind} & {"f"}:
+    widened = device.dtype in SMALL_INTEGERS and own.dtype == "float32" and incoming
+    kinds = {np.dtype(device.dtype).kind, np.dtype(own.dtype).kind}
+    if ends is None and not widened and device.dtype != own.dtype and "f" in kinds:
         raise refuse(f"{device.name!r} is {device.dtype}, the artifact's {own.name!r} is {own.dtype}")
     return Binding(
         device=device.name,

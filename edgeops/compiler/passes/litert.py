@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse, tflite
 from edgeops.compiler.passes.onnx_quantize import MAX_CALIBRATION_SAMPLES
-from edgeops.compiler.passes.running import few_samples, run_artifact
+from edgeops.compiler.passes.running import as_float, few_samples, run_artifact
 from edgeops.compiler.passes.samples import read_samples, spread
 from edgeops.compiler.sensitivity import Aim, keep_float, segments, shortfall
 from edgeops.compiler.toolchain import ONNX2TF, run_tool
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.runtimes.litert_backend import ends
 
 _SIGNATURE = "serving_default"
 _COMPARED_SAMPLES = 3
@@ -147,7 +148,7 @@ def _calibrate(source: Path, kind: str, samples: Path) -> Any:
 
     try:
         tool = quantizer.Quantizer(str(source), _recipe(kind, []))
-        return tool.calibrate({_SIGNATURE: _feeds(samples)}, num_threads=1) if tool.need_calibration else None
+        return tool.calibrate({_SIGNATURE: _feeds(source, samples)}, num_threads=1) if tool.need_calibration else None
     except _ERRORS as error:
         raise _refusal(error) from error
 
@@ -198,10 +199,15 @@ def _refusal(error: BaseException) -> EdgeopsError:
     return refuse(f"litert-quantizer: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _feeds(folder: Path) -> list[dict[str, NDArray[Any]]]:
+def _feeds(model: Path, folder: Path) -> list[dict[str, NDArray[Any]]]:
+    inputs, _ = ends(tflite.open_interpreter(model))
+    types = {name: detail["dtype"] for name, detail in inputs}
     samples = read_samples(folder, "calibration")
     chosen = spread(len(next(iter(samples.values()))), MAX_CALIBRATION_SAMPLES)
-    return [{name: np.asarray(array[index]) for name, array in samples.items()} for index in chosen]
+    return [
+        {name: as_float(np.asarray(array[index]), types.get(name)) for name, array in samples.items()}
+        for index in chosen
+    ]
 
 
 def _layouts(wanted: dict[str, NDArray[Any]], got: dict[str, NDArray[Any]]) -> dict[str, list[int]]:

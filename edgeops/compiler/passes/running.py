@@ -30,9 +30,12 @@ def run_artifact(
     """
     try:
         session = backend(runtime).load(artifact, LoadOptions())
+        types = {spec.name: spec.dtype for spec in session.inputs}
         try:
             rows = [
-                session.run({name: np.asarray(array[index]) for name, array in samples.items()})
+                session.run(
+                    {name: as_float(np.asarray(array[index]), types.get(name)) for name, array in samples.items()}
+                )
                 for index in range(len(next(iter(samples.values()))))
             ]
         finally:
@@ -42,6 +45,15 @@ def run_artifact(
             raise
         raise refuse(f"{runtime}: {error.code}: {error.what}") from error
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def as_float(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Return values as an input of this type takes them: an artifact may take integers as real numbers."""
+    return (
+        values.astype(dtype)
+        if dtype is not None and np.dtype(dtype).kind == "f" and values.dtype.kind in "iu"
+        else values
+    )
 
 
 def few_samples(samples: Path) -> dict[str, NDArray[Any]]:

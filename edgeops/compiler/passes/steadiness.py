@@ -25,7 +25,7 @@ class Steadiness:
     Another processor picks other kernels too, so this is a stand-in for it that can be measured here.
     """
 
-    tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert")
+    tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro")
     requires: frozenset[str] = frozenset({"baked"})
     ensures = frozenset({"steadiness"})
 

@@ -60,7 +60,7 @@ def look_into(runtime: str, folder: Path, notes: Mapping[str, Any], scratch: Pat
     """Open an artifact of `runtime` in `folder`; `scratch` is a folder for what has to be written."""
     if runtime == "openvino":
         return _OpenVinoGraph(folder, notes)
-    if runtime == "litert":
+    if runtime in ("litert", "mcu"):
         return _LiteRtGraph(folder, notes)
     return _OnnxGraph(folder, scratch)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeops.compiler.passes.running import run_artifact
+from edgeops.compiler.passes.running import as_float, run_artifact
 from edgeops.runtimes.litert_backend import ends
 
 MODEL_NAME = "model.tflite"
@@ -75,8 +75,8 @@ def run_real(model: Path, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDAr
 def to_stored(values: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:
     """Return real numbers as a tensor stores them; `detail` is what the interpreter says of it."""
     scale, zero_point = detail["quantization"]
-    if not scale or values.dtype == detail["dtype"]:
-        return values
+    if not scale:
+        return as_float(values, detail["dtype"])
     limits = np.iinfo(detail["dtype"])
     return np.asarray(np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max)).astype(detail["dtype"])
 
