@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgeops.agent import holds
+from edgeops.agent import downloads, holds
+from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Declared
@@ -25,9 +26,11 @@ class AgentConfig(Declared, frozen=True, kw_only=True):
 
     Args:
         holds: Reasons to wait with an update.
+        downloads: How bundles are fetched.
     """
 
     holds: HoldRules = HoldRules()
+    downloads: DownloadRules = DownloadRules()
 
 
 def read_config(root: Path) -> AgentConfig:
@@ -44,4 +47,5 @@ def read_config(root: Path) -> AgentConfig:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise EdgeopsError("E-CONFIG", f"{path}: {error}", "Correct it, or remove it for the defaults.") from error
     holds.check(config.holds)
+    downloads.check(config.downloads)
     return config

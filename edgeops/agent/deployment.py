@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from edgeops.agent.channel import Load
+from edgeops.agent.downloads import start_delay_s
 from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
 from edgeops.agent.holds import Hold, decide
 from edgeops.agent.house import House
@@ -235,7 +236,11 @@ class Deployment:
         if hold is not None:
             self._loop.post(lambda: self._handle_in(DeploymentState.DOWNLOADING, Event.HOLD, **_told(hold)))
             return
-        request = FetchRequest(want, self._floor_number, self._house.settings.reserve_mib << 20)
+        settings, record = self._house.settings, self.record
+        # A retry has waited already, and a person who overrides the holds does not want to.
+        spread_s = 0.0 if self._held_tries or record.override_holds else settings.downloads.start_within_s
+        delay_s = start_delay_s(self._house.connection, record.generation, spread_s)
+        request = FetchRequest(want, self._floor_number, settings.reserve_mib << 20, delay_s)
         fetcher, slots = self._house.fetcher, self._slots
         self._job = FetchJob(
             self._loop,

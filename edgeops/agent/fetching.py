@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeops import durable
+from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.loop import Loop
 from edgeops.agent.slots import Slots
 from edgeops.agent.trust_desk import TrustDesk, slot_of
 from edgeops.contracts.deployment import Component, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.offline import OfflineRepository
-from edgeops.transport.http import Cancelled, HttpClient, RemoteFile, part_of
+from edgeops.transport.download import Cancelled, Downloader, RemoteFile, Server, part_of
+from edgeops.transport.http import HttpClient, context_for
 from edgeops.trust.tuf_client import Target
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,13 @@ class FetchRequest(NamedTuple):
         want: What the desired state asks for.
         floor_number: Number of the release that was last confirmed.
         reserve: Bytes that must stay free on the disk.
+        delay_s: How long to wait before anything is asked of a server, if there is something to ask for.
     """
 
     want: Component
     floor_number: int
     reserve: int
+    delay_s: float = 0.0
 
 
 class Fetcher:
@@ -49,15 +53,12 @@ class Fetcher:
 
     Args:
         desk: Verifies.
-        http: Client with this device's identity.
-        artifacts_url: Base URL of the repository.
+        downloader: Asks the servers.
         downloads: Directory for what is on its way.
     """
 
-    def __init__(self, desk: TrustDesk, http: HttpClient, artifacts_url: str, downloads: Path) -> None:
-        self._desk, self._http = desk, http
-        self._targets_url = f"{artifacts_url.rstrip('/')}/targets"
-        self._downloads = downloads
+    def __init__(self, desk: TrustDesk, downloader: Downloader, downloads: Path) -> None:
+        self._desk, self._downloader, self._downloads = desk, downloader, downloads
 
     def fetch(
         self,
@@ -80,6 +81,8 @@ class Fetcher:
                 byte if there is not enough room.
             Cancelled: As asked.
         """
+        if not slots.is_named(request.want) and cancelled.wait(request.delay_s):
+            raise Cancelled
         target = self._desk.look_up(
             request.want,
             request.floor_number,
@@ -151,8 +154,33 @@ class Fetcher:
                 reported = share
                 on_progress(share)
 
-        remote = RemoteFile(f"{self._targets_url}/{target.remote_path}", target.length, target.sha256)
-        self._http.download(remote, file, on_progress=progress, cancelled=cancelled)
+        remote = RemoteFile(target.remote_path, target.length, target.sha256)
+        self._downloader.download(remote, file, on_progress=progress, cancelled=cancelled)
+
+
+def downloader_for(rules: DownloadRules, http: HttpClient, artifacts_url: str) -> Downloader:
+    """Return what fetches bundles: from the mirrors, then from the fleet's own server.
+
+    Args:
+        rules: What the site wants.
+        http: Client with this device's identity.
+        artifacts_url: Base URL of the fleet's repository.
+
+    Raises:
+        EdgeopsError: E-CONFIG; the file of the mirrors' CAs cannot be read. E-TRUST-KEY; it is none.
+    """
+    mirrors_http = http
+    if rules.mirrors_ca:
+        try:
+            mirrors_http = HttpClient(context_for(Path(rules.mirrors_ca).read_bytes()))
+        except OSError as error:
+            raise EdgeopsError("E-CONFIG", f"downloads.mirrors_ca: {rules.mirrors_ca}: {error.strerror}") from error
+    servers = [
+        *(Server(mirrors_http, url) for url in rules.mirrors),
+        Server(http, f"{artifacts_url.rstrip('/')}/targets"),
+    ]
+    rate = None if rules.max_kib_per_s is None else rules.max_kib_per_s * 1024
+    return Downloader(servers, max_bytes_per_s=rate)
 
 
 class FetchJob:

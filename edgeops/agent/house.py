@@ -45,6 +45,7 @@ class House(NamedTuple):
         settings: The agent's settings.
         serving: How models run on this class of device.
         ram_mib: Its memory.
+        connection: This device's identity.
         fetcher: Fetches bundles.
         now: The time rule, seconds.
         observer: Who hears of everything.
@@ -56,6 +57,7 @@ class House(NamedTuple):
     settings: Settings
     serving: Serving
     ram_mib: float
+    connection: str
     fetcher: Fetcher
     now: Callable[[], float]
     observer: DeploymentObserver

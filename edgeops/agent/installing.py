@@ -16,7 +16,7 @@ from edgeops.agent import inbox
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment, read_enrolment
-from edgeops.agent.fetching import Fetcher
+from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
 from edgeops.agent.settings import Settings
@@ -132,7 +132,7 @@ class _Alone:
 
     def __init__(self, state: StateDirectory, enrolment: Enrolment, settings: Settings) -> None:
         self._state, self._settings, self._loop = state, settings, Loop()
-        self._profile = registry.load(enrolment.profile)
+        self._profile, self._connection = registry.load(enrolment.profile), enrolment.connection
         self._unit = state.read_unit()
         self._clock = Clock(state.trust / CLOCK_FILE)
         files = DeviceIdentity.load(state.identity).tls_files()
@@ -141,7 +141,8 @@ class _Alone:
         self._desk = TrustDesk(
             tuf, self._clock, fleet=enrolment.fleet, connection=enrolment.connection, profile=enrolment.profile
         )
-        self._fetcher = Fetcher(self._desk, http, enrolment.artifacts_url, state.downloads)
+        downloader = downloader_for(settings.downloads, http, enrolment.artifacts_url)
+        self._fetcher = Fetcher(self._desk, downloader, state.downloads)
 
     def install(self, file: Path) -> Installed:
         """Bring a release all the way."""
@@ -152,6 +153,7 @@ class _Alone:
             settings=self._settings,
             serving=self._profile.serving,
             ram_mib=self._profile.memory.ram_mib,
+            connection=self._connection,
             fetcher=self._fetcher,
             now=self._clock.now,
             observer=self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
 
 MAX_QUEUED_WINDOWS = 1000
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
         reserve_mib: What a deployment leaves free on the disk.
         trial: When a new bundle has proved itself.
         holds: Reasons to wait with an update.
+        downloads: How bundles are fetched.
     """
 
     http_port: int = 0
@@ -45,3 +47,4 @@ class Settings(NamedTuple):
     reserve_mib: int = 32
     trial: TrialRules = TrialRules()
     holds: HoldRules = HoldRules()
+    downloads: DownloadRules = DownloadRules()

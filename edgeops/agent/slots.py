@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edgeops import durable
-from edgeops.contracts.deployment import Slot
+from edgeops.contracts.deployment import Component, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.releases.bundles import open_bundle, unpack
@@ -125,6 +125,11 @@ class Slots:
     def bundle_path(self, name: SlotName) -> Path:
         """Return where a slot's bundle lies."""
         return self._slots / name / _BUNDLE
+
+    def is_named(self, want: Component) -> bool:
+        """Say whether the candidate slot says that it holds what is wanted."""
+        record = self.records.get(self.candidate)
+        return record is not None and (record.slot.release, record.slot.digest) == (want.release, want.digest)
 
     def holds_whole(self, slot: Slot) -> bool:
         """Say whether the candidate slot holds this release's bundle already, every byte of it."""

@@ -23,7 +23,7 @@ from edgeops.agent import inbox
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
-from edgeops.agent.fetching import Fetcher
+from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
 from edgeops.agent.installing import bring
 from edgeops.agent.loop import Loop
@@ -100,7 +100,10 @@ class Supervisor:
             settings=settings,
             serving=profile.serving,
             ram_mib=profile.memory.ram_mib,
-            fetcher=Fetcher(self._desk, http, enrolment.artifacts_url, state.downloads),
+            connection=enrolment.connection,
+            fetcher=Fetcher(
+                self._desk, downloader_for(settings.downloads, http, enrolment.artifacts_url), state.downloads
+            ),
             now=self._clock.now,
             observer=self,
             conditions=DeviceProbe(settings.holds, self._clock.now),

@@ -90,8 +90,9 @@ def run(
         elif profile is not None and profile != enrolment.profile:
             raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
         trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
-        holds = read_config(root).holds
-        Supervisor(state, enrolment, Settings(http_port, telemetry_window_s, trial=trial, holds=holds)).run()
+        config = read_config(root)
+        settings = Settings(http_port, telemetry_window_s, trial=trial, holds=config.holds, downloads=config.downloads)
+        Supervisor(state, enrolment, settings).run()
     finally:
         state.close()
 

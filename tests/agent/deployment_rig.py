@@ -97,10 +97,12 @@ class LocalFetcher:
 
     def __init__(self, files: dict[str, tuple[Path, Slot]]) -> None:
         self._files = files
+        self.requests: list[FetchRequest] = []
 
     def fetch(
         self, request: FetchRequest, slots: Slots, *, on_progress: Callable[[float], None], cancelled: threading.Event
     ) -> Staged:
+        self.requests.append(request)
         file, slot = self._files[request.want.digest]
         if slots.holds_whole(slot):
             return Staged(slot, None)
@@ -143,13 +145,15 @@ class DeploymentRig:
         self.state = StateDirectory(root)
         self.loop = Loop()
         self.confirmed_numbers: list[int] = []
+        self.fetcher = LocalFetcher(files)
         house = House(
             loop=self.loop,
             state=self.state,
             settings=Settings(trial=TrialRules(confirm_after_s=0, probes=1), holds=holds),
             serving=Serving(),
             ram_mib=512,
-            fetcher=LocalFetcher(files),  # type: ignore[arg-type]
+            connection="device-1",
+            fetcher=self.fetcher,  # type: ignore[arg-type]
             now=time.time,
             observer=self,
             conditions=self.conditions,

@@ -43,6 +43,7 @@ from edgeops.trust.publisher import NewTarget, Publisher
 FLEET = "demo"
 DEVICE = "device-1"
 WITHIN_S = 60.0
+AT_ONCE = "[downloads]\nstart_within_s = 0\n"
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -72,8 +73,8 @@ class FakeFleet:
         self.reports: list[Reported] = []
         self.progress: list[Progress] = []
         self.telemetry: list[Telemetry] = []
-        self._bootstrap = _Server(self, mutual=False)
-        self.artifacts: _Server | None = _Server(self, mutual=True)
+        self._bootstrap = HttpsServer(self, mutual=False)
+        self.artifacts: HttpsServer | None = HttpsServer(self, mutual=True)
         self._artifacts_port = self.artifacts.port
         self.broker: RunningBroker | None = None
         self._broker_port = 0
@@ -108,7 +109,7 @@ class FakeFleet:
             self.broker = None
 
     def start_artifacts(self) -> None:
-        self.artifacts = _Server(self, mutual=True, port=self._artifacts_port)
+        self.artifacts = HttpsServer(self, mutual=True, port=self._artifacts_port)
 
     def stop_artifacts(self) -> None:
         if self.artifacts is not None:
@@ -236,6 +237,9 @@ class Agent:
     def __init__(self, fleet: FakeFleet, state: Path, *options: str) -> None:
         self.state, self.options = state, options
         self.log = state.parent / f"{state.name}.log"
+        state.mkdir(mode=0o700, exist_ok=True)
+        if not (state / "agent.toml").exists():
+            (state / "agent.toml").write_text(AT_ONCE)
         self._token = state.parent / f"{state.name}.token"
         self._token.write_text(fleet.token())
         self.process: subprocess.Popen[bytes] | None = None
@@ -328,14 +332,23 @@ class _HttpServer(ThreadingHTTPServer):
         pass
 
 
-class _Server:
-    def __init__(self, fleet: FakeFleet, *, mutual: bool, port: int = 0) -> None:
+class HttpsServer:
+    """An HTTPS server.
+
+    Args:
+        fleet: Whose files and certificate.
+        mutual: It serves the repository, to devices; else what a device without a certificate may have.
+        port: Where; 0: anywhere.
+        asks_certificate: Whether clients need one; as `mutual` if not said.
+    """
+
+    def __init__(self, fleet: FakeFleet, *, mutual: bool, port: int = 0, asks_certificate: bool | None = None) -> None:
         folder = fleet.home.parent
         (folder / "server.pem").write_bytes(fleet.server_pem)
         (folder / "server.key").write_bytes(fleet.server_key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "server.pem", folder / "server.key")
-        if mutual:
+        if mutual if asks_certificate is None else asks_certificate:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(cadata=fleet.authority.ca_pem.decode())
         handler = type("Handler", (_Handler,), {"fleet": fleet, "mutual": mutual})

@@ -12,13 +12,14 @@ import msgspec
 import pytest
 from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
-from fake_fleet import Agent, FakeFleet
+from fake_fleet import AT_ONCE, Agent, FakeFleet
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeops.agent import deployment as deployment_module
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.config import read_config
+from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import Conditions, HoldRules, decide, next_opening
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
@@ -142,6 +143,11 @@ def test_the_applications_lock_is_seen_while_it_is_held(tmp_path: Path):
         "[holds]\ntime_zone = 'Mars/Olympus'",
         "[holds]\nbusy_deadline_s = 'long'",
         "[holds",
+        "[downloads]\nmirrors = ['http://10.0.0.1/targets']",
+        "[downloads]\nmax_kib_per_s = 0",
+        "[downloads]\nmax_kib_per_s = nan",
+        "[downloads]\nstart_within_s = -1",
+        "[downloads]\nstart_within_s = nan",
     ],
 )
 def test_a_configuration_that_cannot_be_followed_is_refused_at_the_start(text: str, tmp_path: Path):
@@ -153,7 +159,7 @@ def test_a_configuration_that_cannot_be_followed_is_refused_at_the_start(text: s
 
 def test_every_key_of_the_configuration_is_in_the_reference():
     page = (Path(__file__).parents[2] / "docs" / "reference" / "agent.md").read_text()
-    for field in msgspec.structs.fields(HoldRules):
+    for field in (*msgspec.structs.fields(HoldRules), *msgspec.structs.fields(DownloadRules)):
         assert f"`{field.name}`" in page, field.name
 
 
@@ -251,8 +257,7 @@ def test_a_real_agent_waits_for_its_application_and_obeys_an_operators_override(
     agent = Agent(fleet, tmp_path / "device")
     lock = tmp_path / "busy"
     lock.touch()
-    agent.state.mkdir(mode=0o700)
-    (agent.state / "agent.toml").write_text(f'[holds]\nbusy_lock = "{lock}"\nbusy_deadline_s = 3600\n')
+    (agent.state / "agent.toml").write_text(f'{AT_ONCE}[holds]\nbusy_lock = "{lock}"\nbusy_deadline_s = 3600\n')
     try:
         agent.start()
         component = fleet.publish(small_bundle(tmp_path / "new", add=1.0), "1.1.0", 1)

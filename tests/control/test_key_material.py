@@ -85,6 +85,8 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
             api = Api.from_home(home)
             token = api.create_token(profile=PROFILE).token
             (folder / "token").write_text(token)
+            device.mkdir(mode=0o700)
+            (device / "agent.toml").write_text("[downloads]\nstart_within_s = 0\n")
             agent = [sys.executable, "-m", "edgeops", "agent", "run", "--state", str(device), "--profile", PROFILE,
                      "--token-file", str(folder / "token"), "--name", "nuc-1", "--verbose"]  # fmt: skip
             processes.append(subprocess.Popen(agent, stdout=out, stderr=out))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from misbehaving_server import (
@@ -26,8 +27,9 @@ from misbehaving_server import (
 )
 
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.transport import http
-from edgeops.transport.http import MAX_TRIES, Cancelled, HttpClient, RemoteFile, context_for, part_of
+from edgeops.transport.download import Cancelled, Downloader, RemoteFile, Server, part_of
+from edgeops.transport.http import MAX_TRIES, HttpClient, context_for
+from edgeops.transport.sources import MAX_STRIKES
 from edgeops.trust.authority import FleetAuthority
 
 CONTENT = os.urandom(300_000)
@@ -56,14 +58,16 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def remote(server: MisbehavingServer) -> RemoteFile:
-    return RemoteFile(server.url, len(CONTENT), SHA256)
+def download(client: HttpClient, server: MisbehavingServer, target: Path, **options: Any) -> None:
+    base_url, _, name = server.url.rpartition("/")
+    downloader = Downloader([Server(client, base_url)], backoff=lambda attempt: 0.0)
+    downloader.download(RemoteFile(name, len(CONTENT), SHA256), target, **options)
 
 
 def test_a_cut_download_goes_on_where_it_was(serve: Serve, client: HttpClient, target: Path):
     seen: list[int] = []
     with serve([cut_after(100_000), cut_after(50_000), well]) as server:
-        client.download(remote(server), target, on_progress=seen.append)
+        download(client, server, target, on_progress=seen.append)
         assert server.ranges[0] is None
         starts = [int(value.removeprefix("bytes=").rstrip("-")) for value in server.ranges[1:] if value]
     assert target.read_bytes() == CONTENT
@@ -76,7 +80,7 @@ def test_a_cut_download_goes_on_where_it_was(serve: Serve, client: HttpClient, t
 def test_a_download_goes_on_in_another_process_life(serve: Serve, client: HttpClient, target: Path):
     part_of(target).write_bytes(CONTENT[:200_000])
     with serve([well]) as server:
-        client.download(remote(server), target)
+        download(client, server, target)
         assert server.ranges == ["bytes=200000-"]
     assert target.read_bytes() == CONTENT
 
@@ -84,7 +88,7 @@ def test_a_download_goes_on_in_another_process_life(serve: Serve, client: HttpCl
 def test_a_complete_part_needs_no_request(serve: Serve, client: HttpClient, target: Path):
     part_of(target).write_bytes(CONTENT)
     with serve([status(500)]) as server:
-        client.download(remote(server), target)
+        download(client, server, target)
         assert server.ranges == []
     assert target.read_bytes() == CONTENT
 
@@ -94,7 +98,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(
     serve: Serve, client: HttpClient, target: Path, behaviour: Behaviour
 ):
     with serve([cut_after(100_000), behaviour, well]) as server:
-        client.download(remote(server), target)
+        download(client, server, target)
     assert target.read_bytes() == CONTENT
 
 
@@ -102,7 +106,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(
 def test_a_part_that_is_not_of_this_file_is_thrown_away(serve: Serve, client: HttpClient, target: Path, part: bytes):
     part_of(target).write_bytes(part)
     with serve([well]) as server:
-        client.download(remote(server), target)
+        download(client, server, target)
     assert target.read_bytes() == CONTENT
 
 
@@ -110,8 +114,8 @@ def test_a_changed_byte_never_arrives(serve: Serve, client: HttpClient, target: 
     """It is fetched once more, in case it was damaged on the way; then it is refused and nothing of it stays."""
     with serve([changed_byte]) as server:
         with pytest.raises(EdgeopsError) as caught:
-            client.download(remote(server), target)
-        assert len(server.ranges) == http.MAX_CORRUPT
+            download(client, server, target)
+        assert len(server.ranges) == MAX_STRIKES
     assert caught.value.code == "E-TRUST-TARGET"
     assert not target.exists()
     assert not part_of(target).exists()
@@ -119,13 +123,13 @@ def test_a_changed_byte_never_arrives(serve: Serve, client: HttpClient, target: 
 
 def test_damage_on_the_way_is_healed(serve: Serve, client: HttpClient, target: Path):
     with serve([changed_byte, well]) as server:
-        client.download(remote(server), target)
+        download(client, server, target)
     assert target.read_bytes() == CONTENT
 
 
 def test_more_than_was_signed_is_not_stored(serve: Serve, client: HttpClient, target: Path):
     with serve([longer]) as server, pytest.raises(EdgeopsError) as caught:
-        client.download(remote(server), target)
+        download(client, server, target)
     assert caught.value.code == "E-TRUST-TARGET"
     assert not target.exists()
 
@@ -139,7 +143,7 @@ def test_a_server_that_never_gives_it_ends_with_a_code(
 ):
     with serve([behaviour]) as server:
         with pytest.raises(EdgeopsError) as caught:
-            client.download(remote(server), target)
+            download(client, server, target)
         assert len(server.ranges) >= MAX_TRIES
     assert caught.value.code == code
     assert not target.exists()
@@ -147,7 +151,7 @@ def test_a_server_that_never_gives_it_ends_with_a_code(
 
 def test_a_busy_server_does_not_cost_what_had_arrived(serve: Serve, client: HttpClient, target: Path):
     with serve([cut_after(100_000), status(503), status(503), well]) as server:
-        client.download(remote(server), target)
+        download(client, server, target)
         assert all(value is not None for value in server.ranges[1:])
     assert target.read_bytes() == CONTENT
 
@@ -156,9 +160,9 @@ def test_cancelling_keeps_what_had_arrived(serve: Serve, client: HttpClient, tar
     cancelled = threading.Event()
     with serve([well]) as server:
         with pytest.raises(Cancelled):
-            client.download(remote(server), target, on_progress=lambda have: cancelled.set(), cancelled=cancelled)
+            download(client, server, target, on_progress=lambda have: cancelled.set(), cancelled=cancelled)
         assert 0 < part_of(target).stat().st_size < len(CONTENT)
-        client.download(remote(server), target)
+        download(client, server, target)
     assert target.read_bytes() == CONTENT
 
 
@@ -190,10 +194,10 @@ def test_a_full_disk_has_its_code_and_what_arrived_is_used_later(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", full)
             with pytest.raises(EdgeopsError) as caught:
-                client.download(remote(server), target)
+                download(client, server, target)
         assert caught.value.code == "E-DISK-FULL"
         assert part_of(target).read_bytes() == CONTENT[:1000]
-        client.download(remote(server), target)
+        download(client, server, target)
     assert target.read_bytes() == CONTENT
 
 
@@ -202,7 +206,7 @@ def test_a_server_of_another_ca_is_not_spoken_to(serve: Serve, target: Path, tmp
     client = HttpClient(context_for(stranger.ca_pem), backoff=lambda attempt: 0.0)
     with serve([well]) as server:
         with pytest.raises(EdgeopsError) as caught:
-            client.download(remote(server), target)
+            download(client, server, target)
         assert server.ranges == []
     assert caught.value.code == "E-NET-UNREACHABLE"
 

@@ -111,6 +111,9 @@ class Scenario:
             token_file.parent.mkdir(mode=0o700, exist_ok=True)
             token_file.touch(mode=0o600)
             token_file.write_text(token)
+            self.state(profile).mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Three devices need not spread their downloads.
+            (self.state(profile) / "agent.toml").write_text("[downloads]\nstart_within_s = 0\n")
             self.commands.start(
                 device_name(profile), "agent", "run", "--state", str(self.state(profile)),
                 "--token-file", str(token_file), "--profile", profile, "--name", device_name(profile),

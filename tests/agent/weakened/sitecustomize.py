@@ -103,10 +103,10 @@ def kept_desired() -> None:
 def target_bytes() -> None:
     """The bytes of a bundle are not held against what was signed: at the download, unpacked, and by the worker."""
     from edgeops.releases import bundles
-    from edgeops.transport import http
+    from edgeops.transport import download
 
     open_bundle, unpack = bundles.open_bundle, bundles.unpack
-    http._verify = lambda *_: None
+    download._verify = lambda *_: None
     bundles.open_bundle = lambda directory, **_: open_bundle(directory)
     bundles.unpack = lambda source, directory, **_: unpack(source, directory)
 
