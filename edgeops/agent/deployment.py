@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +11,7 @@ import msgspec
 from edgeops.agent.channel import Load
 from edgeops.agent.downloads import start_delay_s
 from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
-from edgeops.agent.holds import Hold, decide
+from edgeops.agent.holds import Hold
 from edgeops.agent.house import House
 from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, event_at_start, event_for, repair_at_start
@@ -22,6 +20,7 @@ from edgeops.agent.slots import SlotName, Slots
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
 from edgeops.agent.store import ComponentRecord
 from edgeops.agent.trial import TrialBook, faults, judge
+from edgeops.agent.waiting import Waiting
 from edgeops.contracts.deployment import (
     Component,
     ComponentKind,
@@ -33,23 +32,14 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
-from edgeops.transport.mqtt import backoff_s
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 WATCHDOG_EVERY_S = 15.0
 TRIAL_LOOK_EVERY_S = 0.25
 DISK_RETRY_S = 30.0
 HOLD_LOOK_EVERY_S = 5.0
 _DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
-# How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
-_TRIES: dict[str, float] = {
-    "E-NET-UNREACHABLE": math.inf,
-    "E-NET-RESPONSE": math.inf,
-    "E-TRUST-EXPIRED": math.inf,
-    "E-TRUST-METADATA": 3,
-}
 
 
 class Deployment:
@@ -74,8 +64,7 @@ class Deployment:
         self._floor_number = floor_number
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
-        self._held_tries = 0
-        self._asked_s: float | None = None
+        self._waiting = Waiting(house.settings.holds, house.conditions, house.now)
         self._trial: TrialBook | None = None
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
@@ -107,8 +96,7 @@ class Deployment:
         if event is None:
             return
         renewed, again = event is Event.RENEWED, record.generation == generation
-        self._held_tries = 0
-        self._asked_s = self._asked_s if renewed or again else None
+        self._waiting.begin(anew=not (renewed or again))
         self.handle(
             event,
             want=want,
@@ -232,13 +220,13 @@ class Deployment:
         want = self.record.want
         if want is None:
             raise EdgeopsError("E-AGENT-STATE", f"{self.record.name}: nothing to fetch")
-        hold = self._reason_to_wait(downloading=True)
+        hold = self._waiting.reason(self.record, downloading=True)
         if hold is not None:
             self._loop.post(lambda: self._handle_in(DeploymentState.DOWNLOADING, Event.HOLD, **_told(hold)))
             return
         settings, record = self._house.settings, self.record
         # A retry has waited already, and a person who overrides the holds does not want to.
-        spread_s = 0.0 if self._held_tries or record.override_holds else settings.downloads.start_within_s
+        spread_s = 0.0 if self._waiting.retries or record.override_holds else settings.downloads.start_within_s
         delay_s = start_delay_s(self._house.connection, record.generation, spread_s)
         request = FetchRequest(want, self._floor_number, settings.reserve_mib << 20, delay_s)
         fetcher, slots = self._house.fetcher, self._slots
@@ -263,11 +251,8 @@ class Deployment:
             self.handle(Event.FETCHED)
         elif outcome.code == "E-DISK-FULL" and self._made_room(outcome):
             self._fetch()
-        elif self._held_tries < _TRIES.get(outcome.code, 0):
-            wait_s = max(1.0, backoff_s(self._held_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
-            self._held_tries += 1
-            reason = f"{outcome.code}: {outcome.what}"[:500]
-            self.handle(Event.HOLD, held_reason=reason, held_until_s=self._house.now() + wait_s)
+        elif (hold := self._waiting.after(outcome)) is not None:
+            self.handle(Event.HOLD, **_told(hold))
         else:
             self.handle(Event.REFUSED, failure=self._failure(outcome))
 
@@ -287,28 +272,17 @@ class Deployment:
 
     def _look_at_hold(self) -> None:
         """Go on if the time has come and nothing else holds it; else say what holds it now."""
-        hold = self._reason_to_wait(downloading=True) or self._reason_to_wait(downloading=False)
-        told = {"held_reason": self.record.held_reason, "held_until_s": self.record.held_until_s}
-        if hold is not None:
-            told = _told(hold)
-        elif not self._held_tries or (self.record.held_until_s or 0.0) <= self._house.now():
+        hold = self._waiting.still(self.record)
+        if hold is None:
             self.handle(Event.RELEASED)
             return
-        if told["held_reason"] != self.record.held_reason:
-            self._keep(msgspec.structs.replace(self.record, **told))
+        if hold.reason != self.record.held_reason:
+            self._keep(msgspec.structs.replace(self.record, **_told(hold)))
             self._observer.changed(self)
         self._wait()
 
-    def _reason_to_wait(self, *, downloading: bool) -> Hold | None:
-        if self.record.override_holds:
-            return None
-        now_s = time.monotonic()
-        self._asked_s = now_s if self._asked_s is None else self._asked_s
-        rules, seen = self._house.settings.holds, self._house.conditions()
-        return decide(rules, seen, waited_s=now_s - self._asked_s, downloading=downloading)
-
     def _ask(self) -> None:
-        hold = self._reason_to_wait(downloading=False)
+        hold = self._waiting.reason(self.record, downloading=False)
         if hold is None:
             self.handle(Event.PROCEED)
         else:

@@ -21,6 +21,7 @@ from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.config import read_config
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import Conditions, HoldRules, decide, next_opening
+from edgeops.agent.waiting import Waiting
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import pack
@@ -246,7 +247,7 @@ def test_a_held_update_is_superseded_and_what_is_confirmed_again_satisfies(scene
 
 def test_a_deployment_that_does_not_ask_is_caught(scene: Scene, monkeypatch: pytest.MonkeyPatch):
     """Negative control: without the question a hot device updates."""
-    monkeypatch.setattr(deployment_module.Deployment, "_reason_to_wait", lambda self, *, downloading: None)
+    monkeypatch.setattr(Waiting, "reason", lambda self, record, *, downloading: None)
     with pytest.raises(AssertionError):
         test_an_update_waits_with_its_reason_and_goes_on_when_it_is_over(scene, HOT, "temperature")
 
