@@ -18,7 +18,7 @@ from edgeops.contracts.profile import Budgets, Precision
 LATENCY_NOISE = 0.05
 # A float artifact does the source's own arithmetic in another order: what is worse than this is a wrong conversion.
 FLOAT_COSINE_MIN = 0.9999
-FLOAT_SQNR_MIN_DB = 40.0
+FLOAT_SQNR_MIN_DB = 60.0
 _GATE_SETTINGS = {
     "cosine": "gates.cosine_min",
     "sqnr-db": "gates.sqnr_min_db",

@@ -142,7 +142,7 @@ def test_settings_to_pass_are_none_where_no_setting_would_do():
     assert settings_to_pass(unknown, Precision.INT8) == ()
     wrong = judge(measured(precision=Precision.FLOAT32, outputs=error(cosine=0.5)), Gates(), BUDGETS, own_arch=True)
     assert settings_to_pass(wrong, Precision.FLOAT32) == ()
-    near = measured(precision=Precision.FLOAT32, outputs=error(cosine=0.99999, sqnr_db=45.0))
+    near = measured(precision=Precision.FLOAT32, outputs=error(cosine=0.99999, sqnr_db=65.0))
     strict = msgspec.structs.replace(Gates(), cosine_min=1.0, sqnr_min_db=50.0)
     settings = settings_to_pass(judge(near, strict, BUDGETS, own_arch=True), Precision.FLOAT32)
     assert passed(judge(near, *loosen(settings), own_arch=True))

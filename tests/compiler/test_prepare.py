@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work
+from edgeops.compiler.passes.doubtful import between_pixels, without_one_answer
 from edgeops.compiler.passes.prepare import Bake, Ingest, Optimize, Repair
 from edgeops.compiler.passes.running import run_artifact
 from edgeops.compiler.passes.samples import write_samples
@@ -215,3 +216,46 @@ def test_saved_graph_has_no_chance_bytes(tmp_path: Path):
         model.graph.node[0].doc_string = f"File /home/{name}/train.py"
         graphs.save(model, tmp_path / name)
     assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+def model_of(*nodes, constants=(), shape=(1, 1, 4, 6)):
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape), helper.make_tensor_value_info("y", 1, None)]
+    graph = helper.make_graph(list(nodes), "g", ends[:1], ends[1:], list(constants))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def dropout(training: bool):
+    node = helper.make_node("Dropout", ["x", "ratio", "training"], ["y"])
+    ratio = numpy_helper.from_array(np.float32(0.5), "ratio")
+    return model_of(node, constants=[ratio, numpy_helper.from_array(np.array(training), "training")])
+
+
+def resize(mode: str, *scales: float):
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="linear", coordinate_transformation_mode=mode)
+    return model_of(node, constants=[numpy_helper.from_array(np.array([1, 1, *scales], np.float32), "scales")])
+
+
+def test_operators_without_one_right_answer_are_named():
+    assert "at random" in without_one_answer(model_of(helper.make_node("RandomNormalLike", ["x"], ["y"])))
+    assert "training mode" in without_one_answer(dropout(True))
+    assert without_one_answer(dropout(False)) == ""
+    assert without_one_answer(model_of(helper.make_node("Relu", ["x"], ["y"]))) == ""
+
+
+def test_corners_are_aligned_to_whole_sizes_only():
+    assert "makes 6 into 3.6" in between_pixels(resize("align_corners", 2.0, 0.6))
+    assert between_pixels(resize("align_corners", 2.0, 0.5)) == ""
+    assert between_pixels(resize("half_pixel", 2.0, 0.6)) == ""
+    unknown = model_of(
+        helper.make_node("Resize", ["x", "", "x"], ["y"], mode="linear", coordinate_transformation_mode="align_corners")
+    )
+    assert "not known before it runs" in between_pixels(unknown)
+
+
+def test_random_model_is_refused_by_ingest(tmp_path: Path):
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    graphs.save(dropout(True), tmp_path / "source")
+    work = Work(tmp_path / "source", {}, frozenset({"file"}), tmp_path / "target", {}, {}, {})
+    with pytest.raises(EdgeopsError, match="training mode"):
+        Ingest().run(work._replace(parameters={"file": graphs.MODEL_NAME, "outputs": ["y"]}))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.doubtful import between_pixels, without_one_answer
 from edgeops.compiler.passes.running import run_artifact
 from edgeops.compiler.passes.samples import read_samples
 from edgeops.contracts.handover import Cast, ChannelOrder, Input, Layout, Normalize, Reshape, Resize, Scale, Step
@@ -33,6 +34,8 @@ class Ingest:
         """Parameters: `file`, name in the source folder; `outputs`, the model's outputs to keep, in order."""
         model = graphs.load(work.source, work.parameters["file"])
         graphs.prune(model.graph, work.parameters["outputs"])
+        if doubt := without_one_answer(model):
+            raise refuse(doubt, "Export the model for inference.")
         graphs.save(model, work.target)
         return Outcome(frozenset({"onnx"}), {})
 
@@ -67,6 +70,8 @@ class Repair:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
             raise refuse(f"shapes cannot be inferred: {' '.join(str(error).split())[:300]}") from error
+        if doubt := between_pixels(model):
+            raise refuse(doubt, "Resize to a size, or by a scale that gives a whole one.")
         _fix_outputs(model, work.parameters["outputs"])
         model.ir_version = _ir_version(model, work.parameters["ir_max"])
         graphs.save(model, work.target)
