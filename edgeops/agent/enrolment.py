@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeops import __version__, durable
 from edgeops.agent.store import StateDirectory
-from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse, OfflineAnswer
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.wire import Wire, decode, encode
@@ -89,7 +89,44 @@ def enrol(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: s
     tuf = TufClient(state.trust, token.server, TufFetcher(http), Clock(state.trust / CLOCK_FILE))
     tuf.bootstrap(root, token.root_sha256)
     identity = DeviceIdentity.create(state.identity)
-    answer = _ask(http, f"{base}/enrol", token, identity, profile, name)
+    request = _request(token, identity, profile, name)
+    answer = _ask(http, f"{base}/enrol", request)
+    return _take(state, token, identity, answer, ca_pem)
+
+
+def request_on_paper(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: str | None) -> bytes:
+    """Make the device's key, and return its request as a file for `edgeops device enroll`: it holds the token's secret.
+
+    Raises:
+        EdgeopsError: E-NAME. E-TRUST-KEY; a key that is there is not readable. E-DISK-FULL or E-DISK-WRITE.
+    """
+    check_name(profile, "profile")
+    durable.make_private_dir(state.identity)
+    return encode(_request(token, DeviceIdentity.create(state.identity), profile, name))
+
+
+def enrol_on_paper(state: StateDirectory, token: EnrolmentToken, answer: OfflineAnswer) -> Enrolment:
+    """Enrol the device with what `edgeops device enroll` answered: held against the token as if it came by network.
+
+    Raises:
+        EdgeopsError: E-TRUST-ROOT; CA or first root is not the one that the token names. E-ENROLL, E-TRUST-KEY or
+            E-TRUST-SIGNATURE; the certificate is for another device or key, or of another CA. E-DISK-FULL or
+            E-DISK-WRITE.
+    """
+    ca_pem = answer.response.ca_pem.encode()
+    certificates.check_ca(ca_pem, token.ca_sha256)
+    durable.make_private_dir(state.identity)
+    durable.make_private_dir(state.trust)
+    http = HttpClient(context_for(ca_pem), backoff=quick_backoff_s)
+    tuf = TufClient(state.trust, token.server, TufFetcher(http), Clock(state.trust / CLOCK_FILE))
+    tuf.bootstrap(answer.root_json.encode(), token.root_sha256)
+    return _take(state, token, DeviceIdentity.create(state.identity), answer.response, ca_pem)
+
+
+def _take(
+    state: StateDirectory, token: EnrolmentToken, identity: DeviceIdentity, answer: EnrolResponse, ca_pem: bytes
+) -> Enrolment:
+    """Install a certificate, and keep who the device is; see `enrol`."""
     if answer.fleet != token.fleet:
         raise EdgeopsError("E-ENROLL", f"the server speaks for fleet {answer.fleet!r}, the token for {token.fleet!r}")
     certificate = answer.certificate_pem.encode()
@@ -109,25 +146,32 @@ def enrol(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: s
     return enrolment
 
 
-def _ask(
-    http: HttpClient, url: str, token: EnrolmentToken, identity: DeviceIdentity, profile: str, name: str | None
-) -> EnrolResponse:
+def _request(token: EnrolmentToken, identity: DeviceIdentity, profile: str, name: str | None) -> EnrolRequest:
     wish = name or f"{profile[:48]}-device"
-    request = EnrolRequest(
+    return EnrolRequest(
         secret=token.secret,
         csr_pem=identity.csr_pem(wish).decode(),
         profile=profile,
         name=name,
         agent_version=__version__,
     )
+
+
+def _ask(http: HttpClient, url: str, request: EnrolRequest) -> EnrolResponse:
     status, answer = http.post_json(url, encode(request), max_bytes=MAX_ANSWER_BYTES)
     if status in (200, 201):
         return decode(answer, EnrolResponse, what="the server's enrolment answer")
-    raise _refused(status, answer)
+    raise problem_of(status, answer, "enrol this device")
 
 
-def _refused(status: int, answer: bytes) -> EdgeopsError:
-    """Turn the server's problem document into its error; what has no known code is a refusal all the same."""
+def problem_of(status: int, answer: bytes, what_for: str) -> EdgeopsError:
+    """Return the error of the server's problem document; what has no known code is a refusal all the same.
+
+    Args:
+        status: HTTP status.
+        answer: The body.
+        what_for: What the server refuses to do.
+    """
     try:
         said = json.loads(answer)
         code, what = str(said["code"]), str(said["detail"])
@@ -135,4 +179,4 @@ def _refused(status: int, answer: bytes) -> EdgeopsError:
         code, what = "", f"status {status}"
     if code not in ERROR_CODES:
         code = "E-ENROLL"
-    return EdgeopsError(code, f"the server refuses to enrol this device: {what[:500]}", "Ask the operator.")
+    return EdgeopsError(code, f"the server refuses to {what_for}: {what[:500]}", "Ask the operator.")

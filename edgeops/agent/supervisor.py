@@ -28,6 +28,7 @@ from edgeops.agent.house import House
 from edgeops.agent.installing import bring
 from edgeops.agent.loop import Loop
 from edgeops.agent.plan import with_local
+from edgeops.agent.renewing import Renewer
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
 from edgeops.agent.store import LocalChoice, StateDirectory
@@ -86,9 +87,10 @@ class Supervisor:
         self._started_s = time.monotonic()
         identity = DeviceIdentity.load(state.identity)
         files = identity.tls_files()
-        tls = TlsFiles(files.ca, files.certificate, files.key)
+        self._tls = tls = TlsFiles(files.ca, files.certificate, files.key)
+        self._tls_context = mutual_context(tls)
         self._clock = Clock(state.trust / CLOCK_FILE)
-        http = HttpClient(mutual_context(tls))
+        http = HttpClient(self._tls_context)
         tuf = TufClient(state.trust, f"{enrolment.artifacts_url.rstrip('/')}/metadata", TufFetcher(http), self._clock)
         self._desk = TrustDesk(
             tuf, self._clock, fleet=enrolment.fleet, connection=enrolment.connection, profile=enrolment.profile
@@ -128,6 +130,7 @@ class Supervisor:
             keepalive_s=KEEPALIVE_S,
         )
         self._uplink.attach(self._link, self._compose)
+        self._renewer = Renewer(self._loop, identity, enrolment, self._clock.now, self._renewed)
         self._facts: dict[str, object] = {}
         self._verifying = False
         self._envelopes: deque[bytes] = deque(maxlen=MAX_ENVELOPES)
@@ -156,6 +159,7 @@ class Supervisor:
             self._loop.after(TIDY_EVERY_S, self._tidy)
             self._look_into_inbox()
             self._link.start()
+            self._renewer.look()
             self._write_facts()
             self._loop.run()
         finally:
@@ -231,6 +235,7 @@ class Supervisor:
         if desired.generation > self._unit.generation:
             self._keep_unit(msgspec.structs.replace(self._unit, generation=desired.generation, local={}))
         self._refused = None
+        self._renewer.want(desired.renew_issued_before_s)
         self._pursue(desired)
 
     def _pursue_kept(self) -> None:
@@ -354,6 +359,12 @@ class Supervisor:
             self._state.write_unit(record)
         except EdgeopsError as error:
             log.error("the floors could not be kept: %s", error)
+
+    def _renewed(self, identity: DeviceIdentity) -> None:
+        """Speak with the new key; new connections show the new certificate, those that are up go on."""
+        self._tls_context.load_cert_chain(self._tls.certificate, self._tls.key)
+        self._link.show(self._tls)
+        self._uplink.sign_with(identity.signer)
 
     def _connected(self) -> None:
         log.info("connected to the broker as %s", self._enrolment.connection)

@@ -68,6 +68,11 @@ class Uplink:
         """Take the link to speak on, and what makes a report of a sequence number."""
         self._link, self._compose = link, compose
 
+    def sign_with(self, signer: Signer) -> None:
+        """Use another key from now on, and say with it how the device stands: what it signed before is retained."""
+        self._signer = signer
+        self.report()
+
     def connected(self) -> None:
         """The link is up: say that the device is there, how it stands, and what was kept."""
         self._publish(self._presence_topic, self._presence(online=True), retain=True)

@@ -99,6 +99,48 @@ def run(
 
 @command.command()
 @_STATE
+@click.option("--token-file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True)
+@click.option("--profile", help="Device profile; with --request.")
+@click.option("--name", help="Name that this device would like to have; with --request.")
+@click.option("--request", type=click.Path(path_type=Path, dir_okay=False), help="Write this device's request here.")
+@click.option("--answer", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Enrol with this answer.")
+def enroll(
+    root: Path, token_file: Path, profile: str | None, name: str | None, request: Path | None, answer: Path | None
+) -> None:
+    """Enrol this device where it has no network.
+
+    First --request: carry the file to `edgeops device enroll`, and its answer back for --answer. The key never
+    leaves the device; what comes back counts only as far as the token vouches for it.
+    """
+    from edgeops import durable
+    from edgeops.agent.enrolment import enrol_on_paper, enrolled, request_on_paper
+    from edgeops.agent.store import StateDirectory
+    from edgeops.contracts.enrolment import EnrolmentToken, OfflineAnswer
+    from edgeops.contracts.wire import decode
+
+    if (request is None) == (answer is None):
+        raise EdgeopsError("E-CONFIG", "--request and --answer are two steps", "Give one of them.")
+    if request is not None and profile is None:
+        raise EdgeopsError("E-CONFIG", "--request needs --profile", "See `edgeops profile list`.")
+    token = EnrolmentToken.from_text(token_file.read_text())
+    state = StateDirectory(root)
+    try:
+        if (have := enrolled(state)) is not None:
+            raise EdgeopsError("E-CONFIG", f"{root} is enrolled as {have.connection}", "Nothing is to be done.")
+        if request is not None and profile is not None:
+            durable.write_file(
+                request.resolve(), request_on_paper(state, token, profile=profile, name=name), mode=0o600
+            )
+            click.echo(f"carry {request} to `edgeops device enroll`; it holds the token's secret")
+        elif answer is not None:
+            found = enrol_on_paper(state, token, decode(answer.read_bytes(), OfflineAnswer, what=str(answer)))
+            click.echo(f"enrolled as {found.connection} in {found.fleet}")
+    finally:
+        state.close()
+
+
+@command.command()
+@_STATE
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @json_option
 def install(root: Path, file: Path, as_json: bool) -> None:

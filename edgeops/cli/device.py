@@ -55,6 +55,9 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
         return
     print_table(COLUMNS, _rows(device))
     seen = "never" if device.last_seen_s is None else f"{_ago(device.last_seen_s)} ago"
+    if device.certificate_until_s is not None:
+        days = (device.certificate_until_s - time.time()) / 86400
+        click.echo(f"its certificate {f'holds for {days:.0f} days' if days > 0 else f'ran out {-days:.0f} days ago'}")
     click.echo(f"agent {device.agent_version or 'unknown'}, last heard {seen}, labels {device.labels or 'none'}")
     for unit in device.units:
         click.echo(
@@ -87,6 +90,37 @@ def revoke(home: Path, name: str, yes: bool) -> None:
         click.confirm(f"Shut {name} out? It can come back only by enrolling anew, under another name", abort=True)
     Api.from_home(home).revoke_device(name)
     click.echo(f"{name} is revoked; what it runs goes on serving, and it gets nothing more")
+
+
+@command.command("enroll")
+@served_option
+@click.argument("request", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File for the answer.")
+def enroll(home: Path, request: Path, out: Path) -> None:
+    """Let a device in that has no network.
+
+    REQUEST is what `edgeops agent enroll --request` wrote on the device; carry the answer back to
+    `edgeops agent enroll --answer`. The device checks it against its token.
+    """
+    from edgeops import durable
+    from edgeops.client.api import Api
+    from edgeops.contracts.enrolment import EnrolRequest
+    from edgeops.contracts.wire import decode, encode
+
+    answer = Api.from_home(home).enroll(decode(request.read_bytes(), EnrolRequest, what=str(request)))
+    durable.write_file(out.resolve(), encode(answer))
+    click.echo(f"{answer.response.connection} is enrolled; carry {out} to it")
+
+
+@command.command("renew")
+@served_option
+@click.argument("name")
+def renew(home: Path, name: str) -> None:
+    """Have a device renew its certificate now; by itself it does so two thirds through the certificate's life."""
+    from edgeops.client.api import Api
+
+    Api.from_home(home).renew_device(name)
+    click.echo(f"{name} will renew its certificate as soon as it hears of it")
 
 
 @command.command("token")

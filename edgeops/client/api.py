@@ -12,6 +12,7 @@ import msgspec
 import urllib3
 
 from edgeops.client import resources
+from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, OfflineAnswer
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import Wire, decode
@@ -132,6 +133,24 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN. E-BROKER; it is revoked, but its live session could not be ended.
         """
         return self._call("POST", f"/api/v1/devices/{_part(connection)}/revoke", resources.DeviceDetail)
+
+    def enroll(self, request: EnrolRequest) -> OfflineAnswer:
+        """Let a device in that has no network: its request in, what it needs out.
+
+        Raises:
+            EdgeopsError: E-TOKEN; the token of the request is unknown, used or expired. E-ENROLL; it does not allow
+                this.
+        """
+        response = self._call("POST", "/bootstrap/enrol", EnrolResponse, msgspec.to_builtins(request))
+        return OfflineAnswer(response=response, root_json=self._send("GET", "/bootstrap/root.json").decode())
+
+    def renew_device(self, connection: str) -> resources.DeviceDetail:
+        """Have a device renew its certificate as soon as it hears of it.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN; no such device, or revoked.
+        """
+        return self._call("POST", f"/api/v1/devices/{_part(connection)}/renew", resources.DeviceDetail)
 
     def releases(self) -> list[Release]:
         """Return the published releases."""
@@ -303,6 +322,10 @@ class Api:
     def _call(
         self, method: str, path: str, kind: type[T], body: object = None, query: Mapping[str, str] | None = None
     ) -> T:
+        """Make one request, and read the answer; see `_send`."""
+        return decode(self._send(method, path, body, query), kind, what=f"answer of {path}")
+
+    def _send(self, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None) -> bytes:
         """Make one request.
 
         Raises:
@@ -328,7 +351,7 @@ class Api:
             raise EdgeopsError("E-NET-RESPONSE", f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
         if response.status >= 400:
             raise _problem(path, response.status, data)
-        return decode(data, kind, what=f"answer of {path}")
+        return bytes(data)
 
 
 def _problem(path: str, status: int, data: bytes) -> EdgeopsError:

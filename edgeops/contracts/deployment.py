@@ -13,6 +13,7 @@ REPORTED_TYPE = "application/vnd.edgeops.reported+json"
 PROGRESS_TYPE = "application/vnd.edgeops.progress+json"
 TELEMETRY_TYPE = "application/vnd.edgeops.telemetry+json"
 TELEMETRY_BATCH_TYPE = "application/vnd.edgeops.telemetry-batch+json"
+RENEWAL_TYPE = "application/vnd.edgeops.renewal+json"
 EVIDENCE_TYPE = "application/vnd.edgeops.evidence+json"
 
 
@@ -85,6 +86,7 @@ class Desired(Wire, frozen=True, kw_only=True):
         expires_at_s: After this the statement changes nothing.
         components: All components that the unit should hold.
         override_holds: Do not wait for the device's maintenance window, application, temperature and the like.
+        renew_issued_before_s: A device whose certificate was issued before this renews it now; None: when it is due.
     """
 
     fleet: str
@@ -95,6 +97,7 @@ class Desired(Wire, frozen=True, kw_only=True):
     expires_at_s: float
     components: tuple[Component, ...]
     override_holds: bool = False
+    renew_issued_before_s: float | None = None
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

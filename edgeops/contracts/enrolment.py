@@ -62,6 +62,36 @@ class EnrolRequest(Wire, frozen=True, kw_only=True):
     schema_version: int = msgspec.field(default=1, name="schema")
 
 
+class RenewalRequest(Wire, frozen=True, kw_only=True):
+    """A device's wish for a new certificate, inside an envelope that its present key signs.
+
+    Args:
+        fleet: The device's fleet.
+        connection: The device.
+        csr_pem: A request for the certificate of its next key.
+    """
+
+    fleet: str
+    connection: str
+    csr_pem: str
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
+class RenewalMessage(Wire, frozen=True, kw_only=True):
+    """What a device posts: who says that it speaks, and the envelope that proves it."""
+
+    connection: str
+    envelope: str
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
+class RenewalAnswer(Wire, frozen=True, kw_only=True):
+    """The new certificate."""
+
+    certificate_pem: str
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
 class BrokerAddress(Wire, frozen=True, kw_only=True):
     """Where the broker listens; `tls` False only on loopback."""
 
@@ -88,4 +118,15 @@ class EnrolResponse(Wire, frozen=True, kw_only=True):
     broker: BrokerAddress
     artifacts_url: str
     profile: str
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
+class OfflineAnswer(Wire, frozen=True, kw_only=True):
+    """What a person carries to a device without a network: the server's answer, and the first TUF root.
+
+    The device believes nothing of it that its token does not vouch for.
+    """
+
+    response: EnrolResponse
+    root_json: str
     schema_version: int = msgspec.field(default=1, name="schema")

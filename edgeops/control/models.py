@@ -48,6 +48,10 @@ class Device(Base):
     profile: Mapped[str] = mapped_column(_NAME, index=True)
     labels: Mapped[dict[str, str]] = mapped_column(JSON)
     certificate_pem: Mapped[str] = mapped_column(Text)
+    previous_certificate_pem: Mapped[str] = mapped_column(Text, default="")
+    older_certificates: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    renewed_at_s: Mapped[float | None]
+    renew_wanted_at_s: Mapped[float | None]
     enrolled_at_s: Mapped[float]
     revoked_at_s: Mapped[float | None]
     agent_version: Mapped[str] = mapped_column(String(64))

@@ -166,8 +166,8 @@ def _acknowledged(info: MQTTMessageInfo) -> bool:
 
 def _pending(database: Database, fleet: str, now_s: float) -> list[_Pending]:
     with database.read() as session:
-        rows = session.scalars(
-            select(Unit)
+        rows = session.execute(
+            select(Unit, Device.renew_wanted_at_s)
             .join(Device, Device.connection == Unit.connection)
             .where(
                 Unit.desired_generation > 0,
@@ -190,7 +190,8 @@ def _pending(database: Database, fleet: str, now_s: float) -> list[_Pending]:
                     issued_at_s=now_s,
                     expires_at_s=now_s + VALID_S,
                     components=components_of(row),
+                    renew_issued_before_s=renew_wanted_at_s,
                 ),
             )
-            for row in rows
+            for row, renew_wanted_at_s in rows
         ]

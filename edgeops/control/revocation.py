@@ -65,16 +65,21 @@ def revoke(database: Database, connection: str, *, actor: str, now_s: float) -> 
 
 
 def revoked_serials(database: Database) -> dict[int, float]:
-    """Return the serial number of every revoked device's certificate, and since when."""
+    """Return the serial numbers of every revoked device's certificates, also of those it had before, and since when."""
     with database.read() as session:
         rows = session.execute(
-            select(Device.certificate_pem, Device.revoked_at_s).where(Device.revoked_at_s.is_not(None))
+            select(Device.certificate_pem, Device.older_certificates, Device.revoked_at_s).where(
+                Device.revoked_at_s.is_not(None)
+            )
         ).all()
-    return {
-        certificates.read(pem.encode(), what="device certificate").serial_number: at_s
-        for pem, at_s in rows
-        if pem and at_s is not None
-    }
+    serials = {}
+    for pem, older, at_s in rows:
+        if at_s is None:
+            continue
+        if pem:
+            serials[certificates.read(pem.encode(), what="device certificate").serial_number] = at_s
+        serials |= {int(fact["serial"], 16): at_s for fact in older}
+    return serials
 
 
 class Gatekeeper:

@@ -100,6 +100,7 @@ class MqttLink:
         self._subscriptions = list(subscriptions)
         self._on_message, self._on_connect, self._on_disconnect = on_message, on_connect, on_disconnect
         self._attempt = 0
+        self._context: ssl.SSLContext | None = None
         self._connected = threading.Event()
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=manual_ack
@@ -108,10 +109,10 @@ class MqttLink:
         if broker.tls:
             if tls is None:
                 raise EdgeopsError("E-CONFIG", "a broker with TLS needs certificate, key and CA files")
-            context = ssl.create_default_context(cafile=str(tls.ca))
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.load_cert_chain(str(tls.certificate), str(tls.key))
-            self._client.tls_set_context(context)
+            self._context = ssl.create_default_context(cafile=str(tls.ca))
+            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._context.load_cert_chain(str(tls.certificate), str(tls.key))
+            self._client.tls_set_context(self._context)
         elif not broker.host.startswith(_LOOPBACK):
             raise EdgeopsError(
                 "E-BROKER-ADDRESS", f"{broker.host} has no TLS and is no loopback address", "Use a broker with TLS."
@@ -144,6 +145,11 @@ class MqttLink:
             properties=self._properties,
         )
         self._client.loop_start()
+
+    def show(self, tls: TlsFiles) -> None:
+        """Show another certificate from the next connection on; the one that is up goes on."""
+        if self._context is not None:
+            self._context.load_cert_chain(str(tls.certificate), str(tls.key))
 
     def stop(self) -> None:
         """Disconnect and end the link's thread. The last will is not sent."""

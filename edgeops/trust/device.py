@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.trust import certificates, keys
+
+log = logging.getLogger(__name__)
 
 KEY_NAME = "device.key"
 NEXT_KEY_NAME = "device.next.key"
@@ -32,7 +35,7 @@ class IdentityFiles(NamedTuple):
 class DeviceIdentity:
     """One device's key and certificate in one directory, mode 0700.
 
-    A new key (`new_key`) waits beside the old one until its certificate is installed. The certificate is replaced
+    A next key (`next_key`) waits beside the old one until its certificate is installed. The certificate is replaced
     first, the key after it; a cut between the two is repaired by `load`, since the key in waiting fits.
 
     Args:
@@ -78,17 +81,41 @@ class DeviceIdentity:
         return cls(directory, signer)
 
     @property
+    def directory(self) -> Path:
+        """Where the files lie."""
+        return self._directory
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The certificate in use.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; it cannot be read.
+        """
+        try:
+            return (self._directory / CERTIFICATE_NAME).read_bytes()
+        except OSError as error:
+            raise EdgeopsError("E-TRUST-KEY", f"{error.filename}: {error.strerror}", "Enrol the device.") from error
+
+    @property
     def signer(self) -> CryptoSigner:
         """The key that signs what this device says."""
         return self._signer
 
-    def new_key(self) -> DeviceIdentity:
-        """Make a key to follow the present one; its `csr_pem` and `install` complete the change.
+    def next_key(self) -> DeviceIdentity:
+        """Return the key to follow the present one, made if none waits; `csr_pem` and `install` complete the change.
+
+        The one that waits may have its certificate already, in an answer that was lost.
 
         Raises:
             EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
         """
         path = self._directory / NEXT_KEY_NAME
+        if path.exists():
+            try:
+                return DeviceIdentity(self._directory, keys.load(path))
+            except EdgeopsError as error:
+                log.warning("the next key is damaged, another is made: %s", error)
         durable.write_file(path, keys.generate("ecdsa").private_bytes, mode=0o600)
         return DeviceIdentity(self._directory, keys.load(path))
 

@@ -41,19 +41,12 @@ class Serving:
         self.home, self.broker, self.options = home, broker, options
         self.process: subprocess.Popen[str]
 
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "edgeops"]
+
     def start(self) -> dict[str, Any]:
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "edgeops",
-                "serve",
-                "--home",
-                str(self.home),
-                "--broker",
-                self.broker,
-                *self.options,
-            ],
+            [*self.command(), "serve", "--home", str(self.home), "--broker", self.broker, *self.options],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -20,7 +20,15 @@ from edgeops.contracts.deployment import (
     SelfTestFigures,
     Slot,
 )
-from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.enrolment import (
+    BrokerAddress,
+    EnrolmentToken,
+    EnrolRequest,
+    EnrolResponse,
+    RenewalAnswer,
+    RenewalMessage,
+    RenewalRequest,
+)
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
@@ -91,6 +99,9 @@ ONE_OF_EACH: dict[str, Wire] = {
         broker=BrokerAddress(host="127.0.0.1", port=8883, tls=True), artifacts_url="https://127.0.0.1:8444",
         profile="raspberry-pi-4",
     ),
+    "renewal-message": RenewalMessage(connection="pi-1", envelope="{}"),
+    "renewal-request": RenewalRequest(fleet="demo", connection="pi-1", csr_pem="PEM"),
+    "renewal-answer": RenewalAnswer(certificate_pem="PEM"),
     "token": EnrolmentToken(
         server="https://127.0.0.1:8443", fleet="demo", ca_sha256="ab" * 32, root_sha256="cd" * 32, secret="s"
     ),

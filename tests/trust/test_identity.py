@@ -226,7 +226,7 @@ def test_a_certificate_for_another_key_or_by_another_ca_is_not_installed(authori
 
 def test_a_new_key_and_its_certificate_are_taken_together(authority: FleetAuthority, tmp_path: Path):
     old = enrolled(authority, tmp_path / "d")
-    following = old.new_key()
+    following = old.next_key()
     assert DeviceIdentity.load(tmp_path / "d").signer.public_key == old.signer.public_key
     following.install(authority.issue_device(following.csr_pem("pi-1"), "pi-1"), authority.ca_pem)
     now = DeviceIdentity.load(tmp_path / "d")
@@ -239,7 +239,7 @@ def test_a_power_cut_at_any_point_leaves_a_whole_identity(authority: FleetAuthor
     directory = tmp_path / "d"
     old = enrolled(authority, directory)
     with recording(directory) as journal:
-        following = old.new_key()
+        following = old.next_key()
         following.install(authority.issue_device(following.csr_pem("pi-1"), "pi-1"), authority.ca_pem)
     seen = set()
     for index, cut in enumerate(cuts(journal)):

@@ -105,7 +105,7 @@ def test_private_files_are_0600_and_their_folders_0700(tmp_path: Path):
     before = os.umask(0)
     try:
         Publisher.init(tmp_path / "home", "demo").delegate("m")
-        DeviceIdentity.create(tmp_path / "device").new_key()
+        DeviceIdentity.create(tmp_path / "device").next_key()
     finally:
         os.umask(before)
     found = modes(tmp_path)

@@ -18,11 +18,11 @@ from starlette.responses import Response
 from edgeops.__about__ import __version__
 from edgeops.contracts.access import Permission, Role
 from edgeops.contracts.deployment import Reported
-from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse
+from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
-from edgeops.control import access, enrolment, revocation
+from edgeops.control import access, enrolment, renewal, revocation
 from edgeops.control.api import limits, problems, resources, views
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
@@ -33,7 +33,7 @@ from edgeops.control.rollout.selection import Selection
 
 PAGE_DEFAULT, PAGE_MAX = 100, 500
 _SCHEME = HTTPBearer(auto_error=False)
-_CONTRACTS = (Reported, Release, EnrolRequest, EnrolResponse)
+_CONTRACTS = (Reported, Release, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer)
 
 
 class ControlApi(NamedTuple):
@@ -205,6 +205,13 @@ def _registry(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     def revoke_device(connection: str, caller: access.Caller = operator) -> resources.DeviceDetail:
         revocation.revoke(control.database, connection, actor=caller.name, now_s=time.time())
         control.shut_out(connection)
+        control.wake()
+        with control.database.read() as session:
+            return views.device_detail(session, connection)
+
+    @router.post("/devices/{connection}/renew", summary="Have a device renew its certificate now")
+    def renew_device(connection: str, caller: access.Caller = operator) -> resources.DeviceDetail:
+        renewal.want_renewal(control.database, connection, actor=caller.name, now_s=time.time())
         control.wake()
         with control.database.read() as session:
             return views.device_detail(session, connection)
@@ -422,7 +429,36 @@ def _bootstrap(control: ControlApi) -> APIRouter:
             raise
         return Response(answer, media_type="application/json")
 
+    body = {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/RenewalMessage"}}},
+    }
+    renewed = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/RenewalAnswer"}}}}
+
+    @router.post(
+        "/renew",
+        summary="Get a certificate for a device's next key; the present one signs the request",
+        openapi_extra={"requestBody": body},
+        responses={200: renewed},
+    )
+    async def renew(request: Request) -> Response:
+        wish = decode(await request.body(), RenewalMessage, what="renewal message")
+        address = request.client.host if request.client is not None else ""
+        attempts.check(address)
+        try:
+            answer = await run_in_threadpool(_renew, control, wish)
+        except EdgeopsError as error:
+            if error.code in ("E-ENROLL", "E-TRUST-SIGNATURE", "E-TRUST-DEVICE"):
+                attempts.refused(address)
+            raise
+        return Response(answer, media_type="application/json")
+
     return router
+
+
+def _renew(control: ControlApi, wish: RenewalMessage) -> bytes:
+    issued = renewal.renew(control.database, control.issuer, control.fleet, wish, now_s=time.time())
+    return encode(RenewalAnswer(certificate_pem=issued.decode()))
 
 
 def _enrol(control: ControlApi, wish: EnrolRequest) -> bytes:

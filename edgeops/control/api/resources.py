@@ -146,6 +146,8 @@ class DeviceResource(BaseModel):
     online: bool
     enrolled_at_s: float
     revoked_at_s: float | None
+    certificate_until_s: float | None
+    certificate_renewed_at_s: float | None
     last_seen_s: float | None
     rejected_messages: int
     rejected_last: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.plan import plan
 from edgeops.control.rollout.policy import Policy, read_policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.trust import certificates
 
 PROGRESS_SHOWN = 50
 _REPORTED = msgspec.json.Decoder(Reported)
@@ -282,6 +284,11 @@ def _rollout(session: Session, rollout_id: int) -> Rollout:
     return rollout
 
 
+@functools.lru_cache(maxsize=20_000)
+def _certificate_until_s(pem: str) -> float | None:
+    return certificates.validity(pem.encode()).not_after_s if pem else None
+
+
 def _devices(session: Session, devices: Sequence[Device]) -> list[resources.DeviceResource]:
     names = [device.connection for device in devices]
     units: dict[str, list[Unit]] = {}
@@ -300,6 +307,8 @@ def _devices(session: Session, devices: Sequence[Device]) -> list[resources.Devi
             online=device.online,
             enrolled_at_s=device.enrolled_at_s,
             revoked_at_s=device.revoked_at_s,
+            certificate_until_s=_certificate_until_s(device.certificate_pem),
+            certificate_renewed_at_s=device.renewed_at_s,
             last_seen_s=device.last_seen_s,
             rejected_messages=device.rejected_messages,
             rejected_last=device.rejected_last,

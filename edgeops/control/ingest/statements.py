@@ -28,10 +28,14 @@ Statement = Reported | Progress | Telemetry | Presence
 
 
 class Known(NamedTuple):
-    """What the registry says of a sender: its certificate (PEM), and whether it may still speak."""
+    """What the registry says of a sender: its certificate (PEM), and whether it may still speak.
+
+    `previous_pem` is the certificate before, where its key still counts; else "".
+    """
 
     certificate_pem: str
     revoked: bool
+    previous_pem: str = ""
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -68,17 +72,24 @@ def read_statements(topic: UnitTopic, payload: bytes, fleet: str, known: Known |
         raise EdgeopsError("E-TOPIC", f"devices send nothing as {topic.leaf}")
     if len(payload) > MAX_STATEMENT_BYTES:
         raise EdgeopsError("E-WIRE-SIZE", f"{topic.leaf} of {len(payload)} bytes")
-    key, speaker = device_key(known.certificate_pem), {"connection": topic.connection, "unit": topic.unit}
-    statements: tuple[Reported | Progress | Telemetry, ...]
-    if topic.leaf == "telemetry":
-        statements = reported.verify_telemetry(payload, key=key, fleet=fleet, **speaker)
-    elif topic.leaf == "progress":
-        statements = (reported.verify(payload, Progress, key=key, fleet=fleet, **speaker),)
-    else:
-        statements = (reported.verify(payload, Reported, key=key, fleet=fleet, **speaker),)
+    try:
+        statements = _verified(topic, payload, fleet, device_key(known.certificate_pem))
+    except EdgeopsError as error:
+        if error.code != "E-TRUST-SIGNATURE" or not known.previous_pem:
+            raise
+        statements = _verified(topic, payload, fleet, device_key(known.previous_pem))
     for statement in statements:
         check_statement(statement)
     return statements
+
+
+def _verified(topic: UnitTopic, payload: bytes, fleet: str, key: Key) -> tuple[Reported | Progress | Telemetry, ...]:
+    connection, unit = topic.connection, topic.unit
+    if topic.leaf == "telemetry":
+        return reported.verify_telemetry(payload, key=key, fleet=fleet, connection=connection, unit=unit)
+    if topic.leaf == "progress":
+        return (reported.verify(payload, Progress, key=key, fleet=fleet, connection=connection, unit=unit),)
+    return (reported.verify(payload, Reported, key=key, fleet=fleet, connection=connection, unit=unit),)
 
 
 def check_statement(statement: Reported | Progress | Telemetry) -> None:

@@ -19,6 +19,7 @@ from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
 from edgeops.control.ingest.statements import Known, Statement, read_statements
 from edgeops.control.models import Device
+from edgeops.control.renewal import PREVIOUS_KEY_S
 from edgeops.transport.mqtt import Message, backoff_s
 
 log = logging.getLogger(__name__)
@@ -199,13 +200,23 @@ class Ingest:
         return self._live_presence_only and retained and isinstance(statement, Presence) and statement.online
 
     def _known(self, connections: set[str]) -> dict[str, Known]:
+        counts_since_s = time.time() - PREVIOUS_KEY_S
         with self._database.read() as session:
             rows = session.execute(
-                select(Device.connection, Device.certificate_pem, Device.revoked_at_s).where(
-                    Device.connection.in_(connections)
-                )
+                select(
+                    Device.connection,
+                    Device.certificate_pem,
+                    Device.revoked_at_s,
+                    Device.previous_certificate_pem,
+                    Device.renewed_at_s,
+                ).where(Device.connection.in_(connections))
             )
-            return {connection: Known(pem, revoked is not None) for connection, pem, revoked in rows}
+            return {
+                connection: Known(
+                    pem, revoked is not None, previous if renewed is not None and renewed > counts_since_s else ""
+                )
+                for connection, pem, revoked, previous, renewed in rows
+            }
 
     def _check(self, topic: UnitTopic, message: Message, known: dict[str, Known]) -> _Accepted | _Refusal:
         try:
