@@ -55,6 +55,11 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
         return
     print_table(COLUMNS, _rows(device))
     seen = "never" if device.last_seen_s is None else f"{_ago(device.last_seen_s)} ago"
+    if device.cloned_since_s is not None:
+        click.echo(
+            f"two machines speak with its key, for {_ago(device.cloned_since_s)}: "
+            f"`edgeops device revoke {device.connection}`, or `edgeops device renew {device.connection}` for one"
+        )
     if device.certificate_until_s is not None:
         days = (device.certificate_until_s - time.time()) / 86400
         click.echo(f"its certificate {f'holds for {days:.0f} days' if days > 0 else f'ran out {-days:.0f} days ago'}")
@@ -183,6 +188,8 @@ def _row(device: DeviceInfo, unit: UnitInfo, component: ComponentInfo) -> tuple[
 def _online(device: DeviceInfo) -> str:
     if device.revoked_at_s is not None:
         return "revoked"
+    if device.cloned_since_s is not None:
+        return "cloned"
     return "yes" if device.online else "no"
 
 

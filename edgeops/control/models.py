@@ -52,6 +52,8 @@ class Device(Base):
     older_certificates: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     renewed_at_s: Mapped[float | None]
     renew_wanted_at_s: Mapped[float | None]
+    clone_signs: Mapped[int] = mapped_column(default=0)
+    cloned_since_s: Mapped[float | None]
     enrolled_at_s: Mapped[float]
     revoked_at_s: Mapped[float | None]
     agent_version: Mapped[str] = mapped_column(String(64))
@@ -88,7 +90,10 @@ class Unit(Base):
 
 
 class Boot(Base):
-    """A boot of a unit that was heard: a report of an earlier boot than the newest is a replay."""
+    """A boot of a unit that was heard, and the last sequence number that was taken of it once another came.
+
+    A report of an earlier boot than the newest is a replay, or comes from a second machine with the same identity.
+    """
 
     __tablename__ = "boots"
 
@@ -96,6 +101,7 @@ class Boot(Base):
     unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
     boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     first_seen_s: Mapped[float]
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
 
     __table_args__ = (ForeignKeyConstraint(["connection", "unit"], ["units.connection", "units.unit"]),)
 

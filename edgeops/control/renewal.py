@@ -55,6 +55,8 @@ def renew(database: Database, issuer: CertificateIssuer, fleet: str, message: Re
         device.older_certificates = [fact for fact in older if fact["until_s"] > now_s]
         device.previous_certificate_pem, device.certificate_pem = present.decode(), issued.decode()
         device.renewed_at_s = now_s
+        # Only one of two machines with the old key has the new one.
+        device.clone_signs, device.cloned_since_s = 0, None
         subject = f"device/{device.connection}"
         audit.record(session, at_s=now_s, actor=subject, action="device.renew", subject=subject)
     return issued

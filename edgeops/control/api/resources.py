@@ -148,6 +148,7 @@ class DeviceResource(BaseModel):
     revoked_at_s: float | None
     certificate_until_s: float | None
     certificate_renewed_at_s: float | None
+    cloned_since_s: float | None
     last_seen_s: float | None
     rejected_messages: int
     rejected_last: str

@@ -309,6 +309,7 @@ def _devices(session: Session, devices: Sequence[Device]) -> list[resources.Devi
             revoked_at_s=device.revoked_at_s,
             certificate_until_s=_certificate_until_s(device.certificate_pem),
             certificate_renewed_at_s=device.renewed_at_s,
+            cloned_since_s=device.cloned_since_s,
             last_seen_s=device.last_seen_s,
             rejected_messages=device.rejected_messages,
             rejected_last=device.rejected_last,

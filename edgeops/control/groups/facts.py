@@ -40,7 +40,9 @@ def facts_of(session: Session, devices: Iterable[Device], now_s: float) -> dict[
 
 def _facts(device: Device, report: Reported | None, now_s: float) -> Facts:
     components = report.components if report is not None else ()
-    if any(part.state in _BAD or part.failure is not None for part in components):
+    if device.cloned_since_s is not None:
+        health = "cloned"
+    elif any(part.state in _BAD or part.failure is not None for part in components):
         health = "failing"
     elif not device.online:
         health = "offline"

@@ -51,7 +51,7 @@ class Facts(NamedTuple):
         labels: Its labels.
         agent: Version of its agent; empty: unknown.
         online: Whether it is connected.
-        health: `ok`, `failing`, `stale` or `offline`.
+        health: `ok`, `cloned`, `failing`, `stale` or `offline`.
         seen_s: Seconds since it was last heard; infinite: never.
         releases: Model → version that serves.
         states: Model → state of its deployment.
@@ -78,7 +78,7 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-HEALTH = ("ok", "failing", "stale", "offline")
+HEALTH = ("ok", "cloned", "failing", "stale", "offline")
 
 
 def parse(text: str) -> Predicate:

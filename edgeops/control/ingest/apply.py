@@ -37,6 +37,7 @@ from edgeops.control.models import (
 
 MAX_UNITS = 64
 REPUBLISH_AFTER_S = 60.0
+CLONE_SIGNS = 3
 _MessageKey = tuple[str, str, str, int]
 _SKETCH = msgspec.json.Decoder(QuantileSketch)
 
@@ -95,7 +96,8 @@ class Batch:
 
         Raises:
             EdgeopsError: E-REPORT-STALE; a report of an earlier boot than one that was already accepted.
-                E-WIRE-MALFORMED; more units than a connection may have. Nothing was changed.
+                E-WIRE-MALFORMED; more units than a connection may have. Nothing that it
+                reports was taken.
         """
         if isinstance(statement, Presence):
             device.online, device.presence_at_s = statement.online, self._now_s
@@ -201,8 +203,13 @@ def _apply_reported(session: Session, device: Device, unit: Unit, report: Report
         if report.seq <= unit.seq:
             return  # the broker gives the retained report again after each reconnection
     else:
-        if session.get(Boot, (unit.connection, unit.unit, report.boot_id)) is not None:
+        ended = session.get(Boot, (unit.connection, unit.unit, report.boot_id))
+        if ended is not None:
+            _look_for_clone(device, ended, report, now_s)
             raise EdgeopsError("E-REPORT-STALE", f"a report of boot {report.boot_id}, which has ended")
+        before = session.get(Boot, (unit.connection, unit.unit, unit.boot_id))
+        if before is not None:
+            before.seq = unit.seq
         session.add(Boot(connection=unit.connection, unit=unit.unit, boot_id=report.boot_id, first_seen_s=now_s))
     unit.boot_id, unit.seq = report.boot_id, report.seq
     unit.observed_generation = report.observed_generation
@@ -211,6 +218,18 @@ def _apply_reported(session: Session, device: Device, unit: Unit, report: Report
     for component in report.components:
         _settle(session, unit, component, now_s)
     _reconcile(unit, session, now_s)
+
+
+def _look_for_clone(device: Device, ended: Boot, report: Reported, now_s: float) -> None:
+    """Take note where a boot goes on that had ended: two machines speak with one key.
+
+    A report that was heard before is a replay and no sign. One sign alone may be two messages that crossed.
+    """
+    if report.seq > ended.seq:
+        ended.seq = report.seq
+        device.clone_signs += 1
+        if device.clone_signs >= CLONE_SIGNS and device.cloned_since_s is None:
+            device.cloned_since_s = now_s
 
 
 def _reconcile(unit: Unit, session: Session, now_s: float) -> None:

@@ -125,6 +125,9 @@ def _of_device(one: Watched, limits: Thresholds, now_s: float) -> Iterator[Alert
     if facts.health == "failing":
         states = ", ".join(f"{model} {state}" for model, state in sorted(facts.states.items()))
         yield Alert("EdgeopsDeviceFailing", labels, f"{facts.name}: {states}", one.heard_s)
+    if facts.health == "cloned":
+        summary = f"two machines speak as {facts.name}: revoke it, or have it renew its certificate"
+        yield Alert("EdgeopsDeviceCloned", labels, summary, one.heard_s)
     if facts.health == "stale":
         summary = f"{facts.name} gets no fresh metadata: somebody may be holding it back"
         yield Alert("EdgeopsDeviceStale", labels, summary, one.heard_s)
