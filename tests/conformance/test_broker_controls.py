@@ -9,6 +9,7 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 from test_brokers import CONTROL, FLEET, Bench, needs_mosquitto, raw, run_bench, send, topic_of, wait_for
 
 from edgeops.contracts.topics import PREFIX, control_filters
@@ -16,6 +17,10 @@ from edgeops.control.broker import mosquitto
 from edgeops.transport.mqtt import Message, TlsFiles
 
 pytestmark = needs_mosquitto
+
+
+def without_line(option: str, text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith(option)) + "\n"
 
 
 def loosened(rule: str, text: str) -> str:
@@ -30,7 +35,9 @@ def loosened(rule: str, text: str) -> str:
             .replace("allow_anonymous false", "allow_anonymous true")
         ),
         "client ids": lambda: text.replace("use_username_as_clientid true\n", ""),
-        "packets": lambda: "\n".join(line for line in text.splitlines() if not line.startswith("max_packet_size")),
+        "packets": lambda: without_line("max_packet_size", text),
+        "quality of service": lambda: without_line("max_qos", text),
+        "silence": lambda: without_line("max_keepalive", text),
     }
     return changes[rule]()
 
@@ -88,8 +95,11 @@ def reads_of_another(bench: Bench) -> bool:
     control = bench.link(CONTROL, [])
     with hostile(bench, device(bench)) as (client, got):
         wait_for(client.is_connected, "not connected")
-        client.subscribe([(f"{PREFIX}/{FLEET}/#", paho.SubscribeOptions(qos=1))])
-        client.subscribe([(topic_of("dev-a", "desired"), paho.SubscribeOptions(qos=1))])
+        answered: list[object] = []
+        client.on_subscribe = lambda *said: answered.append(said)
+        for wish in (f"{PREFIX}/{FLEET}/#", topic_of("dev-a", "desired")):
+            client.subscribe([(wish, paho.SubscribeOptions(qos=1))])
+        wait_for(lambda: len(answered) == 2, "the broker did not answer")
         send(control, topic_of("dev-b", "desired"), b"of b")
         send(control, topic_of("dev-a", "desired"), b"of a")
         wait_for(lambda: b"of a" in got, "it does not get its own")
@@ -124,12 +134,41 @@ def floods(bench: Bench) -> bool:
         return happens(lambda: got)
 
 
+def keeps_messages_for_four_steps(bench: Bench) -> bool:
+    """Whether dev-a can have the broker hold messages of quality 2, which it then never finishes."""
+    got: list[Message] = []
+    control = bench.link(CONTROL, got, subscriptions=control_filters(FLEET))
+    with hostile(bench, device(bench)) as (client, _):
+        wait_for(client.is_connected, "not connected")
+        client.publish(topic_of("dev-a", "log"), b"held", qos=2)
+        arrived = happens(lambda: any(message.payload == b"held" for message in got))
+    control.stop()
+    return arrived
+
+
+def is_silent_for_hours(bench: Bench) -> bool:
+    """Whether the broker lets a client say that it may be silent for eighteen hours."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id="any", protocol=paho.MQTTv5)
+    files = device(bench)
+    client.tls_set(str(files.ca), str(files.certificate), str(files.key))
+    told: list[object] = []
+    client.on_connect = lambda _c, _u, _f, _r, properties: told.append(getattr(properties, "ServerKeepAlive", None))
+    client.connect(bench.broker.address.host, bench.broker.address.port, keepalive=65535)
+    client.loop_start()
+    wait_for(lambda: told, "not connected")
+    client.disconnect()
+    client.loop_stop()
+    return told != [mosquitto.MAX_KEEPALIVE_S]
+
+
 RULES: dict[str, Callable[[Bench], bool]] = {
     "writes": writes_as_another,
     "reads": reads_of_another,
     "certificates": comes_in_without_a_certificate,
     "client ids": takes_over_a_session,
     "packets": floods,
+    "quality of service": keeps_messages_for_four_steps,
+    "silence": is_silent_for_hours,
 }
 
 

@@ -93,7 +93,7 @@ def send(link: MqttLink, topic: str, payload: bytes, *, retain: bool = False) ->
 
 
 def topic_of(device: str, leaf: str) -> str:
-    return unit_topic(FLEET, device, "self", leaf)
+    return unit_topic(FLEET, device, "self", leaf, "c1" if leaf in ("cmd", "res") else None)
 
 
 def of(device: str, got: list[Message]) -> list[bytes]:
@@ -274,7 +274,7 @@ class TestOnlyItsOwn:
         client.disconnect()
         client.loop_stop()
 
-    @pytest.mark.parametrize("leaf", ["reported", "progress", "telemetry", "log"])
+    @pytest.mark.parametrize("leaf", ["reported", "progress", "telemetry", "log", "res"])
     def test_a_device_writes_its_own_and_no_others(self, guarded: Bench, tmp_path: Path, leaf: str) -> None:
         got: list[Message] = []
         control = guarded.link(CONTROL, got, subscriptions=control_filters(FLEET))
@@ -305,7 +305,17 @@ class TestOnlyItsOwn:
         client.loop_stop()
         watcher.stop()
 
-    @pytest.mark.parametrize("wish", ["#", "eo/v1/+/d/+/+/desired", f"eo/v1/{FLEET}/d/dev-b/self/desired", "$SYS/#"])
+    @pytest.mark.parametrize(
+        "wish",
+        [
+            "#",
+            "eo/v1/+/d/+/+/desired",
+            f"eo/v1/{FLEET}/d/dev-b/self/desired",
+            f"eo/v1/{FLEET}/d/dev-b/self/cmd/+",
+            "eo/v1/+/d/+/+/cmd/+",
+            "$SYS/#",
+        ],
+    )
     def test_a_device_reads_nothing_of_others(self, guarded: Bench, tmp_path: Path, wish: str) -> None:
         client, got = raw(guarded, guarded.authority.files(tmp_path, "dev-a"))
         wait_for(client.is_connected, "not connected")
@@ -313,9 +323,11 @@ class TestOnlyItsOwn:
             [(wish, paho.SubscribeOptions(qos=1)), (topic_of("dev-a", "desired"), paho.SubscribeOptions(qos=1))]
         )
         control = guarded.link(CONTROL, [])
-        send(control, topic_of("dev-b", "desired"), b"secret of b")
-        send(control, topic_of("dev-a", "desired"), b"for a")
-        wait_for(lambda: b"for a" in got, "it does not get its own")
+        client.subscribe([(topic_of("dev-a", "cmd"), paho.SubscribeOptions(qos=1))])
+        for leaf in ("desired", "cmd"):
+            send(control, topic_of("dev-b", leaf), b"secret of b")
+            send(control, topic_of("dev-a", leaf), b"for a: " + leaf.encode())
+        wait_for(lambda: {b"for a: desired", b"for a: cmd"} <= set(got), "it does not get its own")
         assert b"secret of b" not in got
         client.disconnect()
         client.loop_stop()

@@ -16,6 +16,7 @@ from edgeops.transport.mqtt import MAX_PACKET_BYTES
 _EXTRA_DIRS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _SYSTEM_USER = "mosquitto"
 CRL_NAME = "crl.pem"
+MAX_KEEPALIVE_S = 600
 
 
 def find_program() -> str | None:
@@ -71,6 +72,9 @@ persistent_client_expiration 14d
 max_inflight_messages 1000
 max_queued_messages 200000
 max_packet_size {MAX_PACKET_BYTES}
+# What no client of edgeops does, no other does either: have messages kept for four steps, be silent for hours.
+max_qos 1
+max_keepalive {MAX_KEEPALIVE_S}
 queue_qos0_messages false
 set_tcp_nodelay true
 sys_interval 0
