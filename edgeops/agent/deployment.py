@@ -14,16 +14,14 @@ from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
 from edgeops.agent.holds import Hold
 from edgeops.agent.house import House
 from edgeops.agent.loop import Timer
-from edgeops.agent.plan import ON_ITS_WAY, event_at_start, event_for, repair_at_start
+from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.slots import SlotName, Slots
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
-from edgeops.agent.store import ComponentRecord
+from edgeops.agent.store import ComponentRecord, report_of
 from edgeops.agent.trial import TrialBook, faults, judge
 from edgeops.agent.waiting import Waiting
 from edgeops.contracts.deployment import (
-    Component,
-    ComponentKind,
     ComponentReport,
     DeploymentState,
     Failure,
@@ -66,6 +64,8 @@ class Deployment:
         self._hold: Timer | None = None
         self._waiting = Waiting(house.settings.holds, house.conditions, house.now)
         self._trial: TrialBook | None = None
+        # What happened, but waits for the rest of its set.
+        self.ready: Event | None = None
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     # What the supervisor asks
@@ -89,44 +89,49 @@ class Deployment:
             what = f"the agent ended {self.record.attempts} times in {self.record.state}"
             self.handle(event, failure=self._failure(EdgeopsError("E-TRIAL", what)))
 
-    def pursue(self, want: Component | None, generation: int, *, override_holds: bool = False) -> None:
-        """Take in what a desired state says of this component; None: it is not in it."""
+    def amend(self, record: ComponentRecord) -> None:
+        """Take another record before the start: what its set had decided."""
+        if record != self.record:
+            self._keep(record)
+
+    def begins(self, wish: Wish) -> bool:
+        """Say whether a desired state would end what is under way, or begin something."""
+        event = event_for(self.record, wish, self.confirmed)
+        return event is Event.WANTED or (event is Event.SATISFIED and self.record.state in ON_ITS_WAY)
+
+    def pursue(self, wish: Wish) -> None:
+        """Take in what a desired state says of this component."""
         record = self.record
-        event = event_for(record, want, generation, self._slots.confirmed_slot)
-        if event is None:
-            return
-        renewed, again = event is Event.RENEWED, record.generation == generation
-        self._waiting.begin(anew=not (renewed or again))
-        self.handle(
-            event,
-            want=want,
-            generation=generation,
-            attempts=record.attempts if renewed or again else 0,
-            step=record.step if again else 0,
-            failure=record.failure if renewed else None,
-            override_holds=override_holds,
-        )
-        if override_holds and renewed and self.record.state is DeploymentState.HELD:
+        event = event_for(record, wish, self.confirmed)
+        if event is not None:
+            self._waiting.begin(anew=event is not Event.RENEWED and record.generation != wish.generation)
+            self.handle(event, **changes_for(record, wish, event))
+        elif wish.together != record.together:
+            self._keep(msgspec.structs.replace(record, together=wish.together))
+        if not self.record.together:
+            self.proceed()  # it may have waited for a set that is none any more
+        if event is Event.RENEWED and wish.override_holds and self.record.state is DeploymentState.HELD:
             self._cancel()
             self.handle(Event.RELEASED)
 
     def report(self) -> ComponentReport:
         """Return how it stands."""
-        record, slots = self.record, self._slots
-        held = record.state is DeploymentState.HELD
-        return ComponentReport(
-            name=record.name,
-            kind=ComponentKind.MODEL,
-            state=record.state,
-            generation=record.generation,
-            active=slots.active_slot,
-            fallback=slots.fallback_slot,
-            failure=record.failure,
-            self_test=record.self_test,
-            held_reason=record.held_reason if held else None,
-            held_until_s=record.held_until_s if held else None,
-            endpoint=self.serving.endpoint if slots.active is not None else None,
-        )
+        return report_of(self.record, self._slots, self.serving.endpoint)
+
+    def proceed(self) -> None:
+        """Let happen what waited for the rest of the set."""
+        if self.ready is not None:
+            self.handle(self.ready)
+
+    def abandon(self, why: str) -> None:
+        """Give up what is on its way, for its set's sake."""
+        if self.record.state in ON_ITS_WAY:
+            self.handle(Event.ABANDONED, failure=self._failure(EdgeopsError("E-SET", why)))
+
+    @property
+    def confirmed(self) -> Slot | None:
+        """The bundle that has proved itself here."""
+        return self._slots.confirmed_slot
 
     @property
     def active(self) -> Slot | None:
@@ -160,6 +165,8 @@ class Deployment:
         """
         step = next_step(self.record.state, event)
         moved = step.state is not self.record.state
+        if event is not Event.RENEWED:
+            self.ready = None
         log.info("%s: %s, %s -> %s", self.record.name, event.value, self.record.state, step.state)
         record = msgspec.structs.replace(self.record, state=step.state, **changes)
         begins = Effect.TEST in step.effects or (Effect.WATCH in step.effects and event is Event.RESTARTED)
@@ -201,6 +208,11 @@ class Deployment:
                 raise
             log.error("%s: %s; it is tried again", self.record.name, error)
             self._loop.after(DISK_RETRY_S, lambda: self._durably(self._slots.write_back))
+
+    def _await_set(self, ready: Event | None) -> None:
+        if ready is not self.ready:
+            self.ready = ready
+            self._observer.changed(self)
 
     def _failure(self, error: EdgeopsError) -> Failure:
         release = self.record.want.release if self.record.want is not None else ""
@@ -370,7 +382,13 @@ class Deployment:
 
     def tested(self, figures: SelfTestFigures) -> None:
         """The candidate passed its self-test."""
-        self._handle_in(DeploymentState.SELF_TEST, Event.TEST_PASSED, self_test=figures)
+        if not self.record.together:
+            self._handle_in(DeploymentState.SELF_TEST, Event.TEST_PASSED, self_test=figures)
+        elif self.record.state is DeploymentState.SELF_TEST:
+            # A test that passed is no attempt that ended the agent, however long the rest of the set takes.
+            attempts = self.record.attempts - 1
+            self._keep(msgspec.structs.replace(self.record, self_test=figures, attempts=attempts))
+            self._await_set(Event.TEST_PASSED)
 
     def test_failed(self, error: EdgeopsError) -> None:
         """The candidate did not load, did not pass, or died."""
@@ -428,13 +446,14 @@ class Deployment:
         if trial is None or self.record.state is not DeploymentState.TRIAL:
             return
         verdict = judge(trial.facts(serving=self.serving.is_serving), self._house.settings.trial)
-        if verdict.healthy is None:
-            self.serving.probe(infer=True)
-            self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
-        elif verdict.healthy:
+        if verdict.healthy is False:
+            self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
+        elif verdict.healthy and not self.record.together:
             self.handle(Event.HEALTHY)
         else:
-            self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
+            self._await_set(Event.HEALTHY if verdict.healthy else None)
+            self.serving.probe(infer=True)
+            self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
 
     def _watch(self) -> None:
         self.serving.probe(infer=False)

@@ -19,6 +19,7 @@ from edgeops.agent.enrolment import CLOCK_FILE, Enrolment, read_enrolment
 from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
+from edgeops.agent.plan import Wish
 from edgeops.agent.settings import Settings
 from edgeops.agent.store import ComponentRecord, LocalChoice, StateDirectory, UnitRecord, is_locked
 from edgeops.agent.trust_desk import TrustDesk
@@ -164,7 +165,7 @@ class _Alone:
         deployment.start()
         choice = LocalChoice(component=component, generation=self._unit.generation)
         self._keep(msgspec.structs.replace(self._unit, local={**self._unit.local, component.name: choice}))
-        deployment.pursue(component, self._unit.generation, override_holds=True)
+        deployment.pursue(Wish(component, self._unit.generation, override_holds=True))
         self._run_until(lambda: deployment.record.state in _RESTING)
         deployment.close()
         self._run_until(lambda: deployment.serving.ended, within_s=_END_WITHIN_S)

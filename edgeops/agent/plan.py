@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event
 from edgeops.agent.store import ComponentRecord, LocalChoice
@@ -19,29 +20,61 @@ ON_ITS_WAY = frozenset(
 )
 
 
-def event_for(record: ComponentRecord, want: Component | None, generation: int, confirmed: Slot | None) -> Event | None:
+class Wish(NamedTuple):
+    """What a desired state says of one component.
+
+    Args:
+        want: What it is to hold; None: the component is not wanted.
+        generation: Of the desired state.
+        override_holds: Do not wait for what the site holds it for.
+        together: The components of its set that change with it, itself among them; empty: it goes its own way.
+        anew: Begin again also what is on its way: another component of its set does.
+    """
+
+    want: Component | None
+    generation: int
+    override_holds: bool = False
+    together: tuple[str, ...] = ()
+    anew: bool = False
+
+
+def event_for(record: ComponentRecord, wish: Wish, confirmed: Slot | None) -> Event | None:
     """Return what a desired state brings about for a component; None: nothing, it was taken in before.
 
     Args:
         record: Where the component stands.
-        want: What the desired state asks for; None: the component is not in it.
-        generation: Of the desired state.
+        wish: What the desired state says of it.
         confirmed: The bundle that has proved itself on this device.
     """
+    want = wish.want
     if want is None:
         return None if record.want is None and confirmed is None else Event.UNWANTED
     # A release of the same bytes under another version goes the whole way too: its slot then says what runs.
     same = record.want is not None and _is(record.want, want)
-    known = same and record.generation == generation
+    known = same and record.generation == wish.generation
     if confirmed is not None and _is(confirmed, want):
         return None if known and record.state is DeploymentState.CONFIRMED else Event.SATISFIED
     if same and record.state in ON_ITS_WAY:
-        return None if known else Event.RENEWED
+        return None if known else Event.WANTED if wish.anew else Event.RENEWED
     if not known:
         return Event.WANTED
     # The same again. It is tried again only where it was lost after it had been good, and within the budget.
     lost = record.state in (DeploymentState.CONFIRMED, DeploymentState.IDLE)
     return Event.WANTED if lost and record.attempts < MAX_ATTEMPTS else None
+
+
+def changes_for(record: ComponentRecord, wish: Wish, event: Event) -> dict[str, Any]:
+    """Return what a component's record keeps of a desired state that brings an event about."""
+    renewed, again = event is Event.RENEWED, record.generation == wish.generation
+    return {
+        "want": wish.want,
+        "generation": wish.generation,
+        "attempts": record.attempts if renewed or again else 0,
+        "step": record.step if again else 0,
+        "failure": record.failure if renewed else None,
+        "override_holds": wish.override_holds,
+        "together": wish.together,
+    }
 
 
 def with_local(wanted: Iterable[Component], generation: int, local: Mapping[str, LocalChoice]) -> list[Component]:

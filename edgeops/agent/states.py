@@ -29,6 +29,7 @@ class Event(enum.Enum):
     TEST_FAILED = "self-test failed"
     HEALTHY = "trial healthy"
     UNHEALTHY = "trial not healthy"
+    ABANDONED = "another component of its set failed"
     REVERTED = "old bundle serves"
     RESTARTED = "agent started"
 
@@ -66,6 +67,7 @@ _START_OVER = Step(State.DOWNLOADING, (Effect.CANCEL, Effect.FETCH))
 _HELD = Step(State.HELD, (Effect.CANCEL, Effect.WAIT))
 _GO_BACK = Step(State.ROLLING_BACK, (Effect.CANCEL, Effect.REVERT))
 _REJECTED = Step(State.REJECTED, (Effect.DISCARD,))
+_ABANDONED = Step(State.REJECTED, (Effect.CANCEL, Effect.DISCARD))
 
 TABLE: Mapping[tuple[State, Event], Step] = MappingProxyType(
     {
@@ -88,6 +90,9 @@ TABLE: Mapping[tuple[State, Event], Step] = MappingProxyType(
         (State.STAGED, Event.REFUSED): _REJECTED,
         (State.STAGED, Event.HOLD): _HELD,
         (State.HELD, Event.RELEASED): _START,
+        **{(state, Event.ABANDONED): _ABANDONED for state in (State.HELD, State.DOWNLOADING, State.STAGED)},
+        (State.SELF_TEST, Event.ABANDONED): _GO_BACK,
+        (State.TRIAL, Event.ABANDONED): _GO_BACK,
         (State.SELF_TEST, Event.TEST_PASSED): Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH)),
         (State.SELF_TEST, Event.TEST_FAILED): _GO_BACK,
         (State.SELF_TEST, Event.HOLD): _HELD,

@@ -12,7 +12,15 @@ import msgspec
 
 from edgeops import durable
 from edgeops.agent.slots import Slots
-from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Desired, Failure, SelfTestFigures
+from edgeops.contracts.deployment import (
+    Component,
+    ComponentKind,
+    ComponentReport,
+    DeploymentState,
+    Desired,
+    Failure,
+    SelfTestFigures,
+)
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.wire import Wire, decode, encode
@@ -39,6 +47,8 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
         held_until_s: Device time at which it goes on.
         port: Port of its local endpoint; taken again after a restart.
         override_holds: That generation says not to wait.
+        together: All components of its set that change in this generation, itself among them; empty: it goes its
+            own way.
     """
 
     name: str
@@ -54,6 +64,31 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
     held_until_s: float | None = None
     port: int | None = None
     override_holds: bool = False
+    together: tuple[str, ...] = ()
+
+
+def report_of(record: ComponentRecord, slots: Slots, endpoint: str) -> ComponentReport:
+    """Return how a component stands, for the fleet.
+
+    Args:
+        record: Where it stands.
+        slots: What lies there.
+        endpoint: Where it is served, if anything is.
+    """
+    held = record.state is DeploymentState.HELD
+    return ComponentReport(
+        name=record.name,
+        kind=record.kind,
+        state=record.state,
+        generation=record.generation,
+        active=slots.active_slot,
+        fallback=slots.fallback_slot,
+        failure=record.failure,
+        self_test=record.self_test,
+        held_reason=record.held_reason if held else None,
+        held_until_s=record.held_until_s if held else None,
+        endpoint=endpoint if slots.active is not None else None,
+    )
 
 
 class LocalChoice(Wire, frozen=True, kw_only=True):

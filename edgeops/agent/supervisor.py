@@ -27,8 +27,9 @@ from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
 from edgeops.agent.installing import bring
 from edgeops.agent.loop import Loop
-from edgeops.agent.plan import with_local
+from edgeops.agent.plan import Wish, with_local
 from edgeops.agent.renewing import Renewer
+from edgeops.agent.sets import Sets
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
 from edgeops.agent.store import LocalChoice, StateDirectory
@@ -112,6 +113,7 @@ class Supervisor:
         )
         self._unit = state.read_unit()
         self._deployments: dict[str, Deployment] = {}
+        self._sets = Sets(self._loop, self._deployments)
         self._unsupported: dict[str, ComponentReport] = {}
         self._capabilities: dict[str, str] = {}
         self._refused: Failure | None = None
@@ -150,7 +152,8 @@ class Supervisor:
         try:
             # First of all serve, whatever else is away or damaged.
             for name in self._state.components():
-                self._open(name).start()
+                self._open(name)
+            self._sets.start()
             self._pursue_kept()
             for path in self._state.damaged:
                 self._refuse(EdgeopsError("E-STATE-CORRUPT", f"{path.name} was damaged"))
@@ -256,14 +259,13 @@ class Supervisor:
                 self._unsupported[component.name] = self._unsupported_report(component, desired.generation, error)
                 continue
             wanted[component.name] = component
-        for name in sorted({*wanted, *self._deployments}):
-            if name in wanted and name not in self._deployments:
-                try:
-                    self._open(name).start()
-                except EdgeopsError as error:
-                    self._unsupported[name] = self._unsupported_report(wanted[name], desired.generation, error)
-                    continue
-            self._deployments[name].pursue(wanted.get(name), desired.generation, override_holds=desired.override_holds)
+        for name in sorted(set(wanted) - set(self._deployments)):
+            try:
+                self._open(name).start()
+            except EdgeopsError as error:
+                self._unsupported[name] = self._unsupported_report(wanted.pop(name), desired.generation, error)
+        blocked = {component.set_name for component in desired.components if component.name in self._unsupported}
+        self._sets.pursue(wanted, desired.generation, blocked=blocked - {""}, override_holds=desired.override_holds)
         self._uplink.report()
 
     # Releases on a stick
@@ -296,7 +298,7 @@ class Supervisor:
             choice = LocalChoice(component=outcome, generation=self._unit.generation)
             self._keep_unit(msgspec.structs.replace(self._unit, local={**self._unit.local, outcome.name: choice}))
             # A person who stands at the device has decided when.
-            self._deployments[outcome.name].pursue(outcome, self._unit.generation, override_holds=True)
+            self._deployments[outcome.name].pursue(Wish(outcome, self._unit.generation, override_holds=True))
             said = inbox.Answer(component=outcome.name, release=outcome.release)
         except EdgeopsError as error:
             log.warning("the release of a stick is refused: %s", error)
@@ -325,6 +327,7 @@ class Supervisor:
 
     def changed(self, deployment: Deployment) -> None:
         """A component's report differs from before."""
+        self._sets.look()
         self._uplink.report()
         self._loop.post(self._write_facts)
 

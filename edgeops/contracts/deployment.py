@@ -64,6 +64,8 @@ class Component(Wire, frozen=True, kw_only=True):
         target: TUF target path.
         digest: Digest of the bundle.
         allow_downgrade: The release may be older than what the device accepted before.
+        set_name: Components of one desired state with the same set name switch together or not at all, and return
+            together; empty: it goes its own way.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Component(Wire, frozen=True, kw_only=True):
     target: str
     digest: str
     allow_downgrade: bool = False
+    set_name: str = ""
 
 
 class Desired(Wire, frozen=True, kw_only=True):

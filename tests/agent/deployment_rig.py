@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -19,10 +19,12 @@ from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
 from edgeops.agent.holds import Conditions, HoldRules
 from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
+from edgeops.agent.plan import Wish
+from edgeops.agent.sets import Sets
 from edgeops.agent.settings import Settings, TrialRules
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import StateDirectory, UnitRecord
-from edgeops.contracts.deployment import Component, DeploymentState, SelfTestFigures, Slot
+from edgeops.contracts.deployment import Component, DeploymentState, Desired, SelfTestFigures, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.profile import Serving
@@ -34,6 +36,7 @@ FIGURES = SelfTestFigures(
     peak_memory_mib=1, provider="none",
 )  # fmt: skip
 MAX_ACTIONS = 500
+TRIAL_LOOK_EVERY_S = 0.0005
 NO_HOLDS = HoldRules()
 
 
@@ -130,13 +133,21 @@ class InlineJob(FetchJob):
         return False
 
 
-class DeploymentRig:
-    """One model component on a state directory; `settle` runs it until nothing more happens."""
+class Rig:
+    """Components on a state directory, and the loop that runs them; `settle_all` runs it until nothing more happens.
+
+    Args:
+        root: The state directory.
+        names: The components.
+        files: Digest → the bundle's file and what its slot says.
+        bad: Digests of bundles that fail their self-test.
+        holds: What the site allows.
+    """
 
     def __init__(
         self,
         root: Path,
-        name: str,
+        names: Sequence[str],
         files: dict[str, tuple[Path, Slot]],
         bad: frozenset[str] = frozenset(),
         holds: HoldRules = NO_HOLDS,
@@ -158,44 +169,48 @@ class DeploymentRig:
             observer=self,
             conditions=self.conditions,
         )
+        self.deployments: dict[str, Deployment] = {}
+        self.sets = Sets(self.loop, self.deployments)
         unit = self.state.read_unit()
         self._patches = contextlib.ExitStack()
         for what, stand_in in (
-            ("ModelServing", StandInServing), ("FetchJob", InlineJob), ("TRIAL_LOOK_EVERY_S", 0.0)
+            ("ModelServing", StandInServing), ("FetchJob", InlineJob), ("TRIAL_LOOK_EVERY_S", TRIAL_LOOK_EVERY_S)
         ):  # fmt: skip
             self._patches.enter_context(mock.patch.object(deployment_module, what, stand_in))
-        self.deployment = Deployment(name, house, floor_number=unit.numbers.get(name, 0), ports=[0])
-        self.serving: StandInServing = self.deployment.serving  # type: ignore[assignment]
-        self.serving.bad_digests = bad
+        for name in names:
+            self.deployments[name] = Deployment(name, house, floor_number=unit.numbers.get(name, 0), ports=[0])
+            self.serving_of(name).bad_digests = bad
 
     def conditions(self) -> Conditions:
         """What the device is like: as `seen` says."""
         return self.seen
 
+    def serving_of(self, name: str) -> StandInServing:
+        serving: StandInServing = self.deployments[name].serving  # type: ignore[assignment]
+        return serving
+
     def start(self) -> None:
-        self.deployment.start()
+        self.sets.start()
 
-    def pursue(self, want: Component, generation: int) -> None:
-        """Take in a desired state as the supervisor does: kept first."""
-        self.state.write_unit(UnitRecord(generation=generation))
-        self.deployment.pursue(want, generation)
-
-    def settle(self) -> DeploymentState:
-        """Run until the deployment rests; return its state."""
+    def settle_all(self) -> dict[str, DeploymentState]:
+        """Run until all components rest; return their states."""
         for _ in range(MAX_ACTIONS):
             self.loop.post(self.loop.stop)
             self.loop.run()
             timers = [timer for timer in self.loop._timers if timer[0] <= time.monotonic()]
-            if self.loop._actions.empty() and not timers and self.deployment.record.state not in UNDER_WAY:
-                return self.deployment.record.state
-        raise AssertionError(f"it never rests: {self.deployment.record}")
+            states = {name: deployment.record.state for name, deployment in self.deployments.items()}
+            if self.loop._actions.empty() and not timers:
+                if not UNDER_WAY & set(states.values()):
+                    return states
+                time.sleep(TRIAL_LOOK_EVERY_S)
+        raise AssertionError(f"it never rests: {[deployment.record for deployment in self.deployments.values()]}")
 
     def close(self) -> None:
         self._patches.close()
         self.state.close()
 
     def changed(self, deployment: Deployment) -> None:
-        pass
+        self.sets.look()
 
     def stepped(self, deployment: Deployment, percent: float | None) -> None:
         pass
@@ -208,6 +223,59 @@ class DeploymentRig:
 
     def settled(self) -> None:
         pass
+
+
+class DeploymentRig(Rig):
+    """One model component on a state directory."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        files: dict[str, tuple[Path, Slot]],
+        bad: frozenset[str] = frozenset(),
+        holds: HoldRules = NO_HOLDS,
+    ) -> None:
+        super().__init__(root, [name], files, bad, holds)
+        self.deployment, self.serving = self.deployments[name], self.serving_of(name)
+
+    def pursue(self, want: Component, generation: int) -> None:
+        """Take in a desired state as the supervisor does: kept first."""
+        self.state.write_unit(UnitRecord(generation=generation))
+        self.deployment.pursue(Wish(want, generation))
+
+    def settle(self) -> DeploymentState:
+        """Run until the deployment rests; return its state."""
+        (state,) = self.settle_all().values()
+        return state
+
+
+class SetRig(Rig):
+    """Components that a desired state may declare as a set."""
+
+    def pursue(self, generation: int, *wanted: Component, blocked: Sequence[str] = ()) -> None:
+        """Take in a desired state as the supervisor does: kept first."""
+        self.state.write_desired(desired(generation, *wanted))
+        self.state.write_unit(UnitRecord(generation=generation))
+        self.sets.pursue({want.name: want for want in wanted}, generation, blocked=blocked, override_holds=False)
+
+    def pursue_kept(self) -> None:
+        """As the supervisor does at its start."""
+        kept = self.state.read_desired()
+        if kept is not None:
+            self.pursue(kept.generation, *kept.components)
+
+    def serves(self) -> dict[str, str | None]:
+        """Component → digest of what serves."""
+        loads = {name: self.serving_of(name).current for name in self.deployments}
+        return {name: load.digest if load is not None else None for name, load in loads.items()}
+
+
+def desired(generation: int, *components: Component) -> Desired:
+    return Desired(
+        fleet="f", connection="device-1", unit="self", generation=generation, issued_at_s=0, expires_at_s=1e12,
+        components=components,
+    )  # fmt: skip
 
 
 UNDER_WAY = {

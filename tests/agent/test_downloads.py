@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from edgeops.agent.downloads import DownloadRules, start_delay_s
 from edgeops.agent.fetching import Fetcher, FetchRequest
+from edgeops.agent.plan import Wish
 from edgeops.agent.slots import Slots
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
@@ -186,7 +187,7 @@ def test_a_deployment_spreads_its_start_unless_an_operator_overrides_the_holds(b
             want = Component(
                 name="adder", kind=ComponentKind.MODEL, release=f"1.{generation}.0", target="t", digest=bundle.digest
             )
-            rig.deployment.pursue(want, generation, override_holds=override)
+            rig.deployment.pursue(Wish(want, generation, override))
             assert rig.settle() is DeploymentState.CONFIRMED
         delays = [request.delay_s for request in fetcher.requests]
         assert delays == [start_delay_s("device-1", 1, DownloadRules().start_within_s), 0.0]

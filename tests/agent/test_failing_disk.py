@@ -13,6 +13,7 @@ from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
 
 from edgeops.agent.deployment import Deployment
+from edgeops.agent.plan import Wish
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import StateDirectory
 from edgeops.agent.telemetry import TelemetryQueue
@@ -70,7 +71,7 @@ def life(root: Path, files: Files, disk: FailingDisk, bad: frozenset[str]) -> No
         try:
             rig.start()
             assert rig.serving.current is not None, "nothing serves after the start"
-            rig.deployment.pursue(component(files, 2), 2)
+            rig.deployment.pursue(Wish(component(files, 2), 2))
             rig.settle()
             assert rig.serving.current is not None, "nothing serves after the update"
             if bad:

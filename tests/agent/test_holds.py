@@ -21,6 +21,7 @@ from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.config import read_config
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import Conditions, HoldRules, decide, next_opening
+from edgeops.agent.plan import Wish
 from edgeops.agent.waiting import Waiting
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
@@ -228,7 +229,7 @@ def test_a_signed_override_goes_on_at_once_also_for_what_is_held_already(scene: 
     scene.rig.seen = HOT
     scene.rig.pursue(scene.components[1], 2)
     scene.run_while_held()
-    scene.rig.deployment.pursue(scene.components[1], 3, override_holds=True)
+    scene.rig.deployment.pursue(Wish(scene.components[1], 3, override_holds=True))
     assert scene.rig.settle() is DeploymentState.CONFIRMED
     assert scene.served == "1.2.0"
     # It is for that generation only.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgeops.agent.plan import event_at_start, event_for, repair_at_start
+from edgeops.agent.plan import Wish, event_at_start, event_for, repair_at_start
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event
 from edgeops.agent.store import ComponentRecord
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
@@ -22,42 +22,42 @@ def record(
 
 
 def test_a_new_release_is_wanted_once():
-    assert event_for(record(DeploymentState.CONFIRMED, BACK, 4), NEW, 5, OLD) is Event.WANTED
-    assert event_for(record(DeploymentState.DOWNLOADING), NEW, 5, OLD) is None
+    assert event_for(record(DeploymentState.CONFIRMED, BACK, 4), Wish(NEW, 5), OLD) is Event.WANTED
+    assert event_for(record(DeploymentState.DOWNLOADING), Wish(NEW, 5), OLD) is None
 
 
 def test_what_runs_already_satisfies_at_once():
-    assert event_for(record(DeploymentState.FAILED), BACK, 6, OLD) is Event.SATISFIED
-    assert event_for(record(DeploymentState.TRIAL), BACK, 6, OLD) is Event.SATISFIED
-    assert event_for(record(DeploymentState.CONFIRMED, BACK, 6), BACK, 6, OLD) is None
+    assert event_for(record(DeploymentState.FAILED), Wish(BACK, 6), OLD) is Event.SATISFIED
+    assert event_for(record(DeploymentState.TRIAL), Wish(BACK, 6), OLD) is Event.SATISFIED
+    assert event_for(record(DeploymentState.CONFIRMED, BACK, 6), Wish(BACK, 6), OLD) is None
 
 
 def test_the_same_bytes_under_another_version_go_the_whole_way():
     """Otherwise the device would serve 1.0.1 and go on saying 1.0.0."""
     relabelled = msgspec.structs.replace(BACK, release="1.0.1", target="m/1.0.1/p.edgeops")
-    assert event_for(record(DeploymentState.CONFIRMED, BACK, 6), relabelled, 7, OLD) is Event.WANTED
-    assert event_for(record(DeploymentState.DOWNLOADING, BACK, 6), relabelled, 7, None) is Event.WANTED
+    assert event_for(record(DeploymentState.CONFIRMED, BACK, 6), Wish(relabelled, 7), OLD) is Event.WANTED
+    assert event_for(record(DeploymentState.DOWNLOADING, BACK, 6), Wish(relabelled, 7), None) is Event.WANTED
 
 
 def test_another_components_generation_does_not_disturb_this_one():
     for state in (DeploymentState.HELD, DeploymentState.SELF_TEST, DeploymentState.TRIAL):
-        assert event_for(record(state), NEW, 6, OLD) is Event.RENEWED
+        assert event_for(record(state), Wish(NEW, 6), OLD) is Event.RENEWED
 
 
 @pytest.mark.parametrize("state", [DeploymentState.FAILED, DeploymentState.REJECTED])
 def test_what_failed_is_not_tried_again_until_the_generation_changes(state: DeploymentState):
-    assert event_for(record(state), NEW, 5, OLD) is None
-    assert event_for(record(state), NEW, 6, OLD) is Event.WANTED
+    assert event_for(record(state), Wish(NEW, 5), OLD) is None
+    assert event_for(record(state), Wish(NEW, 6), OLD) is Event.WANTED
 
 
 def test_a_lost_bundle_is_fetched_again_within_the_budget():
-    assert event_for(record(DeploymentState.CONFIRMED), NEW, 5, None) is Event.WANTED
-    assert event_for(record(DeploymentState.CONFIRMED, attempts=MAX_ATTEMPTS), NEW, 5, None) is None
+    assert event_for(record(DeploymentState.CONFIRMED), Wish(NEW, 5), None) is Event.WANTED
+    assert event_for(record(DeploymentState.CONFIRMED, attempts=MAX_ATTEMPTS), Wish(NEW, 5), None) is None
 
 
 def test_a_component_that_is_not_desired_is_removed_once():
-    assert event_for(record(DeploymentState.CONFIRMED), None, 6, OLD) is Event.UNWANTED
-    assert event_for(ComponentRecord(name="m"), None, 6, None) is None
+    assert event_for(record(DeploymentState.CONFIRMED), Wish(None, 6), OLD) is Event.UNWANTED
+    assert event_for(ComponentRecord(name="m"), Wish(None, 6), None) is None
 
 
 def test_a_bundle_that_kills_the_device_again_and_again_is_given_up():
