@@ -34,6 +34,7 @@ from edgeops.control.http import HttpServers, Listener, bind
 from edgeops.control.ingest.worker import Ingest, ingest_filters, nobody_is_online
 from edgeops.control.monitoring.metrics import FleetCollector, exposition
 from edgeops.control.monitoring.webhooks import Watchman, read_config
+from edgeops.control.own_certificates import OwnCertificates, Users
 from edgeops.control.publishing import DesiredPublisher
 from edgeops.control.retention import prune
 from edgeops.control.revocation import Gatekeeper, revoked_serials
@@ -181,6 +182,13 @@ class ControlPlane:
         self._http = HttpServers(apps, server.certificate, server.key)
         stack.callback(self._http.stop)
         self._http.start()
+        users = Users(
+            self._http, self._link, home / "broker" if with_certificates else None, lambda: self._broker.child.pid
+        )
+        own = OwnCertificates(self._trust, hosts, server.certificate, users)
+        self._upkeep = Upkeep(self._trust, self._database, own)
+        self._upkeep.start()
+        stack.callback(self._upkeep.stop)
         durable.write_file(home / READY_NAME, encode(ready))
         stack.callback((home / READY_NAME).unlink, missing_ok=True)
         return ready
@@ -228,7 +236,6 @@ class ControlPlane:
         self._engine = RolloutEngine(self._database, self._publisher.wake)
         persistent = self._broker.kind == "mosquitto"
         self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)
-        self._upkeep = Upkeep(trust, self._database)
         self._watchman = Watchman(self._database, *read_config(self._home))
         self._collector = FleetCollector(
             self._database,
@@ -249,7 +256,7 @@ class ControlPlane:
             keepalive_s=60,
             manual_ack=True,
         )
-        for worker in (self._ingest, self._engine, self._publisher, self._upkeep, self._watchman):
+        for worker in (self._ingest, self._engine, self._publisher, self._watchman):
             worker.start()
             stack.callback(worker.stop)
         self._link.start()
@@ -304,15 +311,16 @@ class ControlPlane:
 
 
 class Upkeep:
-    """What must be done now and then, on a thread of its own: renew TUF's timestamp and snapshot, prune the registry.
+    """What must be done now and then, on a thread of its own: renew what expires, prune the registry.
 
     Args:
-        trust: The fleet's keys.
+        trust: The fleet's keys: TUF's timestamp and snapshot.
         database: The registry.
+        own: The control plane's certificates.
     """
 
-    def __init__(self, trust: FleetTrust, database: Database) -> None:
-        self._trust, self._database = trust, database
+    def __init__(self, trust: FleetTrust, database: Database, own: OwnCertificates) -> None:
+        self._trust, self._database, self._own = trust, database, own
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
@@ -339,6 +347,7 @@ class Upkeep:
     def _keep_up(self) -> None:
         for what, act in (
             ("TUF metadata could not be renewed", self._trust.renew),
+            ("the control plane's certificates could not be renewed", self._own.keep_up),
             ("the registry could not be pruned", lambda: prune(self._database, time.time())),
         ):
             try:

@@ -128,6 +128,19 @@ def prepare(
     return path, run_as
 
 
+def replace_server_pair(directory: Path, server_pem: bytes, server_key_pem: bytes) -> None:
+    """Write another server certificate and key for mosquitto to read on SIGHUP, for the user it runs as.
+
+    Raises:
+        EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
+    """
+    for name, data in (("server.key", server_key_pem), ("server.pem", server_pem)):
+        owner = (directory / name).stat()
+        durable.write_file(directory / name, data, mode=0o600)
+        if os.geteuid() == 0:
+            os.chown(directory / name, owner.st_uid, owner.st_gid)
+
+
 def _unprivileged(directory: Path) -> RunAs | None:
     """Return the system's mosquitto user, if this is root and that user could enter every parent directory."""
     if os.geteuid() != 0:
