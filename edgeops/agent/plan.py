@@ -15,6 +15,7 @@ ON_ITS_WAY = frozenset(
         DeploymentState.DOWNLOADING,
         DeploymentState.STAGED,
         DeploymentState.SELF_TEST,
+        DeploymentState.SHADOW,
         DeploymentState.TRIAL,
     }
 )

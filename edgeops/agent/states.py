@@ -58,8 +58,10 @@ class Step(NamedTuple):
     effects: tuple[Effect, ...] = ()
 
 
-_RESTING = (State.IDLE, State.CONFIRMED, State.REJECTED, State.FAILED)
-_UNDER_WAY = (State.HELD, State.DOWNLOADING, State.STAGED, State.SELF_TEST)
+# This agent enters neither SHADOW nor TIMED_OUT, but one of another version may have left them in the state directory.
+ELSEWHERE = (State.SHADOW, State.TIMED_OUT)
+_RESTING = (State.IDLE, State.CONFIRMED, State.REJECTED, State.FAILED, State.TIMED_OUT)
+_UNDER_WAY = (State.HELD, State.DOWNLOADING, State.STAGED, State.SELF_TEST, State.SHADOW)
 _ALL = (*_RESTING, *_UNDER_WAY, State.TRIAL, State.ROLLING_BACK)
 
 _START = Step(State.DOWNLOADING, (Effect.FETCH,))
@@ -91,8 +93,7 @@ TABLE: Mapping[tuple[State, Event], Step] = MappingProxyType(
         (State.STAGED, Event.HOLD): _HELD,
         (State.HELD, Event.RELEASED): _START,
         **{(state, Event.ABANDONED): _ABANDONED for state in (State.HELD, State.DOWNLOADING, State.STAGED)},
-        (State.SELF_TEST, Event.ABANDONED): _GO_BACK,
-        (State.TRIAL, Event.ABANDONED): _GO_BACK,
+        **{(state, Event.ABANDONED): _GO_BACK for state in (State.SELF_TEST, State.SHADOW, State.TRIAL)},
         (State.SELF_TEST, Event.TEST_PASSED): Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH)),
         (State.SELF_TEST, Event.TEST_FAILED): _GO_BACK,
         (State.SELF_TEST, Event.HOLD): _HELD,

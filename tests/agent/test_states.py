@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from edgeops.agent.states import TABLE, Effect, Event, Step, diagram, next_step
+from edgeops.agent.states import ELSEWHERE, TABLE, Effect, Event, Step, diagram, next_step
 from edgeops.contracts.deployment import DeploymentState as State
 from edgeops.contracts.errors import EdgeopsError
 
@@ -25,6 +25,12 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
             super().__init__()
             self.state = State.IDLE
             self.confirmed = self.trial = self.tested = self.fetched = False
+
+        @initialize(found=st.sampled_from([State.IDLE, *ELSEWHERE]))
+        def start(self, found: State) -> None:
+            """The agent starts on what this or another version left behind."""
+            self.state = found
+            self.happen(Event.RESTARTED)
 
         @rule()
         def go_on(self) -> None:
@@ -115,8 +121,17 @@ def mutant(key: tuple[State, Event], step: Step) -> Table:
         mutant((State.STAGED, Event.PROCEED), Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH))),
         mutant((State.TRIAL, Event.UNHEALTHY), Step(State.FAILED, (Effect.DISCARD,))),
         mutant((State.HELD, Event.RELEASED), Step(State.SELF_TEST, (Effect.TEST,))),
+        mutant((State.SHADOW, Event.RESTARTED), Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH))),
+        mutant((State.TRIAL, Event.ABANDONED), Step(State.FAILED, (Effect.DISCARD,))),
     ],
-    ids=["superseded trial keeps its slot", "no self-test", "no way back", "resumed without a bundle"],
+    ids=[
+        "superseded trial keeps its slot",
+        "no self-test",
+        "no way back",
+        "resumed without a bundle",
+        "a shadow of another agent is trusted",
+        "a set's failure leaves a member switched",
+    ],
 )
 def test_a_table_with_a_mistake_is_caught(table: Table):
     """Negative control: each of these tables breaks a promise, and the walk finds it."""
@@ -141,7 +156,7 @@ def test_every_state_survives_a_restart(state: State):
 
 
 def test_every_state_can_be_reached_and_left():
-    reached = {State.IDLE}
+    reached = {State.IDLE, *ELSEWHERE}
     while more := {step.state for (state, _), step in TABLE.items() if state in reached} - reached:
         reached |= more
     assert reached == STATES
@@ -162,3 +177,11 @@ def test_diagram_has_every_step_of_the_way():
     for (state, event), step in TABLE.items():
         if event in (Event.FETCHED, Event.PROCEED, Event.TEST_PASSED, Event.HEALTHY, Event.REVERTED):
             assert f"{state.name} --> {step.state.name}: {event.value}" in drawn
+
+
+def test_every_wire_state_can_be_where_an_agent_starts():
+    """A record of any state, also one that only other versions enter, is left by all that a desired state may say."""
+    for state in set(State) - {State.UNKNOWN}:
+        assert next_step(state, Event.RESTARTED).state not in ELSEWHERE or state is State.TIMED_OUT
+        for event in (Event.WANTED, Event.SATISFIED, Event.UNWANTED):
+            assert next_step(state, event).state not in ELSEWHERE
