@@ -384,11 +384,12 @@ def test_the_private_files_of_the_broker_are_private(guarded: Bench) -> None:
 
 
 @needs_mosquitto
-def test_root_does_not_run_the_broker_as_root() -> None:
+@pytest.mark.parametrize("mode", [0o755, 0o700], ids=["open home", "private home"])
+def test_root_does_not_run_the_broker_as_root(mode: int) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a child another user")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # a home that the broker's user can reach
+        Path(folder).chmod(mode)
         for bench in run_bench("mosquitto", Path(folder)):
             pid = bench.broker.child.pid
             owner = Path(f"/proc/{pid}").stat().st_uid

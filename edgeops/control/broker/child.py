@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError
@@ -44,6 +45,7 @@ class SupervisedChild:
         command: Program and arguments.
         host: Address on which it will accept connections.
         port: Port on which it will accept connections.
+        directory: Its working directory; None: this process's own.
         run_as: User to run as; None: this process's own.
         on_death: Called when it ended by itself, before it is started again.
     """
@@ -54,10 +56,12 @@ class SupervisedChild:
         command: Sequence[str],
         host: str,
         port: int,
+        directory: Path | None = None,
         run_as: RunAs | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name, self._command, self._host, self._port, self._run_as = name, list(command), host, port, run_as
+        self._name, self._command, self._host, self._port = name, list(command), host, port
+        self._directory, self._run_as = directory, run_as
         self._on_death = on_death
         self._process: subprocess.Popen[str] | None = None
         self._stopping = threading.Event()
@@ -134,6 +138,7 @@ class SupervisedChild:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            cwd=self._directory,
             preexec_fn=die_with_parent,  # two system calls, no lock
             user=self._run_as.uid if self._run_as else None,
             group=self._run_as.gid if self._run_as else None,

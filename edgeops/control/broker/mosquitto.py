@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import stat
 from pathlib import Path
 
 from edgeops import durable
@@ -38,11 +37,10 @@ def access_rules(fleet: str, control_identity: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def configuration(directory: Path, host: str, port: int, user: str) -> str:
-    """Return mosquitto.conf for one TLS listener.
+def configuration(host: str, port: int, user: str) -> str:
+    """Return mosquitto.conf for one TLS listener. Files are named relative to the folder that mosquitto is started in.
 
     Args:
-        directory: Where the files that it names lie.
         host: Address to bind.
         port: Port to bind.
         user: User that mosquitto is started as: it must not change to another.
@@ -50,21 +48,21 @@ def configuration(directory: Path, host: str, port: int, user: str) -> str:
     return f"""\
 # Written by edgeops at each start; changes are lost.
 listener {port} {host}
-cafile {directory}/ca.pem
-certfile {directory}/server.pem
-keyfile {directory}/server.key
-crlfile {directory}/{CRL_NAME}
+cafile ca.pem
+certfile server.pem
+keyfile server.key
+crlfile {CRL_NAME}
 tls_version tlsv1.2
 require_certificate true
 # A client is who its certificate says, also as client id: no certificate can take over another's session.
 use_identity_as_username true
 use_username_as_clientid true
 allow_anonymous false
-acl_file {directory}/acl
+acl_file acl
 user {user}
 
 persistence true
-persistence_location {directory}/data/
+persistence_location data/
 autosave_interval 30
 persistent_client_expiration 14d
 
@@ -100,8 +98,8 @@ def prepare(
 ) -> tuple[Path, RunAs | None]:
     """Write everything that mosquitto reads.
 
-    Started by root, mosquitto should not run as root: its files are given to the system's user `mosquitto` and it is
-    started as that user. Where that user could not reach the directory, it runs as root, as the rest does.
+    Started by root, mosquitto does not run as root: its files are given to the system's user `mosquitto`, and it is
+    started as that user in their folder, which it could not reach by its path where the fleet's home is private.
 
     Returns:
         The configuration file, and the user to start mosquitto as (None: this process's own).
@@ -112,7 +110,7 @@ def prepare(
     directory = directory.resolve()
     durable.make_private_dir(directory)
     durable.make_private_dir(directory / "data")
-    run_as = _unprivileged(directory)
+    run_as = _unprivileged()
     user = _SYSTEM_USER if run_as else pwd.getpwuid(os.geteuid()).pw_name
     durable.write_file(directory / "ca.pem", ca_pem, mode=0o600)
     durable.write_file(directory / CRL_NAME, crl_pem)
@@ -120,7 +118,7 @@ def prepare(
     durable.write_file(directory / "server.key", server_key_pem, mode=0o600)
     durable.write_file(directory / "acl", access_rules(fleet, control_identity).encode(), mode=0o600)
     path = directory / "mosquitto.conf"
-    durable.write_file(path, configuration(directory, host, port, user).encode(), mode=0o600)
+    durable.write_file(path, configuration(host, port, user).encode(), mode=0o600)
     owner = run_as or RunAs(os.geteuid(), os.getegid())
     if os.geteuid() == 0:
         for file in (directory, *directory.rglob("*")):
@@ -141,14 +139,12 @@ def replace_server_pair(directory: Path, server_pem: bytes, server_key_pem: byte
             os.chown(directory / name, owner.st_uid, owner.st_gid)
 
 
-def _unprivileged(directory: Path) -> RunAs | None:
-    """Return the system's mosquitto user, if this is root and that user could enter every parent directory."""
+def _unprivileged() -> RunAs | None:
+    """Return the system's mosquitto user, if this is root and there is one."""
     if os.geteuid() != 0:
         return None
     try:
         entry = pwd.getpwnam(_SYSTEM_USER)
     except KeyError:
         return None
-    if all(parent.stat().st_mode & stat.S_IXOTH for parent in directory.parents):
-        return RunAs(entry.pw_uid, entry.pw_gid)
-    return None
+    return RunAs(entry.pw_uid, entry.pw_gid)

@@ -103,10 +103,10 @@ def start_broker(
                 server_key_pem=tls.server_key_pem,
                 crl_pem=tls.crl_pem,
             )
-            command = [program, "-c", str(config)]
+            command = [program, "-c", config.name]
         else:
             command = iotcore.prepare(directory, bind_host, use_port)
-        child = SupervisedChild(chosen, command, local_host(bind_host), use_port, run_as, on_death)
+        child = SupervisedChild(chosen, command, local_host(bind_host), use_port, directory, run_as, on_death)
         try:
             child.start()
         except EdgeopsError:
