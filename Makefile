@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system test-system lint types imports test test-full test-scale bench-compile bench-control zoo fuzzer fuzz demo clean
+.PHONY: help docs install system test-system lint types imports test test-full test-scale bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ demo: install system ## compile, release, roll out and serve a real model on thr
 
 zoo: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[zoo]'
+
+bench-agent: install system ## what an idle agent costs: traffic, memory, start; beside SWUpdate where it is installed
+	$(BIN)/python benchmarks/agent.py
 
 bench-compile: install system zoo ## edgeops beside onnxruntime, NNCF and Olive: quality, latency, size, compile time
 	$(BIN)/python -m benchmarks.compile

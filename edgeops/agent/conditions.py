@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgeops.agent.freezing import read_freeze
 from edgeops.agent.holds import Conditions, HoldRules
 
 log = logging.getLogger(__name__)
@@ -19,11 +20,12 @@ class DeviceProbe:
     Args:
         rules: Say which lock is the application's.
         now: The time rule, seconds.
+        state: The state directory, where a person may have frozen the device.
         root: Where `sys` and `proc` lie.
     """
 
-    def __init__(self, rules: HoldRules, now: Callable[[], float], root: Path = Path("/")) -> None:
-        self._rules, self._now = rules, now
+    def __init__(self, rules: HoldRules, now: Callable[[], float], state: Path, root: Path = Path("/")) -> None:
+        self._rules, self._now, self._state = rules, now, state
         self._sys, self._proc = root / "sys", root / "proc"
 
     def __call__(self) -> Conditions:
@@ -37,6 +39,7 @@ class DeviceProbe:
             battery_percent=self._battery_percent(),
             memory_available_mib=self._memory_available_mib(),
             default_interface=self._default_interface(),
+            frozen=read_freeze(self._state),
         )
 
     def _battery_percent(self) -> float | None:

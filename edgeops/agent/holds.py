@@ -38,6 +38,13 @@ class HoldRules(Declared, frozen=True, kw_only=True):
     metered_interfaces: tuple[str, ...] = ()
 
 
+class Hold(NamedTuple):
+    """Why to wait, and until when; `until_s` None: until it is over."""
+
+    reason: str
+    until_s: float | None = None
+
+
 class Conditions(NamedTuple):
     """What a device is like now; None: it cannot tell, which holds nothing.
 
@@ -48,6 +55,7 @@ class Conditions(NamedTuple):
         battery_percent: Charge; None also while mains are there.
         memory_available_mib: Memory that could be had.
         default_interface: Network interface of the default route.
+        frozen: A person at the device wants no change.
     """
 
     now_s: float
@@ -56,13 +64,7 @@ class Conditions(NamedTuple):
     battery_percent: float | None = None
     memory_available_mib: float | None = None
     default_interface: str | None = None
-
-
-class Hold(NamedTuple):
-    """Why to wait, and until when; `until_s` None: until it is over."""
-
-    reason: str
-    until_s: float | None = None
+    frozen: Hold | None = None
 
 
 class Window(NamedTuple):
@@ -85,6 +87,8 @@ def decide(rules: HoldRules, seen: Conditions, *, waited_s: float, downloading: 
     Raises:
         EdgeopsError: E-CONFIG; the rules are not readable. `check` finds that out before.
     """
+    if seen.frozen is not None and (seen.frozen.until_s is None or seen.now_s < seen.frozen.until_s):
+        return seen.frozen
     if downloading:
         if seen.default_interface is not None and seen.default_interface in rules.metered_interfaces:
             return Hold(f"metered link {seen.default_interface}")

@@ -1,4 +1,7 @@
-"""Exported releases that a person hands to an agent while it runs: a folder of its state directory, one file each."""
+"""What a person at the device hands to a running agent: a folder of its state directory, one file each.
+
+A file is an exported release, or says which model is to go back to the bundle before.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,13 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode, encode
 
 _DIRECTORY, _FILE, _ANSWER = "incoming", ".edgeops", ".json"
+_WISH_BYTES = 4096
+
+
+class GoBack(Wire, frozen=True, kw_only=True, tag="go-back"):
+    """The wish that a model goes back to the bundle before."""
+
+    component: str
 
 
 class Answer(Wire, frozen=True, kw_only=True):
@@ -50,6 +60,28 @@ def submit(root: Path, source: Path) -> Path:
             raise durable.disk_error(error, temporary) from error
     durable.rename(temporary, directory / f"{name}{_FILE}")
     return directory / f"{name}{_FILE}"
+
+
+def ask_back(root: Path, component: str) -> Path:
+    """Put the wish to go back where the agent finds it; return where it lies.
+
+    Raises:
+        EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
+    """
+    directory = root / _DIRECTORY
+    durable.make_private_dir(directory)
+    path = directory / f"{secrets.token_hex(8)}{_FILE}"
+    durable.write_file(path, encode(GoBack(component=component)), mode=0o600)
+    return path
+
+
+def read_wish(file: Path) -> GoBack | None:
+    """Return the wish to go back that a file holds; None: it is something else."""
+    try:
+        with file.open("rb") as reading:
+            return decode(reading.read(_WISH_BYTES), GoBack, what=str(file))
+    except (OSError, EdgeopsError):
+        return None
 
 
 def waiting(root: Path) -> Iterator[Path]:

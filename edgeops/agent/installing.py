@@ -1,4 +1,7 @@
-"""Installs an exported release from a stick: verified, self-tested and tried as one that came over the network."""
+"""What a person at the device may ask for: a release from a stick, or the bundle before. Both go the whole way.
+
+They are verified, self-tested and tried as what comes over the network.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,13 @@ from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
 from edgeops.agent.plan import Wish
 from edgeops.agent.settings import Settings
+from edgeops.agent.slots import Slots
 from edgeops.agent.store import ComponentRecord, LocalChoice, StateDirectory, UnitRecord, is_locked
 from edgeops.agent.trust_desk import TrustDesk
-from edgeops.contracts.deployment import TERMINAL_STATES, Component, DeploymentState, Failure
+from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState, Failure
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.names import check_name
+from edgeops.contracts.release import target_path
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.contracts.wire import decode
 from edgeops.profiles import registry
@@ -71,6 +77,69 @@ def bring(file: Path, desk: TrustDesk, fetcher: Fetcher, numbers: Mapping[str, i
     return component
 
 
+def asked_for(file: Path, state: StateDirectory, profile: str) -> Component | None:
+    """Return the bundle before, where a file of the inbox asks for that; None: it asks for something else.
+
+    Raises:
+        EdgeopsError: E-NAME. E-CONFIG; there is no bundle before.
+    """
+    wish = inbox.read_wish(file)
+    return None if wish is None else fallback_of(state, wish.component, profile)
+
+
+def fallback_of(state: StateDirectory, name: str, profile: str) -> Component:
+    """Return what a component falls back to, as something that can be wanted.
+
+    Raises:
+        EdgeopsError: E-NAME. E-CONFIG; no such component, or nothing to go back to.
+    """
+    check_name(name, "component")
+    slot = Slots(state.component_dir(name)).fallback_slot if name in state.components() else None
+    if slot is None:
+        raise EdgeopsError("E-CONFIG", f"{name} has no bundle to go back to", "See `edgeops agent status`.")
+    return Component(
+        name=name,
+        kind=ComponentKind.MODEL,
+        release=slot.release,
+        target=target_path(name, slot.release, profile),
+        digest=slot.digest,
+        allow_downgrade=True,
+    )
+
+
+def roll_back(root: Path, name: str, settings: Settings) -> Installed:
+    """Go back to the bundle before, by the agent if it runs, else without it. Needs no network.
+
+    It stands until the fleet wants something of a later generation.
+
+    Args:
+        root: The agent's state directory.
+        name: The model.
+        settings: For the trial, if no agent runs.
+
+    Raises:
+        EdgeopsError: E-CONFIG; not the state directory of an enrolled device, another user's, or there is nothing to go
+            back to. E-STATE-CORRUPT. E-STATE-LOCKED; the running agent does not answer.
+    """
+    enrolment = _enrolled_here(root)
+    if is_locked(root):
+        return _by_agent(root, inbox.ask_back(root, name))
+    state = StateDirectory(root)
+    try:
+        return _Alone(state, enrolment, settings).pursue(fallback_of(state, name, enrolment.profile))
+    finally:
+        state.close()
+
+
+def _enrolled_here(root: Path) -> Enrolment:
+    enrolment = read_enrolment(root / "identity")
+    if enrolment is None:
+        raise EdgeopsError("E-CONFIG", f"{root} is not enrolled", "A stick brings releases; trust comes with a token.")
+    if root.stat().st_uid != os.geteuid():
+        raise EdgeopsError("E-CONFIG", f"{root} belongs to user {root.stat().st_uid}", "Run this as that user.")
+    return enrolment
+
+
 def install(root: Path, file: Path, settings: Settings) -> Installed:
     """Install a release from a file, by the agent if it runs, else without it. Needs no network.
 
@@ -83,15 +152,11 @@ def install(root: Path, file: Path, settings: Settings) -> Installed:
         EdgeopsError: E-CONFIG; not the state directory of an enrolled device, or another user's. E-STATE-CORRUPT.
             Otherwise as `bring`; what serves was not touched. E-AGENT-STATE; the running agent does not answer.
     """
-    enrolment = read_enrolment(root / "identity")
-    if enrolment is None:
-        raise EdgeopsError("E-CONFIG", f"{root} is not enrolled", "A stick brings releases; trust comes with a token.")
-    if root.stat().st_uid != os.geteuid():
-        raise EdgeopsError("E-CONFIG", f"{root} belongs to user {root.stat().st_uid}", "Run this as that user.")
+    enrolment = _enrolled_here(root)
     with OfflineRepository(file):
         pass  # what is no export is refused before it is copied
     if is_locked(root):
-        return _by_agent(root, file)
+        return _by_agent(root, inbox.submit(root, file))
     state = StateDirectory(root)
     try:
         return _Alone(state, enrolment, settings).install(file)
@@ -99,8 +164,7 @@ def install(root: Path, file: Path, settings: Settings) -> Installed:
         state.close()
 
 
-def _by_agent(root: Path, file: Path) -> Installed:
-    copy = inbox.submit(root, file)
+def _by_agent(root: Path, copy: Path) -> Installed:
     deadline_s = time.monotonic() + _AGENT_WITHIN_S
     try:
         while (said := inbox.take_answer(copy)) is None:
@@ -147,7 +211,10 @@ class _Alone:
 
     def install(self, file: Path) -> Installed:
         """Bring a release all the way."""
-        component = bring(file, self._desk, self._fetcher, self._unit.numbers)
+        return self.pursue(bring(file, self._desk, self._fetcher, self._unit.numbers))
+
+    def pursue(self, component: Component) -> Installed:
+        """Have a component go all the way, or fail on it."""
         house = House(
             loop=self._loop,
             state=self._state,
@@ -158,7 +225,7 @@ class _Alone:
             fetcher=self._fetcher,
             now=self._clock.now,
             observer=self,
-            conditions=DeviceProbe(self._settings.holds, self._clock.now),
+            conditions=DeviceProbe(self._settings.holds, self._clock.now, self._state.root),
         )
         floor = self._unit.numbers.get(component.name, 0)
         deployment = Deployment(component.name, house, floor_number=floor, ports=[0])

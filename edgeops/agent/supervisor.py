@@ -25,7 +25,7 @@ from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
 from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
-from edgeops.agent.installing import bring
+from edgeops.agent.installing import asked_for, bring
 from edgeops.agent.loop import Loop
 from edgeops.agent.plan import Wish, with_local
 from edgeops.agent.renewing import Renewer
@@ -109,7 +109,7 @@ class Supervisor:
             ),
             now=self._clock.now,
             observer=self,
-            conditions=DeviceProbe(settings.holds, self._clock.now),
+            conditions=DeviceProbe(settings.holds, self._clock.now, state.root),
         )
         self._unit = state.read_unit()
         self._deployments: dict[str, Deployment] = {}
@@ -268,10 +268,10 @@ class Supervisor:
         self._sets.pursue(wanted, desired.generation, blocked=blocked - {""}, override_holds=desired.override_holds)
         self._uplink.report()
 
-    # Releases on a stick
+    # What a person at the device wants
 
     def _look_into_inbox(self) -> None:
-        """Take up a release that a person has brought: verified and copied on a thread."""
+        """Take up a release that a person has brought, verified and copied on a thread, or the wish to go back."""
         file = next(inbox.waiting(self._state.root), None)
         if file is None or self._installing:
             self._loop.after(INBOX_EVERY_S, self._look_into_inbox)
@@ -281,7 +281,9 @@ class Supervisor:
         def work() -> None:
             outcome: Component | EdgeopsError
             try:
-                outcome = bring(file, self._desk, self._house.fetcher, self._unit.numbers)
+                outcome = asked_for(file, self._state, self._enrolment.profile) or bring(
+                    file, self._desk, self._house.fetcher, self._unit.numbers
+                )
             except EdgeopsError as error:
                 outcome = error
             self._loop.post(lambda: self._brought(file, outcome))
@@ -301,7 +303,7 @@ class Supervisor:
             self._deployments[outcome.name].pursue(Wish(outcome, self._unit.generation, override_holds=True))
             said = inbox.Answer(component=outcome.name, release=outcome.release)
         except EdgeopsError as error:
-            log.warning("the release of a stick is refused: %s", error)
+            log.warning("what was asked for at the device is refused: %s", error)
             said = inbox.Answer(code=error.code, what=error.what, next_step=error.next_step)
         try:
             inbox.answer(file, said)

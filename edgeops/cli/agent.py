@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
+
+if TYPE_CHECKING:
+    from edgeops.agent.installing import Installed
 
 _STATE = click.option(
     "--state",
@@ -69,6 +74,7 @@ def run(
     """Enrol this device if it is new, then serve, update and report until SIGTERM."""
     from edgeops.agent.config import read_config
     from edgeops.agent.enrolment import enrol, enrolled
+    from edgeops.agent.logbook import open_logbook
     from edgeops.agent.settings import Settings, TrialRules
     from edgeops.agent.store import StateDirectory
     from edgeops.agent.supervisor import Supervisor
@@ -78,6 +84,7 @@ def run(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     state = StateDirectory(root)
+    open_logbook(root)
     try:
         enrolment = enrolled(state)
         if enrolment is None:
@@ -153,7 +160,110 @@ def install(root: Path, file: Path, as_json: bool) -> None:
     from edgeops.agent.installing import install as bring_in
     from edgeops.agent.settings import Settings
 
-    done = bring_in(root, file, Settings())
+    _tell(bring_in(root, file, Settings()), as_json=as_json)
+
+
+@command.command()
+@_STATE
+@click.argument("model")
+@json_option
+def rollback(root: Path, model: str, as_json: bool) -> None:
+    """Go back to the bundle that MODEL had before, without network.
+
+    It is tested and tried like any other, by the agent if it runs. It stands until the fleet wants something of a
+    later generation.
+    """
+    from edgeops.agent.installing import roll_back
+    from edgeops.agent.settings import Settings
+
+    _tell(roll_back(root, model, Settings()), as_json=as_json)
+
+
+@command.command()
+@_STATE
+@click.option("--for", "duration", metavar="TIME", help="For so long: 45m, 8h, 3d [until it is lifted].")
+@click.option("--reason", default="by hand", show_default=True, help="For those who wonder.")
+@click.option("--off", is_flag=True, help="Let changes happen again.")
+def freeze(root: Path, duration: str | None, reason: str, off: bool) -> None:
+    """Let no update begin on this device; what serves goes on, and the fleet is told why.
+
+    An operator can override it with a signed desired state.
+    """
+    from edgeops.agent.enrolment import CLOCK_FILE
+    from edgeops.agent.freezing import Freeze, thaw
+    from edgeops.agent.freezing import freeze as freeze_device
+    from edgeops.trust.time import Clock
+
+    if not (root / "lock").exists():
+        raise EdgeopsError("E-CONFIG", f"{root} is no agent's state directory", "Name the one that the agent uses.")
+    if off:
+        click.echo("changes are allowed again" if thaw(root) else "it was not frozen")
+        return
+    until_s = None
+    if duration is not None:
+        until_s = Clock(root / "trust" / CLOCK_FILE).now() + parse_duration_s(duration)
+    freeze_device(root, Freeze(reason=reason, until_s=until_s))
+    click.echo("no change begins" + (f" for {duration}" if duration else " until `edgeops agent freeze --off`"))
+
+
+@command.command()
+@_STATE
+@json_option
+@click.option("-n", "count", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Newest lines.")
+@click.option("--follow", is_flag=True, help="Go on with what is written from now on.")
+def logs(root: Path, count: int, follow: bool, as_json: bool) -> None:
+    """Show the agent's log, oldest line first; with --json as it is kept: one object a line."""
+    from edgeops.agent import logbook
+
+    for said in logbook.read_logbook(root, count):
+        click.echo(_line(said, as_json=as_json))
+    if follow:
+        for said in logbook.follow(root):
+            click.echo(_line(said, as_json=as_json))
+
+
+@command.command()
+@_STATE
+@json_option
+def doctor(root: Path, as_json: bool) -> None:
+    """Look for what keeps this device from serving or from being updated; exit status 4 if there is something."""
+    from edgeops.agent.examining import examine
+
+    findings = examine(root)
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        rows = [(one.subject, "good" if one.good else "BAD", one.found, "" if one.good else one.next_step)
+                for one in findings]  # fmt: skip
+        print_table(("what", "is", "found", "next step"), rows)
+    if bad := [one for one in findings if not one.good]:
+        raise EdgeopsError("E-DEVICE", "; ".join(f"{one.subject}: {one.found}" for one in bad), bad[0].next_step)
+
+
+def parse_duration_s(text: str) -> float:
+    """Return the seconds of `45m`, `8h` or `3d`.
+
+    Raises:
+        EdgeopsError: E-CONFIG.
+    """
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}.get(text[-1:])
+    try:
+        seconds = float(text[:-1]) * (unit or 0.0)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 366 * 86400:
+        raise EdgeopsError("E-CONFIG", f"{text!r} is no time", "Write it as 45m, 8h or 3d; at most a year.")
+    return seconds
+
+
+def _line(said: dict[str, Any], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(said, ensure_ascii=False)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(said.get("at_s", 0.0))))
+    return f"{when} {said.get('level', ''):7} {said.get('part', '')}: {said['text']}"
+
+
+def _tell(done: Installed, *, as_json: bool) -> None:
     if done.failure is not None and str(done.state) in ("rejected", "failed"):
         raise EdgeopsError(
             done.failure.code,

@@ -105,6 +105,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-MCU-REFUSED": ErrorCode(Fault.PEER, "A device refuses a request, with its reason."),
     "E-MCU-SILENT": ErrorCode(Fault.PEER, "A device on a serial line does not answer."),
     # Control plane
+    "E-DEVICE": ErrorCode(Fault.ENVIRONMENT, "Something keeps this device from serving or from being updated."),
     "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),
     "E-FLEET-FROZEN": ErrorCode(Fault.USAGE, "The fleet is frozen: no rollout starts or goes on."),
     "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),

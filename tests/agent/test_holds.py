@@ -97,7 +97,7 @@ def test_a_busy_application_holds_up_to_its_deadline():
 
 
 def test_the_kernels_files_are_read_and_those_that_are_not_there_hold_nothing(tmp_path: Path):
-    probe = DeviceProbe(HoldRules(), lambda: 7.0, tmp_path)
+    probe = DeviceProbe(HoldRules(), lambda: 7.0, tmp_path, tmp_path)
     assert probe() == Conditions(now_s=7.0)
     supplies, zones = tmp_path / "sys/class/power_supply", tmp_path / "sys/class/thermal"
     for path, text in {
@@ -125,7 +125,7 @@ def test_the_kernels_files_are_read_and_those_that_are_not_there_hold_nothing(tm
 
 def test_the_applications_lock_is_seen_while_it_is_held(tmp_path: Path):
     lock = tmp_path / "busy"
-    probe = DeviceProbe(HoldRules(busy_lock=str(lock)), lambda: 0.0)
+    probe = DeviceProbe(HoldRules(busy_lock=str(lock)), lambda: 0.0, tmp_path)
     assert not probe().busy
     lock.touch()
     assert not probe().busy

@@ -75,11 +75,11 @@ def device(site: Site, tmp_path: Path) -> Path:
 
 
 def held(root: Path) -> dict[str, str]:
-    """What a device has, but for verified metadata, which may move forward."""
+    """What a device has, but for verified metadata, which may move forward, and its log."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.relative_to(root).parts[0] not in ("trust", "lock")
+        if path.is_file() and path.relative_to(root).parts[0] not in ("trust", "lock", "log")
     }
 
 
