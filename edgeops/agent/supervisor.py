@@ -27,6 +27,7 @@ from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
 from edgeops.agent.installing import asked_for, bring
 from edgeops.agent.loop import Loop
+from edgeops.agent.notify import ServiceManager
 from edgeops.agent.plan import Wish, with_local
 from edgeops.agent.renewing import Renewer
 from edgeops.agent.sets import Sets
@@ -85,6 +86,7 @@ class Supervisor:
     def __init__(self, state: StateDirectory, enrolment: Enrolment, settings: Settings) -> None:
         self._state, self._enrolment, self._settings = state, enrolment, settings
         self._loop = Loop()
+        self._manager = ServiceManager()
         self._started_s = time.monotonic()
         identity = DeviceIdentity.load(state.identity)
         files = identity.tls_files()
@@ -164,9 +166,18 @@ class Supervisor:
             self._link.start()
             self._renewer.look()
             self._write_facts()
+            self._manager.ready(f"{self._enrolment.connection} in {self._enrolment.fleet}")
+            self._say_alive()
             self._loop.run()
         finally:
+            self._manager.stopping()
             self._stop()
+
+    def _say_alive(self) -> None:
+        """Feed the service manager's watchdog: a loop that stands still has the agent started anew."""
+        if self._manager.watchdog_s is not None:
+            self._manager.alive()
+            self._loop.after(self._manager.watchdog_s / 3, self._say_alive)
 
     # Desired state
 

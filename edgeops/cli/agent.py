@@ -35,7 +35,7 @@ def command() -> None:
 @command.command()
 @_STATE
 @click.option("--token", help="Enrolment token. Other users of this machine may see it: prefer --token-file.")
-@click.option("--token-file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Enrolment token.")
+@click.option("--token-file", type=click.Path(path_type=Path, dir_okay=False), help="Enrolment token; read to enrol.")
 @click.option("--profile", help="Device profile; needed to enrol.")
 @click.option("--name", help="Name that this device would like to have.")
 @click.option(
@@ -88,7 +88,7 @@ def run(
     try:
         enrolment = enrolled(state)
         if enrolment is None:
-            text = token_file.read_text() if token_file is not None else token
+            text = token_file.read_text() if token_file is not None and token_file.is_file() else token
             if text is None or profile is None:
                 raise EdgeopsError(
                     "E-CONFIG", f"{root} is not enrolled", "Give --token-file and --profile; `edgeops device token`."
@@ -161,6 +161,54 @@ def install(root: Path, file: Path, as_json: bool) -> None:
     from edgeops.agent.settings import Settings
 
     _tell(bring_in(root, file, Settings()), as_json=as_json)
+
+
+@command.command("install-service")
+@_STATE
+@click.option("--user", default="edgeops", show_default=True, help="Runs the agent; made if there is no such user.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="Enrolment token on the device; read to enrol.")
+@click.option("--profile", help="Device profile; to enrol.")
+@click.option("--name", help="Name that the device would like to have; to enrol.")
+@click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="First port of the local endpoints.")
+@click.option("--device", "devices", multiple=True, metavar="PATH", help="Device node that a runtime needs.")
+@click.option("--group", "groups", multiple=True, help="Further group of the user, such as render.")
+@click.option("--python", help="Interpreter on the device [the one that runs this].")
+@click.option(
+    "--root",
+    "system",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path("/"),
+    help="Mounted image of a device to install into.",
+)
+@click.option("--print", "only_print", is_flag=True, help="Show the unit, and do nothing.")
+@click.option("--remove", "remove_it", is_flag=True, help="Stop and remove the service.")
+def install_service(
+    root: Path,
+    user: str,
+    token_file: Path | None,
+    profile: str | None,
+    name: str | None,
+    http_port: int,
+    devices: tuple[str, ...],
+    groups: tuple[str, ...],
+    python: str | None,
+    system: Path,
+    only_print: bool,
+    remove_it: bool,
+) -> None:
+    """Have systemd run the agent: as a user of its own, watched, and shut off from the rest of the system."""
+    import sys
+
+    from edgeops.agent import service
+
+    given = (("--token-file", token_file), ("--profile", profile), ("--name", name), ("--http-port", http_port))
+    arguments = tuple(text for option, value in given if value for text in (option, str(value)))
+    options = service.ServiceOptions(root, user, arguments, devices, groups, python or sys.executable)
+    if only_print:
+        click.echo(service.unit_text(options), nl=False)
+        return
+    for line in service.remove(root=system) if remove_it else service.install(options, root=system):
+        click.echo(line)
 
 
 @command.command()
