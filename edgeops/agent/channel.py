@@ -86,6 +86,12 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     window: ModelWindow
 
 
+class Busy(msgspec.Struct, frozen=True, tag=True):
+    """The application asks that no update disturbs it for so long; 0: no more."""
+
+    for_s: float
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """The bundle cannot be served; the worker ends."""
 
@@ -94,7 +100,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Union[Load, Test, Serve, Probe, Drain]  # noqa: UP007  evaluated at run time, also on Python 3.10
-FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Refused]  # noqa: UP007
+FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Busy, Refused]  # noqa: UP007
 
 
 class Framing:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,12 +29,18 @@ class DeviceProbe:
     def __init__(self, rules: HoldRules, now: Callable[[], float], state: Path, root: Path = Path("/")) -> None:
         self._rules, self._now, self._state = rules, now, state
         self._sys, self._proc = root / "sys", root / "proc"
+        self._busy_until_s = -math.inf
+
+    def keep_undisturbed(self, for_s: float) -> None:
+        """Take in that the application is busy for so long from now on; 0: it is no more."""
+        self._busy_until_s = time.monotonic() + for_s
 
     def __call__(self) -> Conditions:
         """Return what the device is like now."""
         return Conditions(
             now_s=self._now(),
-            busy=bool(self._rules.busy_lock) and _is_held(Path(self._rules.busy_lock)),
+            busy=time.monotonic() < self._busy_until_s
+            or (bool(self._rules.busy_lock) and _is_held(Path(self._rules.busy_lock))),
             temperature_c=max(
                 (value / 1000 for value in _numbers(self._sys.glob("class/thermal/thermal_zone*/temp"))), default=None
             ),

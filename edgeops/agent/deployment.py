@@ -439,6 +439,10 @@ class Deployment:
             self._trial.errors += faults(window.errors)
         self._observer.counted(window)
 
+    def busy(self, for_s: float) -> None:
+        """The application does not want to be disturbed for so long."""
+        self._observer.busy(for_s)
+
     # Time
 
     def _look_at_trial(self) -> None:

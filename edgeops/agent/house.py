@@ -29,6 +29,9 @@ class DeploymentObserver(Protocol):
     def counted(self, window: ModelWindow) -> None:
         """It served."""
 
+    def busy(self, for_s: float) -> None:
+        """The application does not want to be disturbed for so long; 0: it may be."""
+
     def confirmed(self, name: str, number: int) -> None:
         """A release of this number has proved itself."""
 

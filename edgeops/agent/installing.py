@@ -264,6 +264,9 @@ class _Alone:
     def stepped(self, deployment: Deployment, percent: float | None) -> None:
         """A component came a step further."""
 
+    def busy(self, for_s: float) -> None:
+        """The application is busy; the person at the device has decided when."""
+
     def counted(self, window: ModelWindow) -> None:
         """A model served: nobody did ask it anything yet."""
 

@@ -53,6 +53,9 @@ class ServingEvents(Protocol):
     def counted(self, window: ModelWindow) -> None:
         """A worker tells what it served."""
 
+    def busy(self, for_s: float) -> None:
+        """The application told a worker that it does not want to be disturbed for so long."""
+
 
 class _Running(NamedTuple):
     process: WorkerProcess
@@ -177,6 +180,8 @@ class ModelServing:
     def _said(self, process: WorkerProcess, message: object) -> None:
         if isinstance(message, channel.Counted):
             self._events.counted(message.window)
+        elif isinstance(message, channel.Busy):
+            self._events.busy(message.for_s)
         elif self._candidate is not None and process is self._candidate.process:
             self._candidate_said(self._candidate, message)
         elif self._current is not None and process is self._current.process:

@@ -99,6 +99,7 @@ class Supervisor:
             tuf, self._clock, fleet=enrolment.fleet, connection=enrolment.connection, profile=enrolment.profile
         )
         profile = registry.load(enrolment.profile)
+        self._probe = DeviceProbe(settings.holds, self._clock.now, state.root)
         self._house = House(
             loop=self._loop,
             state=state,
@@ -111,7 +112,7 @@ class Supervisor:
             ),
             now=self._clock.now,
             observer=self,
-            conditions=DeviceProbe(settings.holds, self._clock.now, state.root),
+            conditions=self._probe,
         )
         self._unit = state.read_unit()
         self._deployments: dict[str, Deployment] = {}
@@ -351,6 +352,11 @@ class Supervisor:
     def counted(self, window: ModelWindow) -> None:
         """A model served."""
         self._windows.add(window)
+
+    def busy(self, for_s: float) -> None:
+        """The application does not want to be disturbed for so long."""
+        log.info("the application is busy for %.0f s", for_s)
+        self._probe.keep_undisturbed(for_s)
 
     def confirmed(self, name: str, number: int) -> None:
         """A release has proved itself: older ones need a signed downgrade from now on."""

@@ -93,6 +93,21 @@ class InferenceClient:
             raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not a model's metadata")
         return document
 
+    def busy(self, for_s: float) -> None:
+        """Ask the agent that no update disturbs this application for so long from now on; 0: it may again.
+
+        To be renewed in time by an application that stays busy: one that died holds nothing up for ever, and an
+        update that has waited for the site's `busy_deadline_s` waits no longer. The agent forgets it when it is
+        started anew.
+
+        Args:
+            for_s: Seconds, at most 3600.
+
+        Raises:
+            EdgeopsError: E-INFER-REQUEST; no such time. E-NET-UNREACHABLE or E-NET-RESPONSE as `infer`.
+        """
+        self._ask("POST", "/v2/edgeops/busy", json.dumps({"for_s": for_s}).encode())
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

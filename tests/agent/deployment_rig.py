@@ -215,6 +215,9 @@ class Rig:
     def stepped(self, deployment: Deployment, percent: float | None) -> None:
         pass
 
+    def busy(self, for_s: float) -> None:
+        """Not told here."""
+
     def counted(self, window: ModelWindow) -> None:
         pass
 

@@ -98,6 +98,9 @@ class ServingRig:
     def alive(self) -> None:
         self.said.put(("alive", None))
 
+    def busy(self, for_s: float) -> None:
+        """Not told here."""
+
     def counted(self, window: ModelWindow) -> None:
         self.windows.append(window)
         self.said.put(("counted", window))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from adder_bundles import small_bundle
+from adder_bundles import MODEL, small_bundle
 from deployment_rig import DeploymentRig
-from fake_fleet import AT_ONCE, Agent, FakeFleet
+from fake_fleet import AT_ONCE, Agent, FakeFleet, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import Conditions, HoldRules, decide, next_opening
 from edgeops.agent.plan import Wish
 from edgeops.agent.waiting import Waiting
+from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import pack
@@ -275,3 +276,36 @@ def test_a_real_agent_waits_for_its_application_and_obeys_an_operators_override(
     finally:
         agent.stop()
         fleet.stop()
+
+
+@pytest.mark.timeout(120)
+def test_an_application_says_by_the_local_api_that_it_is_busy(tmp_path: Path):
+    fleet = FakeFleet(tmp_path / "fleet")
+    agent = Agent(fleet, tmp_path / "device").start()
+    try:
+        fleet.desire(fleet.publish(small_bundle(tmp_path / "old", add=1.0), "1.0.0", 1))
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        facts = agent.facts()
+        assert facts is not None
+        with InferenceClient(facts["endpoints"][MODEL]) as client:
+            for wrong in (-1, 3601, float("nan")):
+                with pytest.raises(EdgeopsError, match="E-INFER-REQUEST"):
+                    client.busy(wrong)
+            client.busy(600)
+            fleet.desire(fleet.publish(small_bundle(tmp_path / "new", add=2.0), "1.1.0", 2))
+            assert fleet.wait_state(DeploymentState.HELD).held_reason == "the application is busy"
+            assert agent.added() == 1
+            client.busy(0)
+        wait_for(lambda: agent.added() == 2, "the application was busy for ever")
+    finally:
+        agent.stop()
+        fleet.stop()
+
+
+def test_a_busy_application_that_dies_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    probe = DeviceProbe(HoldRules(), lambda: 0.0, tmp_path)
+    probe.keep_undisturbed(60)
+    assert probe().busy
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + 61)
+    assert not probe().busy

@@ -90,7 +90,7 @@ class Worker:
     async def _serve(self, engine: Engine) -> None:
         self._meter = Meter(engine.manifest, engine.release, engine.digest)
         typical_ms = measure.latency(engine.probe, warmup=1, runs=3).p50_ms
-        self._server = InferenceServer(Service(engine, self._meter), typical_ms)
+        self._server = InferenceServer(Service(engine, self._meter, self._busy), typical_ms)
         engine.limit_memory()
         await self._server.start(self._listener)
         self._say(channel.Serving())
@@ -117,6 +117,9 @@ class Worker:
     def _report(self) -> None:
         if self._meter is not None and not self._meter.empty:
             self._say(channel.Counted(self._meter.take()))
+
+    def _busy(self, for_s: float) -> None:
+        self._say(channel.Busy(for_s))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

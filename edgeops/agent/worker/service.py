@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -16,7 +17,17 @@ from edgeops.contracts.errors import EdgeopsError
 
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
+BUSY_PATH = "/v2/edgeops/busy"
+# An application that dies holds updates up no longer than this.
+MAX_BUSY_S = 3600.0
 _STATUS_OF = {"E-INFER-REQUEST": 400, "E-RUNTIME-INPUT": 400, "E-INFER-MODEL": 404, "E-INFER-BUSY": 503}
+
+
+class _BusyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    for_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_BUSY_S)]
+
+
+_BUSY = msgspec.json.Decoder(_BusyRequest)
 
 
 class HttpRequest(NamedTuple):
@@ -44,10 +55,11 @@ class Service:
     Args:
         engine: The loaded bundle.
         meter: Where requests are counted.
+        on_busy: Called with the seconds for which the application wants no update to disturb it.
     """
 
-    def __init__(self, engine: Engine, meter: Meter) -> None:
-        self._engine, self._meter = engine, meter
+    def __init__(self, engine: Engine, meter: Meter, on_busy: Callable[[float], None]) -> None:
+        self._engine, self._meter, self._on_busy = engine, meter, on_busy
         self._codec = InferCodec(engine.manifest, engine.release)
         self._metadata = msgspec.json.encode(metadata(engine.manifest, engine.release))
         base = f"/v2/models/{engine.manifest.model}"
@@ -79,6 +91,8 @@ class Service:
         if "%" in path:
             path = unquote(path)
         path = path.rstrip("/")
+        if path == BUSY_PATH:
+            return self._keep_undisturbed(request)
         if path not in self._infer_paths:
             return self._look_up(request.method, path)
         if request.method != "POST":
@@ -88,6 +102,16 @@ class Service:
         except EdgeopsError as error:
             self._meter.failed(error.code)
             return refusal(_STATUS_OF.get(error.code, 500), error.code, error.what)
+
+    def _keep_undisturbed(self, request: HttpRequest) -> HttpResponse:
+        if request.method != "POST":
+            return refusal(405, "E-INFER-REQUEST", f"{BUSY_PATH} takes POST", ((b"Allow", b"POST"),))
+        try:
+            asked = _BUSY.decode(request.body)
+        except msgspec.DecodeError as error:
+            return refusal(400, "E-INFER-REQUEST", f"{BUSY_PATH}: {error}")
+        self._on_busy(asked.for_s)
+        return HttpResponse(200, msgspec.json.encode(asked))
 
     def _look_up(self, method: str, path: str) -> HttpResponse:
         document = self._documents.get(path)
