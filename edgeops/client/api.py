@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -23,6 +26,11 @@ CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 30.0
 MAX_ANSWER_BYTES = 32 << 20
 PAGE = 500
+TRIES = 5
+RETRY_FIRST_S = 0.25
+RETRY_MAX_S = 2.0
+# No try begins later than this after the first.
+RETRY_WITHIN_S = 20.0
 
 
 class _Serving(Wire, frozen=True, kw_only=True):
@@ -34,19 +42,30 @@ class _Items(msgspec.Struct):
     next: str | int | None = None
 
 
+class _Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
 class Api:
     """One control plane. Safe for use by many threads.
+
+    A lost connection and status 503 are tried again. A change has an idempotency key, so that it is made once.
 
     Args:
         base_url: `https://host:port`.
         token: Bearer token.
         ca_file: PEM file of the fleet's CA: no other is trusted.
+        sleep: Waits so many seconds before a further try.
 
     Raises:
         EdgeopsError: E-CONFIG; the URL is no HTTPS URL, or the CA file cannot be read.
     """
 
-    def __init__(self, base_url: str, token: str, ca_file: Path) -> None:
+    def __init__(
+        self, base_url: str, token: str, ca_file: Path, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         if not base_url.startswith("https://"):
             raise EdgeopsError("E-CONFIG", f"{base_url!r} is not an https URL")
         try:
@@ -58,6 +77,7 @@ class Api:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._base = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"}
+        self._sleep = sleep
         self._pool = urllib3.PoolManager(
             ssl_context=context,
             timeout=urllib3.Timeout(connect=CONNECT_WITHIN_S, read=ANSWER_WITHIN_S),
@@ -326,32 +346,78 @@ class Api:
         return decode(self._send(method, path, body, query), kind, what=f"answer of {path}")
 
     def _send(self, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None) -> bytes:
-        """Make one request.
+        """Make one request, again where that may help; it is carried out once at most.
 
         Raises:
             EdgeopsError: E-NET-UNREACHABLE, E-NET-RESPONSE, or what the control plane answered.
         """
-        try:
-            response = self._pool.request(
-                method,
-                self._base + path,
-                fields=dict(query) if query else None,
-                headers=self._headers | ({} if body is None else {"Content-Type": "application/json"}),
-                body=None if body is None else msgspec.json.encode(body),
-                preload_content=False,
-                redirect=False,
-            )
-            with response:
-                data = response.read(MAX_ANSWER_BYTES + 1)
-        except urllib3.exceptions.HTTPError as error:
-            raise EdgeopsError(
-                "E-NET-UNREACHABLE", f"{self._base}: {error}", "Is `edgeops serve` running there?"
-            ) from error
-        if len(data) > MAX_ANSWER_BYTES:
-            raise EdgeopsError("E-NET-RESPONSE", f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
-        if response.status >= 400:
-            raise _problem(path, response.status, data)
-        return bytes(data)
+        headers = dict(self._headers)
+        if method != "GET":
+            headers["Idempotency-Key"] = str(uuid.uuid4())
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        data = None if body is None else msgspec.json.encode(body)
+        until_s = time.monotonic() + RETRY_WITHIN_S
+        attempt = 0
+        while True:
+            attempt += 1
+            more = attempt < TRIES and time.monotonic() < until_s
+            try:
+                answer = self._request(method, path, data, query, headers)
+            except urllib3.exceptions.HTTPError as error:
+                if not more or isinstance(next(iter(error.args), None), ssl.SSLCertVerificationError):
+                    raise EdgeopsError(
+                        "E-NET-UNREACHABLE", f"{self._base}: {error}", "Is `edgeops serve` running there?"
+                    ) from error
+                least_s = 0.0
+            else:
+                wanted_s = _retry_after_s(answer)
+                if not more or wanted_s is None:
+                    return _content(path, answer)
+                least_s = wanted_s
+            self._sleep(max(least_s, _backoff_s(attempt)))
+
+    def _request(
+        self, method: str, path: str, data: bytes | None, query: Mapping[str, str] | None, headers: Mapping[str, str]
+    ) -> _Answer:
+        response = self._pool.request(
+            method,
+            self._base + path,
+            fields=dict(query) if query else None,
+            headers=headers,
+            body=data,
+            preload_content=False,
+            redirect=False,
+        )
+        with response:
+            return _Answer(response.status, response.headers, response.read(MAX_ANSWER_BYTES + 1))
+
+
+def _backoff_s(attempt: int) -> float:
+    """Return a random wait after try number `attempt` (from 1): full jitter under a doubling, bounded ceiling.
+
+    Source: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
+    """
+    return random.uniform(0, min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** (attempt - 1)))  # noqa: S311  spreads load
+
+
+def _retry_after_s(answer: _Answer) -> float | None:
+    """Return how long to wait at least before the request is made again; None: its answer is final.
+
+    409 asks for a wait while the first request with the key is under way. A kept answer stays as it is.
+    """
+    wait = answer.headers.get("Retry-After", "")
+    if "Idempotency-Replayed" in answer.headers or not (answer.status == 503 or (answer.status == 409 and wait)):
+        return None
+    return min(float(wait), RETRY_MAX_S) if wait.isdecimal() else 0.0
+
+
+def _content(path: str, answer: _Answer) -> bytes:
+    if len(answer.data) > MAX_ANSWER_BYTES:
+        raise EdgeopsError("E-NET-RESPONSE", f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
+    if answer.status >= 400:
+        raise _problem(path, answer.status, answer.data)
+    return answer.data
 
 
 def _problem(path: str, status: int, data: bytes) -> EdgeopsError:

@@ -122,6 +122,11 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-API-RATE": ErrorCode(Fault.PEER, "Too many refused attempts from this address; try again later."),
     "E-API-ROLE": ErrorCode(Fault.USAGE, "The API token's role does not allow this."),
     "E-API-REQUEST": ErrorCode(Fault.USAGE, "The API request is not valid."),
+    "E-API-IDEMPOTENCY": ErrorCode(Fault.USAGE, "The header Idempotency-Key cannot be used as it is."),
+    "E-API-REUSED": ErrorCode(Fault.USAGE, "The idempotency key was used for another request."),
+    "E-API-BUSY": ErrorCode(Fault.USAGE, "The first request with this idempotency key is still under way."),
+    "E-API-DONE": ErrorCode(Fault.USAGE, "The request was carried out before; its answer was not kept."),
+    "E-API-CHANGED": ErrorCode(Fault.USAGE, "The resource is not in the form that If-Match names."),
 }
 
 

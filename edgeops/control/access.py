@@ -134,7 +134,7 @@ class Doorkeeper:
     def _note_use(self, row: ApiToken, now_s: float) -> None:
         if row.used_at_s is not None and now_s - row.used_at_s < USE_NOTED_EVERY_S:
             return
-        with self._database.write() as session:
+        with self._database.write(claims=False) as session:
             session.get_one(ApiToken, row.id).used_at_s = now_s
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.control.idempotency import CLAIM
 
 BUSY_WITHIN_S = 15.0
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -69,17 +70,26 @@ class Database:
             connection.rollback()
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, claims: bool = True) -> Iterator[Session]:
         """A transaction that is committed as a whole when the block ends, and not at all when it raises.
 
-        On SQLite it excludes all other writers from its begin on; on PostgreSQL use `with_for_update`.
+        On SQLite it excludes all other writers from its begin on; on PostgreSQL use `with_for_update`. Within a request
+        that has an idempotency key, the first one takes the key.
+
+        Args:
+            claims: Whether it is a change that the request asks for, not only a note beside it.
 
         Raises:
             EdgeopsError: E-STATE-LOCKED; another writer kept it too long. E-DISK-FULL or E-DISK-WRITE; nothing was
-                written.
+                written. E-API-BUSY; the request's key is taken; nothing was written.
         """
+        claim = CLAIM.get() if claims else None
         with _database_errors(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            if claim is not None:
+                claim.take(session)
             yield session
+        if claim is not None:
+            claim.held = True
 
     def close(self) -> None:
         """Close all connections."""

@@ -321,6 +321,22 @@ class Freeze(Base):
     reason: Mapped[str] = mapped_column(String(512))
 
 
+class RequestKey(Base):
+    """An idempotency key, written with the change of its request. `status` is None until its answer is known."""
+
+    __tablename__ = "request_keys"
+
+    principal: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    method: Mapped[str] = mapped_column(String(8))
+    path: Mapped[str] = mapped_column(Text)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    at_s: Mapped[float] = mapped_column(index=True)
+    status: Mapped[int | None]
+    content_type: Mapped[str] = mapped_column(String(128))
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
 class AuditEntry(Base):
     """Who did what, when. Rows are only ever added."""
 

@@ -6,15 +6,18 @@ from sqlalchemy import delete
 
 from edgeops.control.database import Database
 from edgeops.control.ingest import rollups
-from edgeops.control.models import EnrolmentTokenRow, ProgressEvent, TelemetryWindow
+from edgeops.control.models import EnrolmentTokenRow, ProgressEvent, RequestKey, TelemetryWindow
 
 WINDOWS_S = 30 * 86400.0
 PROGRESS_S = 90 * 86400.0
 TOKENS_S = 90 * 86400.0
+REQUEST_KEYS_S = 86400.0
 
 
 def prune(database: Database, now_s: float) -> None:
-    """Remove telemetry windows, progress steps and dead enrolment tokens that are past their time; compact roll-ups.
+    """Remove telemetry windows, progress steps, dead enrolment tokens and idempotency keys that are past their time.
+
+    Roll-ups are compacted.
 
     Raises:
         EdgeopsError: The database cannot be used; nothing was changed.
@@ -23,4 +26,5 @@ def prune(database: Database, now_s: float) -> None:
         session.execute(delete(TelemetryWindow).where(TelemetryWindow.received_at_s < now_s - WINDOWS_S))
         session.execute(delete(ProgressEvent).where(ProgressEvent.received_at_s < now_s - PROGRESS_S))
         session.execute(delete(EnrolmentTokenRow).where(EnrolmentTokenRow.expires_at_s < now_s - TOKENS_S))
+        session.execute(delete(RequestKey).where(RequestKey.at_s < now_s - REQUEST_KEYS_S))
         rollups.compact(session, now_s)

@@ -9,21 +9,21 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
-from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from edgeops.__about__ import __version__
 from edgeops.contracts.access import Permission, Role
-from edgeops.contracts.deployment import Reported
 from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
 from edgeops.control import access, enrolment, renewal, revocation
-from edgeops.control.api import limits, problems, resources, views
+from edgeops.control.api import conditions, limits, problems, repeats, resources, views
+from edgeops.control.api.document import openapi_document
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
 from edgeops.control.rollout import freeze, manage
@@ -33,7 +33,6 @@ from edgeops.control.rollout.selection import Selection
 
 PAGE_DEFAULT, PAGE_MAX = 100, 500
 _SCHEME = HTTPBearer(auto_error=False)
-_CONTRACTS = (Reported, Release, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer)
 
 
 class ControlApi(NamedTuple):
@@ -80,41 +79,26 @@ def api_app(control: ControlApi) -> FastAPI:
     problems.install(app)
     app.include_router(_health(control))
     door = access.Doorkeeper(control.database, control.token)
-    readers = [Depends(_may(door, Permission.READ))]
+    conditional = Depends(conditions.refuse_unchecked)
+    readers = [Depends(_may(door, Permission.READ)), conditional]
     app.include_router(_metrics(control), dependencies=readers)
     app.include_router(_enrolment_tokens(control, door), dependencies=readers)
     app.include_router(_registry(control, door), dependencies=readers)
     app.include_router(_groups(control, door), dependencies=readers)
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
-    app.include_router(_access(control, door), dependencies=[Depends(_may(door, Permission.ADMINISTER))])
+    app.include_router(_access(control, door), dependencies=[Depends(_may(door, Permission.ADMINISTER)), conditional])
     app.include_router(_bootstrap(control))
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
     def openapi() -> dict[str, Any]:
         return openapi_document(app)
 
+    app.add_middleware(repeats.IdempotencyKeys, database=control.database, door=door)
+    app.add_middleware(conditions.EntityTags)
     app.add_middleware(limits.BodyLimit)
     app.add_middleware(limits.SafeHeaders)
     return app
-
-
-def openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of the app, with the schemas of the contract types."""
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    _, schemas = msgspec.json.schema_components(_CONTRACTS, ref_template="#/components/schemas/{name}")
-    components = document.setdefault("components", {}).setdefault("schemas", {})
-    components.update(schemas)
-    components["Problem"] = problems.PROBLEM_SCHEMA
-    failed = {
-        "description": "A problem with a stable code",
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = failed
-    return document
 
 
 def _may(door: access.Doorkeeper, permission: Permission) -> Callable[..., access.Caller]:
@@ -246,8 +230,15 @@ def _groups(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             return views.device_group(session, name, time.time())
 
     @router.delete("/{name}", summary="Remove a device group; its devices stay as they are")
-    def remove(name: str, caller: access.Caller = engineer) -> resources.DeviceGroups:
-        groups.remove(control.database, name, actor=caller.name, now_s=time.time())
+    def remove(
+        name: str, caller: access.Caller = engineer, if_match: conditions.IfMatch = None
+    ) -> resources.DeviceGroups:
+        now_s = time.time()
+
+        def check(session: Session) -> None:
+            conditions.check_unchanged(if_match, views.device_group(session, name, now_s))
+
+        groups.remove(control.database, name, actor=caller.name, now_s=now_s, check=check)
         return device_groups()
 
     return router

@@ -16,7 +16,12 @@ log = logging.getLogger(__name__)
 
 _STATUS = {
     "E-API-AUTH": 401,
+    "E-API-BUSY": 409,
+    "E-API-CHANGED": 412,
+    "E-API-DONE": 409,
+    "E-API-IDEMPOTENCY": 400,
     "E-API-RATE": 429,
+    "E-API-REUSED": 422,
     "E-API-ROLE": 403,
     "E-DEVICE-UNKNOWN": 404,
     "E-ENROLL": 403,
@@ -28,9 +33,15 @@ _STATUS = {
     "E-ROLLOUT-INVALID": 422,
     "E-ROLLOUT-STATE": 409,
     "E-ROLLOUT-UNKNOWN": 404,
+    "E-STATE-LOCKED": 503,
     "E-TOKEN": 403,
     "E-WIRE-MALFORMED": 400,
     "E-WIRE-SIZE": 413,
+}
+_HEADERS = {
+    "E-API-AUTH": {"WWW-Authenticate": "Bearer"},
+    "E-API-BUSY": {"Retry-After": "1"},
+    "E-API-RATE": {"Retry-After": "60"},
 }
 _STATUS_BY_FAULT = {Fault.USAGE: 400, Fault.PEER: 422, Fault.GATE: 409, Fault.ENVIRONMENT: 503, Fault.INTERNAL: 500}
 
@@ -63,8 +74,7 @@ def problem(status: int, code: str, title: str, detail: str, next_step: str = ""
         "code": code,
         "next_step": next_step,
     }
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}}.get(status, {})
-    return Response(json.dumps(body), status, headers, "application/problem+json")
+    return Response(json.dumps(body), status, _HEADERS.get(code), "application/problem+json")
 
 
 def problem_of(error: EdgeopsError) -> Response:

@@ -35,7 +35,11 @@ class TokenRequest(Request):
     valid_s: Annotated[float, Field(gt=0, le=TOKEN_VALID_MAX_S)] = TOKEN_VALID_S
 
 
-class TokenCreated(BaseModel):
+class ToldOnce(BaseModel):
+    """An answer that holds a secret: it is kept nowhere, so that it cannot be repeated either."""
+
+
+class TokenCreated(ToldOnce):
     """A new token. `token` is shown once."""
 
     id: str
@@ -71,7 +75,7 @@ class ApiTokenRequest(Request):
     valid_s: Annotated[float, Field(gt=0, le=MAX_VALID_S)] = 90 * 86400.0
 
 
-class ApiTokenCreated(BaseModel):
+class ApiTokenCreated(ToldOnce):
     """A new API token. `token` is shown once."""
 
     id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -45,24 +45,35 @@ def create(
         audit.record(session, at_s=now_s, actor=actor, action="group.create", subject=f"group/{name}", query=query)
 
 
-def remove(database: Database, name: str, *, actor: str, now_s: float) -> None:
+def remove(
+    database: Database, name: str, *, actor: str, now_s: float, check: Callable[[Session], None] = lambda session: None
+) -> None:
     """Remove a group; devices and rollouts stay as they are.
+
+    Args:
+        database: The registry.
+        name: The group's name.
+        actor: Who asks.
+        now_s: The control plane's clock.
+        check: Looks at the locked group first, in the same transaction; what it raises keeps the group.
 
     Raises:
         EdgeopsError: E-GROUP; there is none of this name.
     """
     with database.write() as session:
-        session.delete(group(session, name))
+        row = group(session, name, lock=True)
+        check(session)
+        session.delete(row)
         audit.record(session, at_s=now_s, actor=actor, action="group.remove", subject=f"group/{name}")
 
 
-def group(session: Session, name: str) -> DeviceGroup:
-    """Return a group's row.
+def group(session: Session, name: str, *, lock: bool = False) -> DeviceGroup:
+    """Return a group's row; `lock`: nobody else can change it until the transaction ends.
 
     Raises:
         EdgeopsError: E-GROUP; there is none of this name.
     """
-    row = session.get(DeviceGroup, name)
+    row = session.get(DeviceGroup, name, with_for_update=lock)
     if row is None:
         raise EdgeopsError("E-GROUP", f"there is no group {name[:80]!r}", "See `edgeops group list`.")
     return row
