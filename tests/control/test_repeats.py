@@ -31,6 +31,10 @@ from edgeops.control.idempotency import CLAIM, Claim, KeyedRequest
 from edgeops.control.models import AuditEntry, Device, RequestKey, Rollout
 
 CONTEXT = multiprocessing.get_context("forkserver")
+# There is one such server for all tests: what those of crashes want, and the API.
+CONTEXT.set_forkserver_preload(
+    ["edgeops.control.rollout.execute", "edgeops.control.ingest.apply", "edgeops.control.api.app"]
+)
 NOW = 1_000_000.0
 ROLLOUTS = "/api/v1/rollouts"
 
@@ -278,7 +282,7 @@ def test_a_key_in_a_transaction_of_its_own_is_noticed(
     assert faults(registry_url, points)
 
 
-def race(registry_url: Path | str, headers: dict[str, str]) -> list[Reply]:
+def race(registry_url: Path | str, headers: dict[str, str], *, first_fails: bool = False) -> list[Reply]:
     """Two workers get one request: the second begins while the first is in its transaction."""
     workers = [Worker(registry_url) for _ in range(2)]
     inside, replies = threading.Event(), {}
@@ -286,7 +290,9 @@ def race(registry_url: Path | str, headers: dict[str, str]) -> list[Reply]:
     def wait_inside(_c: object, _cursor: object, statement: str, *_: object) -> None:
         if statement.startswith("INSERT INTO rollouts") and not inside.is_set():
             inside.set()
-            time.sleep(0.5)
+            time.sleep(0.3)
+            if first_fails:
+                raise EdgeopsError("E-DISK-FULL", "the database: full")
 
     def ask(number: int) -> None:
         replies[number] = workers[number]("POST", ROLLOUTS, WISH, **headers)
@@ -314,6 +320,13 @@ def test_of_two_workers_with_one_key_one_makes_the_change(database: Database, re
     worker = Worker(registry_url)
     assert worker("POST", ROLLOUTS, WISH, **mine).body == first.body
     worker.close()
+
+
+def test_a_worker_that_waits_for_one_that_fails_makes_the_change(database: Database, registry_url: Path | str) -> None:
+    first, second = race(registry_url, key(), first_fails=True)
+    assert (first.status, first.code) == (503, "E-DISK-FULL")
+    assert (second.status, second.replayed) == (201, False)
+    assert rollouts(database) == 1
 
 
 def test_two_workers_without_a_key_make_two(database: Database, registry_url: Path | str) -> None:
