@@ -10,6 +10,7 @@ import msgspec
 from edgeops.agent import downloads, holds
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
+from edgeops.agent.settings import SelfUpdateRules
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Declared
 
@@ -27,10 +28,12 @@ class AgentConfig(Declared, frozen=True, kw_only=True):
     Args:
         holds: Reasons to wait with an update.
         downloads: How bundles are fetched.
+        self_update: How the agent takes up a new version of itself.
     """
 
     holds: HoldRules = HoldRules()
     downloads: DownloadRules = DownloadRules()
+    self_update: SelfUpdateRules = SelfUpdateRules()
 
 
 def read_config(root: Path) -> AgentConfig:

@@ -1,4 +1,4 @@
-"""One model on its way: events into the table, the new state to the disk, and only then the effects."""
+"""One component on its way: events into the table, the new state to the disk, and only then the effects."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edgeops.agent.holds import Hold
 from edgeops.agent.house import House
 from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
+from edgeops.agent.self_update import AgentServing
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.slots import SlotName, Slots
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
@@ -22,11 +23,13 @@ from edgeops.agent.store import ComponentRecord, report_of
 from edgeops.agent.trial import TrialBook, faults, judge
 from edgeops.agent.waiting import Waiting
 from edgeops.contracts.deployment import (
+    ComponentKind,
     ComponentReport,
     DeploymentState,
     Failure,
     SelfTestFigures,
     Slot,
+    kind_of,
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
@@ -41,7 +44,7 @@ _DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
 
 
 class Deployment:
-    """One model component of this device.
+    """One component of this device: a model, or the agent itself.
 
     Args:
         name: The component's name.
@@ -57,8 +60,15 @@ class Deployment:
         self._house, self._loop, self._observer = house, house.loop, house.observer
         self._slots = Slots(house.state.component_dir(name))
         self.record = house.state.read_component(name, self._slots)
-        kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
-        self.serving = ModelServing(house.loop, self, [*kept, *ports])
+        self._trial_rules = house.settings.trial
+        self.serving: ModelServing | AgentServing
+        if house.life is not None and kind_of(name) is ComponentKind.AGENT:
+            self.record = msgspec.structs.replace(self.record, kind=ComponentKind.AGENT)
+            self.serving = AgentServing(house.loop, self, house.life)
+            self._trial_rules = self._trial_rules._replace(confirm_within_s=house.settings.self_update.trial_s)
+        else:
+            kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
+            self.serving = ModelServing(house.loop, self, [*kept, *ports])
         self._floor_number = floor_number
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
@@ -169,7 +179,9 @@ class Deployment:
             self.ready = None
         log.info("%s: %s, %s -> %s", self.record.name, event.value, self.record.state, step.state)
         record = msgspec.structs.replace(self.record, state=step.state, **changes)
-        begins = Effect.TEST in step.effects or (Effect.WATCH in step.effects and event is Event.RESTARTED)
+        # The agent's own trial begins with a start; those are counted by what starts it.
+        cut_off = event is Event.RESTARTED and record.kind is ComponentKind.MODEL
+        begins = Effect.TEST in step.effects or (Effect.WATCH in step.effects and cut_off)
         self._keep(
             msgspec.structs.replace(
                 record,
@@ -380,7 +392,7 @@ class Deployment:
 
     # What the workers say: `serving.ServingEvents`
 
-    def tested(self, figures: SelfTestFigures) -> None:
+    def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
         if not self.record.together:
             self._handle_in(DeploymentState.SELF_TEST, Event.TEST_PASSED, self_test=figures)
@@ -449,7 +461,7 @@ class Deployment:
         trial = self._trial
         if trial is None or self.record.state is not DeploymentState.TRIAL:
             return
-        verdict = judge(trial.facts(serving=self.serving.is_serving), self._house.settings.trial)
+        verdict = judge(trial.facts(serving=self.serving.is_serving), self._trial_rules)
         if verdict.healthy is False:
             self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
         elif verdict.healthy and not self.record.together:

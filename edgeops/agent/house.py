@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from edgeops.agent.fetching import Fetcher
 from edgeops.agent.holds import Conditions
 from edgeops.agent.loop import Loop
+from edgeops.agent.self_update import AgentLife
 from edgeops.agent.settings import Settings
 from edgeops.agent.store import StateDirectory
 from edgeops.contracts.profile import Serving
@@ -53,6 +54,7 @@ class House(NamedTuple):
         now: The time rule, seconds.
         observer: Who hears of everything.
         conditions: What the device is like now.
+        life: The agent itself, where it may be a component.
     """
 
     loop: Loop
@@ -65,3 +67,4 @@ class House(NamedTuple):
     now: Callable[[], float]
     observer: DeploymentObserver
     conditions: Callable[[], Conditions]
+    life: AgentLife | None = None

@@ -27,7 +27,7 @@ from edgeops.agent.settings import Settings
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import ComponentRecord, LocalChoice, StateDirectory, UnitRecord, is_locked
 from edgeops.agent.trust_desk import TrustDesk
-from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState, Failure
+from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState, Failure, kind_of
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.release import target_path
@@ -99,7 +99,7 @@ def fallback_of(state: StateDirectory, name: str, profile: str) -> Component:
         raise EdgeopsError("E-CONFIG", f"{name} has no bundle to go back to", "See `edgeops agent status`.")
     return Component(
         name=name,
-        kind=ComponentKind.MODEL,
+        kind=kind_of(name),
         release=slot.release,
         target=target_path(name, slot.release, profile),
         digest=slot.digest,
@@ -215,6 +215,8 @@ class _Alone:
 
     def pursue(self, component: Component) -> Installed:
         """Have a component go all the way, or fail on it."""
+        if component.kind is not ComponentKind.MODEL:
+            raise EdgeopsError("E-CONFIG", "the agent changes its own version only while it runs", "Start it first.")
         house = House(
             loop=self._loop,
             state=self._state,

@@ -10,6 +10,9 @@ from collections.abc import MutableMapping
 log = logging.getLogger(__name__)
 
 
+_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
 class ServiceManager:
     """Speaks to systemd if it is there; otherwise without effect.
 
@@ -18,6 +21,8 @@ class ServiceManager:
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
+        self._environment = environment
+        self._said = {name: environment[name] for name in _NAMES if name in environment}
         address = environment.pop("NOTIFY_SOCKET", "")
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self.watchdog_s = _watchdog_s(environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", ""))
@@ -33,6 +38,10 @@ class ServiceManager:
     def stopping(self) -> None:
         """Say that the agent ends because it was asked to."""
         self._say("STOPPING=1")
+
+    def hand_on(self) -> None:
+        """Give back what systemd said: another version of the agent goes on in this process's place."""
+        self._environment.update(self._said)
 
     def _say(self, text: str) -> None:
         if not self._address:

@@ -32,7 +32,7 @@ _RESTART_FIRST_S, _RESTART_MAX_S = 0.2, 30.0
 class ServingEvents(Protocol):
     """Who hears of it."""
 
-    def tested(self, figures: SelfTestFigures) -> None:
+    def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
 
     def test_failed(self, error: EdgeopsError) -> None:

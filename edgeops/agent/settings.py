@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import msgspec
 
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
+from edgeops.contracts.wire import Declared
 
 MAX_QUEUED_WINDOWS = 1000
 
@@ -30,6 +33,16 @@ class TrialRules(NamedTuple):
     max_error_share: float = 0.1
 
 
+class SelfUpdateRules(Declared, frozen=True, kw_only=True):
+    """How the agent takes up a new version of itself.
+
+    Args:
+        trial_s: The new version has so long to report to the fleet, or the one before is taken up again.
+    """
+
+    trial_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 600.0
+
+
 class Settings(NamedTuple):
     """An agent's settings.
 
@@ -40,6 +53,7 @@ class Settings(NamedTuple):
         trial: When a new bundle has proved itself.
         holds: Reasons to wait with an update.
         downloads: How bundles are fetched.
+        self_update: How the agent takes up a new version of itself.
     """
 
     http_port: int = 0
@@ -48,3 +62,4 @@ class Settings(NamedTuple):
     trial: TrialRules = TrialRules()
     holds: HoldRules = HoldRules()
     downloads: DownloadRules = DownloadRules()
+    self_update: SelfUpdateRules = SelfUpdateRules()

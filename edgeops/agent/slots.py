@@ -6,13 +6,13 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from edgeops import durable
-from edgeops.contracts.deployment import Component, Slot
+from edgeops.contracts.deployment import AGENT_COMPONENT, Component, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.releases.bundles import open_bundle, unpack
+from edgeops.releases.bundles import AgentBundle, Bundle, open_agent_bundle, open_bundle, unpack, unpack_agent
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,14 @@ class _Pointer(Wire, frozen=True, kw_only=True):
     slot: SlotName | None
 
 
+class _Opens(Protocol):
+    def __call__(self, directory: Path, *, expect_digest: str | None) -> Bundle | AgentBundle: ...
+
+
+class _Unpacks(Protocol):
+    def __call__(self, source: Path, directory: Path, *, expect_digest: str | None) -> Bundle | AgentBundle: ...
+
+
 class Space(NamedTuple):
     """Bytes: needed for a deployment, and free on the disk."""
 
@@ -63,7 +71,7 @@ class Slots:
     `write_back`, which comes before any other change of the slots.
 
     Args:
-        directory: The component's directory; made if it is not there.
+        directory: The component's directory, called as it; made if it is not there.
 
     Raises:
         EdgeopsError: E-DISK-WRITE or E-DISK-FULL.
@@ -71,6 +79,11 @@ class Slots:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        is_agent = directory.name == AGENT_COMPONENT
+        # The file and what is unpacked of it; an agent's wheels are compressed, and are installed beside.
+        self._copies = 6 if is_agent else 2
+        self._open: _Opens = open_agent_bundle if is_agent else open_bundle
+        self._unpack: _Unpacks = unpack_agent if is_agent else unpack
         self._slots = directory / "slots"
         durable.make_private_dir(self._slots)
         self.records: dict[SlotName, SlotRecord] = {}
@@ -138,7 +151,7 @@ class Slots:
         if record is None or record.slot != slot:
             return False
         try:
-            open_bundle(self.bundle_path(name), expect_digest=slot.digest)
+            self._open(self.bundle_path(name), expect_digest=slot.digest)
         except EdgeopsError as error:
             log.warning("slot %s is damaged and is filled again: %s", name, error.what)
             return False
@@ -148,12 +161,12 @@ class Slots:
         """Return what a deployment needs on the disk, and what is free.
 
         Args:
-            length: Length of the bundle's file; its files together are no longer.
+            length: Length of the bundle's file; a model's files together are no longer.
             present: How much of that file is here already.
             reserve: What must stay free.
         """
         stat = os.statvfs(self._slots)
-        return Space(2 * length - present + reserve, stat.f_bavail * stat.f_frsize)
+        return Space(self._copies * length - present + reserve, stat.f_bavail * stat.f_frsize)
 
     def unpack(self, source: Path, slot: Slot) -> Path:
         """Unpack a bundle's file beside the slots, check every byte and make it durable; neither slot is touched.
@@ -168,7 +181,7 @@ class Slots:
         staging = self._slots / f".staging-{secrets.token_hex(4)}"
         try:
             durable.make_private_dir(staging)
-            unpack(source, staging / _BUNDLE, expect_digest=slot.digest)
+            self._unpack(source, staging / _BUNDLE, expect_digest=slot.digest)
             durable.write_file(staging / _RECORD, encode(SlotRecord(slot=slot, confirmed=False)))
             # Data before flag: what the record names is durable before anything can point to it.
             durable.fsync_tree(staging)

@@ -87,7 +87,7 @@ def report_of(record: ComponentRecord, slots: Slots, endpoint: str) -> Component
         self_test=record.self_test,
         held_reason=record.held_reason if held else None,
         held_until_s=record.held_until_s if held else None,
-        endpoint=endpoint if slots.active is not None else None,
+        endpoint=endpoint or None if slots.active is not None else None,
     )
 
 

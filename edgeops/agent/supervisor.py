@@ -30,6 +30,7 @@ from edgeops.agent.loop import Loop
 from edgeops.agent.notify import ServiceManager
 from edgeops.agent.plan import Wish, with_local
 from edgeops.agent.renewing import Renewer
+from edgeops.agent.self_update import AgentLife
 from edgeops.agent.sets import Sets
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
@@ -37,6 +38,7 @@ from edgeops.agent.store import LocalChoice, StateDirectory
 from edgeops.agent.telemetry import TelemetryQueue, Windows, device_window
 from edgeops.agent.trust_desk import Postponed, TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
+from edgeops.agent.versions import Running
 from edgeops.contracts.deployment import (
     Component,
     ComponentKind,
@@ -45,6 +47,7 @@ from edgeops.contracts.deployment import (
     Desired,
     Failure,
     Reported,
+    kind_of,
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
@@ -61,6 +64,7 @@ from edgeops.trust.tuf_client import TufClient
 log = logging.getLogger(__name__)
 
 
+INSTALLED = Running()
 KEEPALIVE_S = 300
 TIDY_EVERY_S = 60.0
 INBOX_EVERY_S = 2.0
@@ -77,13 +81,16 @@ class Supervisor:
         state: The state directory, locked.
         enrolment: Who this device is.
         settings: The agent's settings.
+        running: Which version of the agent this is.
 
     Raises:
         EdgeopsError: E-TRUST-KEY; the identity is damaged. E-PROFILE-UNKNOWN. E-DISK-WRITE or E-DISK-FULL.
             E-BROKER-ADDRESS.
     """
 
-    def __init__(self, state: StateDirectory, enrolment: Enrolment, settings: Settings) -> None:
+    def __init__(
+        self, state: StateDirectory, enrolment: Enrolment, settings: Settings, running: Running = INSTALLED
+    ) -> None:
         self._state, self._enrolment, self._settings = state, enrolment, settings
         self._loop = Loop()
         self._manager = ServiceManager()
@@ -113,6 +120,7 @@ class Supervisor:
             now=self._clock.now,
             observer=self,
             conditions=self._probe,
+            life=AgentLife(running, state.root, lambda: self._uplink.heard, self._relaunch),
         )
         self._unit = state.read_unit()
         self._deployments: dict[str, Deployment] = {}
@@ -136,14 +144,18 @@ class Supervisor:
         )
         self._uplink.attach(self._link, self._compose)
         self._renewer = Renewer(self._loop, identity, enrolment, self._clock.now, self._renewed)
+        self._relaunching = False
         self._facts: dict[str, object] = {}
         self._verifying = False
         self._envelopes: deque[bytes] = deque(maxlen=MAX_ENVELOPES)
         self._verify_tries = 0
         self._installing = False
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Serve, pursue what is desired and report, until a signal says to stop.
+
+        Returns:
+            Whether another version of the agent is to go on: `versions.relaunch`.
 
         Raises:
             EdgeopsError: E-AGENT-STATE; a defect. What was active is whole, and the next start goes on from there.
@@ -171,8 +183,17 @@ class Supervisor:
             self._say_alive()
             self._loop.run()
         finally:
-            self._manager.stopping()
+            if self._relaunching:
+                self._manager.hand_on()
+            else:
+                self._manager.stopping()
             self._stop()
+        return self._relaunching
+
+    def _relaunch(self) -> None:
+        log.info("another version of the agent goes on")
+        self._relaunching = True
+        self._loop.stop()
 
     def _say_alive(self) -> None:
         """Feed the service manager's watchdog: a loop that stands still has the agent started anew."""
@@ -265,7 +286,7 @@ class Supervisor:
         for component in with_local(desired.components, desired.generation, self._unit.local):
             try:
                 check_name(component.name, "component")
-                if component.kind is not ComponentKind.MODEL:
+                if component.kind is ComponentKind.UNKNOWN or component.kind is not kind_of(component.name):
                     raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent cannot hold a {component.kind}")
             except EdgeopsError as error:
                 self._unsupported[component.name] = self._unsupported_report(component, desired.generation, error)
@@ -456,7 +477,7 @@ class Supervisor:
         endpoints = {
             name: deployment.serving.endpoint
             for name, deployment in self._deployments.items()
-            if deployment.active is not None
+            if deployment.active is not None and deployment.serving.endpoint
         }
         facts = {"pid": os.getpid(), "connection": self._enrolment.connection, "endpoints": endpoints}
         if facts != self._facts:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from edgeops.contracts.deployment import Component, ComponentKind, Desired, Slot
+from edgeops.contracts.deployment import Component, Desired, Slot, kind_of
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.releases.offline import OfflineRepository
@@ -123,7 +123,7 @@ class TrustDesk:
                 self._note_freshness()
         custom = target.custom
         want = Component(
-            name=custom.model, kind=ComponentKind.MODEL, release=custom.version, target=path, digest=custom.digest
+            name=custom.model, kind=kind_of(custom.model), release=custom.version, target=path, digest=custom.digest
         )
         self._check(want, target, floor_of(custom.model))
         return want, target

@@ -58,6 +58,16 @@ class Uplink:
         self._compose: Callable[[int], Reported] | None = None
         self._in_flight: dict[int, MQTTMessageInfo] = {}
         self._ack_look: Timer | None = None
+        self._first_report: MQTTMessageInfo | None = None
+
+    @property
+    def heard(self) -> bool:
+        """Whether the broker has a report of this boot."""
+        try:
+            return self._first_report is not None and self._first_report.is_published()
+        except (RuntimeError, ValueError):  # paho's way to say that it did not take the message
+            self._first_report = None
+            return False
 
     @property
     def will(self) -> LastWill:
@@ -189,7 +199,8 @@ class Uplink:
     def _report_now(self) -> None:
         self._report = None
         if self._compose is not None:
-            self._sign_and_publish("reported", self._compose(self.next_seq()), retain=True)
+            info = self._sign_and_publish("reported", self._compose(self.next_seq()), retain=True)
+            self._first_report = self._first_report or info
 
     def _sign_and_publish(
         self, leaf: str, statement: Reported | Progress | Telemetry | TelemetryBatch, *, retain: bool = False

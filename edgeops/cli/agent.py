@@ -72,6 +72,7 @@ def run(
     verbose: bool,
 ) -> None:
     """Enrol this device if it is new, then serve, update and report until SIGTERM."""
+    from edgeops.agent import versions
     from edgeops.agent.config import read_config
     from edgeops.agent.enrolment import enrol, enrolled
     from edgeops.agent.logbook import open_logbook
@@ -83,6 +84,8 @@ def run(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    config = read_config(root)
+    running = versions.become_current(root, config.self_update.trial_s)
     state = StateDirectory(root)
     open_logbook(root)
     try:
@@ -97,11 +100,19 @@ def run(
         elif profile is not None and profile != enrolment.profile:
             raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
         trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
-        config = read_config(root)
-        settings = Settings(http_port, telemetry_window_s, trial=trial, holds=config.holds, downloads=config.downloads)
-        Supervisor(state, enrolment, settings).run()
+        settings = Settings(
+            http_port,
+            telemetry_window_s,
+            trial=trial,
+            holds=config.holds,
+            downloads=config.downloads,
+            self_update=config.self_update,
+        )
+        relaunching = Supervisor(state, enrolment, settings, running).run()
     finally:
         state.close()
+    if relaunching:
+        versions.relaunch()
 
 
 @command.command()

@@ -9,6 +9,7 @@ import click
 
 from edgeops.cli.options import home_option, keys_option
 from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 
 
@@ -32,6 +33,31 @@ def create(home: Path, version: str, model: str | None, notes: str, bundles: tup
     from edgeops.releases import assemble
 
     _show(assemble.create(home, bundles, version=version, model=model, notes=notes), as_json)
+
+
+@command.command("create-agent")
+@home_option
+@click.option(
+    "--wheels",
+    "folders",
+    multiple=True,
+    required=True,
+    metavar="PROFILE=FOLDER",
+    help="Wheels for the devices of a profile: edgeops, and what they do not have installed.",
+)
+@click.option("--notes", default="", help="For people.")
+@json_option
+def create_agent(home: Path, folders: tuple[str, ...], notes: str, as_json: bool) -> None:
+    """Make a draft of a new version of the agent, to be published and rolled out as model edgeops-agent."""
+    from edgeops.releases import assemble
+
+    wheels = {}
+    for text in folders:
+        profile, _, folder = text.partition("=")
+        if not Path(folder).is_dir() or not folder or profile in wheels:
+            raise EdgeopsError("E-CONFIG", f"--wheels {text}: not PROFILE=FOLDER, or twice", "Name a folder of wheels.")
+        wheels[profile] = Path(folder)
+    _show(assemble.create_agent(home, wheels, notes=notes), as_json)
 
 
 @command.command()

@@ -1,4 +1,4 @@
-"""Bundle: the model compiled for one profile. Its digest covers exactly what `BundleManifest` describes."""
+"""Bundle: a model compiled for one profile, or a version of the agent. Its digest covers what the manifest says."""
 
 from __future__ import annotations
 
@@ -146,4 +146,23 @@ class BundleManifest(Wire, frozen=True, kw_only=True):
 
     def digest(self) -> str:
         """Return the bundle's digest: `sha256:` and the hex SHA-256 of the manifest's canonical bytes."""
+        return "sha256:" + hashlib.sha256(encode(self)).hexdigest()
+
+
+class AgentManifest(Wire, frozen=True, kw_only=True):
+    """What a version of the agent consists of: wheels, which go before what is installed on the device.
+
+    Args:
+        agent: The version.
+        profile: The profile that its wheels are for.
+        files: The wheels.
+    """
+
+    agent: str
+    profile: str
+    files: dict[str, FileEntry]
+    schema_version: int = msgspec.field(default=BUNDLE_SCHEMA, name="schema")
+
+    def digest(self) -> str:
+        """Return the bundle's digest, as `BundleManifest.digest`."""
         return "sha256:" + hashlib.sha256(encode(self)).hexdigest()

@@ -26,6 +26,15 @@ class ComponentKind(WireEnum):
     UNKNOWN = "unknown"
 
 
+# The one component of kind agent; no model may have this name.
+AGENT_COMPONENT = "edgeops-agent"
+
+
+def kind_of(name: str) -> ComponentKind:
+    """Return what a released component of this name is."""
+    return ComponentKind.AGENT if name == AGENT_COMPONENT else ComponentKind.MODEL
+
+
 class DeploymentState(WireEnum):
     """Where a component of a device stands on its way to the desired release."""
 

@@ -90,6 +90,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-AGENT-WORKER": ErrorCode(Fault.PEER, "The runtime worker died, hung or could not start."),
     "E-MEASURE": ErrorCode(Fault.GATE, "A bundle could not be measured, or does not answer as it should."),
     "E-SELFTEST-GOLDEN": ErrorCode(Fault.PEER, "Outputs on this device differ from the golden vectors."),
+    "E-SELFTEST-AGENT": ErrorCode(Fault.PEER, "A new version of the agent cannot be installed or used on this device."),
     "E-SELFTEST-BUDGET": ErrorCode(Fault.GATE, "Latency or memory on this device breaks the budget."),
     "E-TRIAL": ErrorCode(Fault.GATE, "The new bundle was not healthy in its trial."),
     "E-INFER-REQUEST": ErrorCode(Fault.USAGE, "An inference request is malformed, or too large or too slow."),

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from edgeops import durable
-from edgeops.contracts.bundle import BundleManifest
+from edgeops.contracts.bundle import AgentManifest
+from edgeops.contracts.deployment import AGENT_COMPONENT
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.names import check_version
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
 from edgeops.contracts.wire import decode, encode
+from edgeops.profiles import registry
 from edgeops.releases import catalog
-from edgeops.releases.bundles import Bundle, file_digest, open_bundle, pack, unpack
+from edgeops.releases.bundles import Bundle, file_digest, open_bundle, pack, seal_agent, unpack
 from edgeops.releases.catalog import DRAFTS, EVIDENCE, MAX_EVIDENCE_BYTES, RELEASE_NAME, UNPUBLISHED, draft_dir
 
 _EVIDENCE_NAME = "evidence.json"
 
 
 class _Part(NamedTuple):
-    manifest: BundleManifest
+    name: str
+    profile: str
     digest: str
+    version: str = ""
+
+
+class _Made(NamedTuple):
+    model: str
+    version: str
+    notes: str
+    at_s: float
 
 
 def create(
@@ -57,29 +70,80 @@ def create(
     check_version(version)
     if not bundles:
         raise EdgeopsError("E-RELEASE-INVALID", "a release needs at least one bundle")
+    with _making(home) as making:
+        parts = [_take(path, making, making.parent / f"unpacked-{index}") for index, path in enumerate(bundles)]
+        model = _one_model(parts, model)
+        return _finish(home, making, _Made(model, version, notes, now()), parts)
+
+
+def create_agent(
+    home: Path, wheels: Mapping[str, Path], *, notes: str = "", now: Callable[[], float] = time.time
+) -> Release:
+    """Make a draft of a version of the agent, which is named as its edgeops wheel says.
+
+    Args:
+        home: The fleet's home.
+        wheels: Profile → folder with the wheels for it: edgeops, and what devices do not have installed.
+        notes: For people.
+        now: Clock.
+
+    Raises:
+        EdgeopsError: E-RELEASE-INVALID; no profile, or the folders are of several versions. E-BUNDLE-INVALID; a folder
+            has no wheels, or not exactly one of edgeops. E-PROFILE-UNKNOWN. Otherwise as `create`.
+    """
+    if not wheels:
+        raise EdgeopsError("E-RELEASE-INVALID", "a release needs at least one profile")
+    with _making(home) as making:
+        parts = [_take_wheels(profile, folder, making) for profile, folder in sorted(wheels.items())]
+        versions = sorted({part.version for part in parts})
+        if len(versions) != 1:
+            raise EdgeopsError("E-RELEASE-INVALID", f"wheels of edgeops {' and '.join(versions)}")
+        return _finish(home, making, _Made(AGENT_COMPONENT, versions[0], notes, now()), parts)
+
+
+@contextmanager
+def _making(home: Path) -> Iterator[Path]:
+    """Give a folder for a draft, with room for what is temporary beside it."""
     drafts = home / DRAFTS
     durable.make_private_dir(drafts)
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=drafts) as name:
         making = Path(name) / "draft"
         (making / EVIDENCE).mkdir(parents=True)
-        parts = [_take(path, making, Path(name) / f"unpacked-{index}") for index, path in enumerate(bundles)]
-        model = _one_model(parts, model)
-        _check_new(home, model, version)
-        release = Release(
-            model=model,
-            version=version,
-            number=UNPUBLISHED,
-            created_at_s=now(),
-            targets=tuple(
-                _target(making, version, part) for part in sorted(parts, key=lambda part: part.manifest.profile)
-            ),
-            notes=notes,
-        )
-        durable.write_file(making / RELEASE_NAME, encode(release))
-        durable.fsync_tree(making)
-        (drafts / model).mkdir(exist_ok=True)
-        durable.rename(making, draft_dir(home, model, version))
+        yield making
+
+
+def _finish(home: Path, making: Path, made: _Made, parts: Sequence[_Part]) -> Release:
+    """Describe a draft whose bundles lie in `making`, and put it in its place."""
+    _check_new(home, made.model, made.version)
+    release = Release(
+        model=made.model,
+        version=made.version,
+        number=UNPUBLISHED,
+        created_at_s=made.at_s,
+        targets=tuple(_target(making, made, part) for part in sorted(parts, key=lambda part: part.profile)),
+        notes=made.notes,
+    )
+    durable.write_file(making / RELEASE_NAME, encode(release))
+    durable.fsync_tree(making)
+    (home / DRAFTS / made.model).mkdir(exist_ok=True)
+    durable.rename(making, draft_dir(home, made.model, made.version))
     return release
+
+
+def _take_wheels(profile: str, folder: Path, making: Path) -> _Part:
+    """Make and pack the bundle of the wheels in a folder."""
+    registry.load(profile)
+    scratch = making.parent / f"wheels-{profile}"
+    (scratch / "wheels").mkdir(parents=True)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    version = next((path.name.split("-")[1] for path in files if path.name.startswith("edgeops-")), None)
+    if version is None:
+        raise EdgeopsError("E-BUNDLE-INVALID", f"{folder} has no wheel of edgeops", "`pip download edgeops` gets one.")
+    for path in files:
+        shutil.copyfile(path, scratch / "wheels" / path.name)
+    bundle = seal_agent(scratch, AgentManifest(agent=version, profile=profile, files={}))
+    pack(bundle, making / f"{profile}.edgeops")
+    return _Part(AGENT_COMPONENT, profile, bundle.digest, version)
 
 
 def _take(path: Path, making: Path, scratch: Path) -> _Part:
@@ -94,7 +158,7 @@ def _take(path: Path, making: Path, scratch: Path) -> _Part:
     evidence = _evidence(path.resolve().parent / _EVIDENCE_NAME, bundle)
     if evidence is not None:
         durable.write_file(making / EVIDENCE / f"{profile}.json", evidence)
-    return _Part(bundle.manifest, bundle.digest)
+    return _Part(bundle.manifest.model, profile, bundle.digest)
 
 
 def _evidence(path: Path, bundle: Bundle) -> bytes | None:
@@ -108,7 +172,7 @@ def _evidence(path: Path, bundle: Bundle) -> bytes | None:
 
 
 def _one_model(parts: Sequence[_Part], model: str | None) -> str:
-    models = sorted({part.manifest.model for part in parts})
+    models = sorted({part.name for part in parts})
     if len(models) != 1 or model not in (None, models[0]):
         raise EdgeopsError(
             "E-RELEASE-INVALID",
@@ -127,16 +191,12 @@ def _check_new(home: Path, model: str, version: str) -> None:
         )
 
 
-def _profile(part: _Part) -> str:
-    return part.manifest.profile
-
-
-def _target(making: Path, version: str, part: _Part) -> ReleaseTarget:
-    packed = file_digest(making / f"{part.manifest.profile}.edgeops")
+def _target(making: Path, made: _Made, part: _Part) -> ReleaseTarget:
+    packed = file_digest(making / f"{part.profile}.edgeops")
     return ReleaseTarget(
-        profile=part.manifest.profile,
+        profile=part.profile,
         digest=part.digest,
-        path=target_path(part.manifest.model, version, part.manifest.profile),
+        path=target_path(made.model, made.version, part.profile),
         length=packed.length,
         sha256=packed.sha256,
     )

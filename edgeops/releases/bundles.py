@@ -7,16 +7,17 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from edgeops import durable
-from edgeops.contracts.bundle import BUNDLE_SCHEMA, MANIFEST_NAME, BundleManifest, FileEntry
+from edgeops.contracts.bundle import BUNDLE_SCHEMA, MANIFEST_NAME, AgentManifest, BundleManifest, FileEntry
+from edgeops.contracts.deployment import AGENT_COMPONENT
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.names import check_name
+from edgeops.contracts.names import check_name, check_version
 from edgeops.contracts.wire import decode, encode
 
 MAX_FILES = 512
@@ -32,12 +33,27 @@ ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, V
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip can hold: the same bundle gives the same bytes
 
 
+_WHEEL = re.compile(r"wheels/(?P<name>[A-Za-z0-9._]+)-(?P<version>[A-Za-z0-9._]+)(-[^/-]+){3,4}\.whl")
+
+
 class Bundle(NamedTuple):
     """A checked bundle: its directory, manifest and digest."""
 
     directory: Path
     manifest: BundleManifest
     digest: str
+
+
+class AgentBundle(NamedTuple):
+    """A checked bundle of an agent's version: its directory, manifest and digest."""
+
+    directory: Path
+    manifest: AgentManifest
+    digest: str
+
+
+B = TypeVar("B", Bundle, AgentBundle)
+M = TypeVar("M", BundleManifest, AgentManifest)
 
 
 def file_digest(path: Path) -> FileEntry:
@@ -56,11 +72,26 @@ def seal(directory: Path, manifest: BundleManifest) -> Bundle:
     Raises:
         EdgeopsError: E-BUNDLE-INVALID; a file's path is not allowed, or the manifest names a file that is not there.
     """
+    manifest = _seal(directory, manifest)
+    return Bundle(directory, manifest, manifest.digest())
+
+
+def seal_agent(directory: Path, manifest: AgentManifest) -> AgentBundle:
+    """Write the manifest of an agent's version, whose wheels lie in `directory/wheels`.
+
+    Raises:
+        EdgeopsError: E-BUNDLE-INVALID; not wheels, or not exactly one of edgeops in the manifest's version.
+    """
+    manifest = _seal(directory, manifest)
+    return AgentBundle(directory, manifest, manifest.digest())
+
+
+def _seal(directory: Path, manifest: M) -> M:
     names = sorted(_walk(directory) - {MANIFEST_NAME})
     manifest = msgspec.structs.replace(manifest, files={name: file_digest(directory / name) for name in names})
     _check_manifest(manifest)
     durable.write_file(directory / MANIFEST_NAME, encode(manifest))
-    return Bundle(directory, manifest, manifest.digest())
+    return manifest
 
 
 def open_bundle(directory: Path, *, expect_digest: str | None = None) -> Bundle:
@@ -74,7 +105,16 @@ def open_bundle(directory: Path, *, expect_digest: str | None = None) -> Bundle:
         EdgeopsError: E-BUNDLE-DAMAGED; a file is missing, superfluous or changed, or the digest is another one.
             E-BUNDLE-INVALID; the manifest breaks the bundle rules.
     """
-    manifest, digest = read_manifest(directory)
+    return Bundle(directory, *_open(directory, BundleManifest, expect_digest))
+
+
+def open_agent_bundle(directory: Path, *, expect_digest: str | None = None) -> AgentBundle:
+    """Read a bundle of an agent's version and check every byte of it; arguments and errors as `open_bundle`."""
+    return AgentBundle(directory, *_open(directory, AgentManifest, expect_digest))
+
+
+def _open(directory: Path, kind: type[M], expect_digest: str | None) -> tuple[M, str]:
+    manifest, digest = _read_manifest(directory, kind)
     if expect_digest is not None and digest != expect_digest:
         raise EdgeopsError("E-BUNDLE-DAMAGED", f"{directory}: digest is {digest}, expected {expect_digest}")
     present = _walk(directory) - {MANIFEST_NAME}
@@ -84,7 +124,7 @@ def open_bundle(directory: Path, *, expect_digest: str | None = None) -> Bundle:
     for name, entry in manifest.files.items():
         if file_digest(directory / name) != entry:
             raise EdgeopsError("E-BUNDLE-DAMAGED", f"{directory / name}: content differs from the manifest")
-    return Bundle(directory, manifest, digest)
+    return manifest, digest
 
 
 def read_manifest(directory: Path) -> tuple[BundleManifest, str]:
@@ -93,6 +133,10 @@ def read_manifest(directory: Path) -> tuple[BundleManifest, str]:
     Raises:
         EdgeopsError: E-BUNDLE-DAMAGED; missing or not canonical. E-BUNDLE-INVALID; it breaks the bundle rules.
     """
+    return _read_manifest(directory, BundleManifest)
+
+
+def _read_manifest(directory: Path, kind: type[M]) -> tuple[M, str]:
     path = directory / MANIFEST_NAME
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -101,7 +145,7 @@ def read_manifest(directory: Path) -> tuple[BundleManifest, str]:
     except OSError as error:
         raise EdgeopsError("E-BUNDLE-DAMAGED", f"{path}: {error.strerror}", "Name a bundle's directory.") from error
     try:
-        manifest = decode(data, BundleManifest, what=str(path))
+        manifest = decode(data, kind, what=str(path))
     except EdgeopsError as error:
         raise EdgeopsError("E-BUNDLE-DAMAGED", error.what, "Fetch or compile it again.") from error
     _check_manifest(manifest)
@@ -109,7 +153,7 @@ def read_manifest(directory: Path) -> tuple[BundleManifest, str]:
     return manifest, "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def pack(bundle: Bundle, target: Path) -> None:
+def pack(bundle: Bundle | AgentBundle, target: Path) -> None:
     """Write a bundle as one file: a zip, stored, sorted, without dates. The same bundle gives the same bytes.
 
     Raises:
@@ -146,6 +190,15 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
             not those that the manifest names. E-DISK-FULL or E-DISK-WRITE. `directory` is then not there; one that
             was there before stays as it is.
     """
+    return _unpack(source, directory, lambda: open_bundle(directory, expect_digest=expect_digest))
+
+
+def unpack_agent(source: Path, directory: Path, *, expect_digest: str | None = None) -> AgentBundle:
+    """Unpack the file of an agent's version; arguments and errors as `unpack`."""
+    return _unpack(source, directory, lambda: open_agent_bundle(directory, expect_digest=expect_digest))
+
+
+def _unpack(source: Path, directory: Path, check: Callable[[], B]) -> B:
     check_archive_end(source, max_entries=MAX_FILES)
     try:
         directory.mkdir(parents=True)
@@ -163,7 +216,7 @@ def unpack(source: Path, directory: Path, *, expect_digest: str | None = None) -
                         if left < 0:
                             raise EdgeopsError("E-BUNDLE-INVALID", f"{source}: {info.filename} is longer than it says")
                         out.write(block)
-        return open_bundle(directory, expect_digest=expect_digest)
+        return check()
     except ZIP_ERRORS as error:
         durable.remove_tree(directory)
         raise EdgeopsError("E-BUNDLE-DAMAGED", f"{source}: {error}", "Fetch it again.") from error
@@ -223,20 +276,36 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> list[zipfile.Zip
     return entries
 
 
-def _check_manifest(manifest: BundleManifest) -> None:
+def _check_manifest(manifest: BundleManifest | AgentManifest) -> None:
     if manifest.schema_version > BUNDLE_SCHEMA:
         raise EdgeopsError(
             "E-BUNDLE-INVALID",
             f"bundle schema {manifest.schema_version} is newer than {BUNDLE_SCHEMA}",
             "Update edgeops on this machine.",
         )
-    check_name(manifest.model, "model")
     check_name(manifest.profile, "profile")
     for name in manifest.files:
         if not _PATH.fullmatch(name) or name == MANIFEST_NAME:
             raise EdgeopsError("E-BUNDLE-INVALID", f"path {name[:80]!r} is not allowed")
     if len(manifest.files) >= MAX_FILES or sum(entry.length for entry in manifest.files.values()) > MAX_BUNDLE_BYTES:
         raise EdgeopsError("E-BUNDLE-INVALID", f"more than {MAX_FILES} files or {MAX_BUNDLE_BYTES} bytes")
+    if isinstance(manifest, AgentManifest):
+        _check_agent(manifest)
+    else:
+        _check_model(manifest)
+
+
+def _check_agent(manifest: AgentManifest) -> None:
+    check_version(manifest.agent)
+    wheels = [_WHEEL.fullmatch(name) for name in manifest.files]
+    own = [wheel["version"] for wheel in wheels if wheel is not None and wheel["name"] == "edgeops"]
+    if None in wheels or own != [manifest.agent]:
+        raise EdgeopsError("E-BUNDLE-INVALID", f"not wheels, or not exactly one of edgeops {manifest.agent}")
+
+
+def _check_model(manifest: BundleManifest) -> None:
+    if check_name(manifest.model, "model") == AGENT_COMPONENT:
+        raise EdgeopsError("E-BUNDLE-INVALID", f"{AGENT_COMPONENT} is the agent's own name", "Rename the model.")
     golden = manifest.golden
     needed = {
         manifest.artifact,

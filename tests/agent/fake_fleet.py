@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import ssl
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import numpy as np
 from adder_bundles import MODEL, PROFILE
 
 from edgeops.client.inference import InferenceClient
+from edgeops.contracts.bundle import AgentManifest
 from edgeops.contracts.deployment import (
+    AGENT_COMPONENT,
     Component,
     ComponentKind,
     ComponentReport,
@@ -32,7 +35,7 @@ from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.topics import control_filters, parse_topic, unit_topic
 from edgeops.contracts.wire import decode, encode
 from edgeops.control.broker.start import BrokerTls, RunningBroker, start_broker
-from edgeops.releases.bundles import Bundle, pack
+from edgeops.releases.bundles import Bundle, pack, seal_agent
 from edgeops.transport.mqtt import Message, MqttLink, TlsFiles
 from edgeops.trust import desired as desired_statements
 from edgeops.trust import reported as statements
@@ -181,6 +184,19 @@ class FakeFleet:
         self.publisher.publish([NewTarget(path, file, custom)])
         return Component(name=model, kind=ComponentKind.MODEL, release=version, target=path, digest=bundle.digest)
 
+    def publish_agent(self, wheels: Path, version: str, number: int) -> Component:
+        """Release a version of the agent; return the component that asks for it."""
+        scratch = self._folder / f"agent-{version}"
+        shutil.copytree(wheels, scratch / "wheels")
+        bundle = seal_agent(scratch, AgentManifest(agent=version, profile=PROFILE, files={}))
+        file = self._folder / f"agent-{version}.edgeops"
+        pack(bundle, file)
+        name = AGENT_COMPONENT
+        custom = TargetCustom(model=name, version=version, number=number, profile=PROFILE, digest=bundle.digest)
+        path = target_path(name, version, PROFILE)
+        self.publisher.publish([NewTarget(path, file, custom)])
+        return Component(name=name, kind=ComponentKind.AGENT, release=version, target=path, digest=bundle.digest)
+
     def desire(self, *components: Component, **changes: Any) -> bytes:
         """Publish a new desired state; return its envelope."""
         self.generation += 1
@@ -245,6 +261,12 @@ class Agent:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Agent:
+        self.start_unwatched()
+        wait_for(lambda: self.facts() or self.process.poll() is not None, "no agent.json")
+        return self
+
+    def start_unwatched(self) -> None:
+        """Start it, perhaps as the parent of another version."""
         command = [
             sys.executable, "-m", "edgeops", "agent", "run", "--state", str(self.state), "--token-file",
             str(self._token), "--profile", PROFILE, "--name", DEVICE, "--confirm-after-s", "0.5", "--verbose",
@@ -252,8 +274,6 @@ class Agent:
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_for(lambda: self.facts() or self.process.poll() is not None, "no agent.json")
-        return self
 
     def facts(self) -> dict[str, Any] | None:
         """What `agent.json` of this process says."""

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agent_wheels import build_wheel
 
 from edgeops.cli.demo.commands import CommandLine
 from edgeops.cli.demo.scenario import GROUPS, MODEL, PROFILES, Scenario, device_name, model_component
+from edgeops.contracts.deployment import AGENT_COMPONENT
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import open_bundle
 
@@ -140,7 +142,26 @@ def test_6_a_signed_but_wrong_release_is_refused_and_the_rollout_stops(scenario:
         assert not flow.failures, f"{flow.device}: {flow.failures}"
 
 
-def test_7_a_killed_agent_serves_what_it_had_without_the_control_plane(scenario: Scenario):
+def test_7_the_agents_update_themselves_by_the_same_rollout(scenario: Scenario, tmp_path: Path):
+    wheels = build_wheel(tmp_path, "9.1.0")
+    home = ("--home", str(scenario.home))
+    folders = [word for profile in PROFILES for word in ("--wheels", f"{profile}={wheels}")]
+    scenario.commands.run("release", "create-agent", *home, *folders)
+    scenario.commands.run("release", "publish", *home, AGENT_COMPONENT, "9.1.0")
+    created = scenario.commands.run("rollout", "create", *home, AGENT_COMPONENT, "9.1.0", "--groups", GROUPS, "--start")
+    deadline_s = time.monotonic() + 240
+    while (status := scenario.commands.run("rollout", "status", *home, str(created["id"])))["state"] == "running":
+        assert time.monotonic() < deadline_s, status
+        time.sleep(1)
+    assert status["state"] == "succeeded", status["reason"]
+    assert {device["agent_version"] for device in scenario.devices()} == {"9.1.0"}
+    assert versions(scenario) == dict.fromkeys(DEVICES, "1.1.0")
+    scenario.find_endpoints()
+    for answer in scenario.ask():
+        assert answer.right >= 0.9 * answer.images
+
+
+def test_8_a_killed_agent_serves_what_it_had_without_the_control_plane(scenario: Scenario):
     """After SIGKILL of an agent, and with nobody to talk to, the device serves 1.1.0 again."""
     profile = PROFILES[0]
     facts = json.loads((scenario.state(profile) / "agent.json").read_text())

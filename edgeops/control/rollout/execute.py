@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from edgeops.contracts.deployment import TERMINAL_STATES, Component, ComponentKind, DeploymentState
+from edgeops.contracts.deployment import TERMINAL_STATES, Component, DeploymentState, kind_of
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError, Fault
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import audit
@@ -247,7 +247,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
             continue
         component = Component(
             name=member.component,
-            kind=ComponentKind.MODEL,
+            kind=kind_of(member.component),
             release=rollout.version,
             target=bundle.target,
             digest=bundle.digest,
