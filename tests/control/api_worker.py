@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class Reply(NamedTuple):
 class Worker:
     """One control worker's API on a registry."""
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, *, shut_out: Callable[[str], None] = lambda connection: None) -> None:
         self.database = Database(where)
         broker = BrokerHealth(kind="none", connected=False, restarts=0)
         health = Health(
@@ -62,7 +62,7 @@ class Worker:
                 approval=False,
                 releases=lambda: [release("1.0.0")],
                 wake=lambda: None,
-                shut_out=lambda connection: None,
+                shut_out=shut_out,
                 health=lambda: health,
                 metrics=lambda: b"",
             )

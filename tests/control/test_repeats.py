@@ -352,6 +352,25 @@ def test_an_answer_that_could_not_be_kept_is_no_second_change(
     worker.close()
 
 
+def test_a_change_whose_rest_failed_is_repeated_with_its_failure(database: Database, registry_url: Path | str) -> None:
+    """The device is revoked, its session could not be ended: a repeat says so again, and a new request tries again."""
+    tried: list[str] = []
+
+    def refuse(connection: str) -> None:
+        tried.append(connection)
+        raise EdgeopsError("E-BROKER", "its live session could not be ended")
+
+    worker, mine = Worker(registry_url, shut_out=refuse), key()
+    first = worker("POST", "/api/v1/devices/dev-000/revoke", **mine)
+    assert (first.status, first.code, first.replayed) == (503, "E-BROKER", False)
+    again = worker("POST", "/api/v1/devices/dev-000/revoke", **mine)
+    assert (again.status, again.body, again.replayed) == (503, first.body, True)
+    assert tried == ["dev-000"]
+    worker("POST", "/api/v1/devices/dev-000/revoke", **key())
+    assert tried == ["dev-000"] * 2
+    worker.close()
+
+
 class Line:
     """A client's connection pool that loses answers on their way, or puts others in their place."""
 
