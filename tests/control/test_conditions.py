@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from api_worker import Worker
+from pydantic import BaseModel
 from registry_fleet import add_devices
 from served_fleet import Serving
 from test_api import Http, openapi, problem
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.control.api import conditions
 from edgeops.control.api.conditions import names
-from edgeops.control.groups import manage as groups
 
 TAG = '"0f"'
 
@@ -87,23 +89,30 @@ def test_a_condition_that_would_not_be_checked_is_refused(standing: Serving) -> 
 def test_the_look_and_the_removal_are_one_transaction(
     registry_url: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group that is made anew between the look of a request and its removal is not removed."""
+    """Who makes the group anew after the look comes after the removal: what was not seen is not removed."""
     worker, other = Worker(registry_url), Worker(registry_url)
     add_devices(worker.database, 3)
     worker("POST", "/api/v1/groups", {"name": "g", "devices": ["dev-000"]})
     tag = worker("GET", "/api/v1/groups/g").headers["etag"]
-    remove = groups.remove
+    look, replies = conditions.check_unchanged, []
 
-    def late(*given: object, **named: object) -> None:
-        monkeypatch.setattr(groups, "remove", remove)
-        other("DELETE", "/api/v1/groups/g")
-        other("POST", "/api/v1/groups", {"name": "g", "devices": ["dev-001"]})
-        remove(*given, **named)  # type: ignore[arg-type]
+    def make_anew() -> None:
+        replies.append(other("DELETE", "/api/v1/groups/g"))
+        replies.append(other("POST", "/api/v1/groups", {"name": "g", "devices": ["dev-001"]}))
 
-    monkeypatch.setattr(groups, "remove", late)
-    refused = worker("DELETE", "/api/v1/groups/g", **{"If-Match": tag})
-    assert (refused.status, refused.code) == (412, "E-API-CHANGED")
-    assert json.loads(other("GET", "/api/v1/groups/g").body)["devices"] == ["dev-001"]
+    meanwhile = threading.Thread(target=make_anew)
+
+    def slow_look(if_match: str | None, resource: BaseModel) -> None:
+        look(if_match, resource)
+        if if_match is not None:
+            meanwhile.start()
+            meanwhile.join(0.4)
+
+    monkeypatch.setattr(conditions, "check_unchanged", slow_look)
+    assert worker("DELETE", "/api/v1/groups/g", **{"If-Match": tag}).status == 200
+    meanwhile.join()
+    assert [reply.status for reply in replies] == [404, 201]
+    assert json.loads(worker("GET", "/api/v1/groups/g").body)["devices"] == ["dev-001"]
     worker.close()
     other.close()
 
