@@ -60,6 +60,7 @@ def command() -> None:
 @click.option("--latency-p95-ms-max", type=float, help="Largest 95th percentile of latency, of each profile.")
 @click.option("--latency-p95-ratio-max", type=float, help="Largest ratio of it to the old release's.")
 @click.option("--false-alarm", default=0.01, show_default=True, help="How likely these four may stop it wrongly.")
+@click.option("--override-holds", is_flag=True, help="Devices wait for no window, application or temperature.")
 @click.option("--approval", is_flag=True, help="It starts only after somebody else has approved it.")
 @click.option("--start", is_flag=True, help="Start it at once.")
 @click.option("--plan", is_flag=True, help="Only show what it would do.")
@@ -248,6 +249,17 @@ def abort(home: Path, rollout_id: int, as_json: bool) -> None:
     from edgeops.client.api import Api
 
     _show(Api.from_home(home).abort_rollout(rollout_id), as_json)
+
+
+@command.command("override-holds")
+@served_option
+@json_option
+@click.argument("rollout_id", type=int)
+def override_holds(home: Path, rollout_id: int, as_json: bool) -> None:
+    """Have the devices that are held wait no longer for maintenance window, application, temperature and the like."""
+    from edgeops.client.api import Api
+
+    _show(Api.from_home(home).override_holds(rollout_id), as_json)
 
 
 @command.command("revert")

@@ -258,6 +258,14 @@ class Api:
         """
         return self._act(rollout_id, "abort")
 
+    def override_holds(self, rollout_id: int) -> resources.RolloutInfo:
+        """Have the devices of a rollout that are held wait no longer.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN or E-ROLLOUT-STATE.
+        """
+        return self._act(rollout_id, "override-holds")
+
     def revert_rollout(self, rollout_id: int) -> resources.RolloutInfo:
         """End a rollout and give its devices back what they had before.
 

@@ -202,6 +202,7 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
         where: Only devices that this query finds.
         group: Only devices of this group.
         approval: It starts only after somebody else has approved it.
+        override_holds: Devices do not wait for maintenance window, application, temperature and the like.
         start: Start it at once.
     """
 
@@ -220,6 +221,7 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
     where: str = ""
     group: str | None = None
     approval: bool = False
+    override_holds: bool = False
     start: bool = False
 
 

@@ -17,18 +17,36 @@ def components_of(unit: Unit) -> tuple[Component, ...]:
     return _COMPONENTS.decode(unit.desired_components)
 
 
-def assign(session: Session, unit: Unit, component: Component, *, cause: str, now_s: float) -> int:
+def assign(
+    session: Session, unit: Unit, component: Component, *, cause: str, now_s: float, override_holds: bool = False
+) -> int:
     """Give a unit a component in place of the one of that name, as a new generation, to be published after commit.
+
+    Args:
+        session: In a transaction that writes.
+        unit: The unit.
+        component: What it should hold.
+        cause: For people.
+        now_s: Clock.
+        override_holds: It is not to wait for maintenance window, application, temperature and the like.
 
     Returns:
         The generation. It is above all that the registry gave out and all that the device says it has seen, so that
         it rises also after the registry was restored from a backup.
     """
     others = (have for have in components_of(unit) if have.name != component.name)
-    return reissue(session, unit, (*others, component), cause=cause, now_s=now_s)
+    return reissue(session, unit, (*others, component), cause=cause, now_s=now_s, override_holds=override_holds)
 
 
-def reissue(session: Session, unit: Unit, components: tuple[Component, ...], *, cause: str, now_s: float) -> int:
+def reissue(
+    session: Session,
+    unit: Unit,
+    components: tuple[Component, ...],
+    *,
+    cause: str,
+    now_s: float,
+    override_holds: bool = False,
+) -> int:
     """Give a unit a whole desired state as a new generation; return the generation."""
     newest = session.scalar(
         select(func.max(Generation.generation)).where(
@@ -49,6 +67,7 @@ def reissue(session: Session, unit: Unit, components: tuple[Component, ...], *, 
     )
     unit.desired_generation = generation
     unit.desired_components = data
+    unit.override_holds = override_holds
     unit.publish_wanted += 1
     return generation
 
@@ -76,6 +95,7 @@ def new_unit(connection: str, unit: str) -> Unit:
         reported_at_s=None,
         desired_generation=0,
         desired_components=b"[]",
+        override_holds=False,
         publish_wanted=0,
         publish_done=0,
         published_at_s=None,

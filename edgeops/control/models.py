@@ -81,6 +81,7 @@ class Unit(Base):
     reported_at_s: Mapped[float | None]
     desired_generation: Mapped[int] = mapped_column(BigInteger)
     desired_components: Mapped[bytes] = mapped_column(LargeBinary)
+    override_holds: Mapped[bool]
     publish_wanted: Mapped[int] = mapped_column(BigInteger)
     publish_done: Mapped[int] = mapped_column(BigInteger)
     published_at_s: Mapped[float | None]

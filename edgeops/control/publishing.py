@@ -190,6 +190,7 @@ def _pending(database: Database, fleet: str, now_s: float) -> list[_Pending]:
                     issued_at_s=now_s,
                     expires_at_s=now_s + VALID_S,
                     components=components_of(row),
+                    override_holds=row.override_holds,
                     renew_issued_before_s=renew_wanted_at_s,
                 ),
             )

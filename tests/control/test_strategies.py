@@ -12,6 +12,7 @@ from sqlalchemy import select
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
+from edgeops.control import publishing
 from edgeops.control.database import Database
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, Unit
 from edgeops.control.rollout import manage
@@ -149,6 +150,42 @@ def test_one_more_try_may_be_enough_and_a_late_word_of_the_first_changes_nothing
     assert state_of(database, rollout) == RolloutState.SUCCEEDED
     manage.revert(database, rollout, actor="op", now_s=NOW + 105)
     assert device.desired()[0] == 2  # before the rollout it had nothing: its first try is no state to go back to
+    database.close()
+
+
+def published(database: Database) -> dict[str, bool]:
+    """Device → whether what is published for it says not to wait."""
+    pending = publishing._pending(database, "demo", NOW)
+    return {one.connection: one.desired.override_holds for one in pending}
+
+
+def test_held_devices_are_told_to_wait_no_longer_and_nobody_else_is(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    first, second = add_devices(database, 2)
+    rollout = begin(database, Policy(groups=("100%",), gates=Gates(timeout_s=100)))
+    with pytest.raises(EdgeopsError, match="E-ROLLOUT-UNKNOWN"):
+        manage.override_holds(database, rollout + 1, actor="op", now_s=NOW)
+    go(database, rollout, NOW)
+    held = SpeakingDevice(database, first)
+    held.obey(NOW + 1, state=DeploymentState.HELD)
+    SpeakingDevice(database, second).obey(NOW + 1)
+    assert published(database) == {first: False, second: False}
+    manage.override_holds(database, rollout, actor="op", now_s=NOW + 2)
+    assert published(database) == {first: True, second: False}
+    assert held.desired()[0] == 2
+    held.obey(NOW + 3)
+    go(database, rollout, NOW + 4)
+    assert state_of(database, rollout) == RolloutState.SUCCEEDED
+    with pytest.raises(EdgeopsError, match="E-ROLLOUT-STATE"):
+        manage.override_holds(database, rollout, actor="op", now_s=NOW + 5)
+    # A later rollout says it for itself, or does not.
+    later = begin(database, Policy(groups=("100%",), override_holds=True), "1.1.0", NOW + 10)
+    go(database, later, NOW + 10)
+    assert published(database) == {first: True, second: True}
+    manage.abort(database, later, actor="op", now_s=NOW + 11)
+    last = begin(database, Policy(groups=("100%",)), "1.2.0", NOW + 12)
+    go(database, last, NOW + 12)
+    assert published(database) == {first: False, second: False}
     database.close()
 
 

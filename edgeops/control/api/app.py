@@ -279,6 +279,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             schedule=msgspec.convert(wish.schedule.model_dump(), Schedule),
             retries=wish.retries,
             on_failure=wish.on_failure,
+            override_holds=wish.override_holds,
         )
         selection = Selection(
             devices=tuple(wish.devices),
@@ -315,6 +316,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     act("pause", manage.pause, "Give the release to no further group until resumed")
     act("resume", manage.resume, "Let a paused rollout go on")
     act("abort", manage.abort, "End a rollout; who has the release keeps it")
+    act("override-holds", manage.override_holds, "Have devices that are held wait no longer")
     act("revert", manage.revert, "End a rollout and give its devices back what they had before")
     return router
 

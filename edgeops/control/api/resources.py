@@ -243,6 +243,7 @@ class RolloutRequest(Request):
     where: Annotated[str, Field(max_length=2000)] = ""
     group: Name | None = None
     approval: bool = False
+    override_holds: bool = False
     start: bool = False
 
 

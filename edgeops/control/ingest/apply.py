@@ -238,7 +238,8 @@ def _reconcile(unit: Unit, session: Session, now_s: float) -> None:
         return
     if unit.observed_generation > unit.desired_generation:
         # The registry is older than the device: restored from a backup. What it wants is said again, above that.
-        reissue(session, unit, components_of(unit), cause="device is ahead of the registry", now_s=now_s)
+        cause, override_holds = "device is ahead of the registry", unit.override_holds
+        reissue(session, unit, components_of(unit), cause=cause, now_s=now_s, override_holds=override_holds)
     elif unit.observed_generation < unit.desired_generation and (
         unit.published_at_s is not None and unit.published_at_s < now_s - REPUBLISH_AFTER_S
     ):

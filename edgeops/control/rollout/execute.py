@@ -189,7 +189,7 @@ def _start_group(session: Session, rollout: Rollout, position: int, now_s: float
 
 def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
     """Give the release again, as a new generation, to those who failed and have tries left; their time runs anew."""
-    retries = read_policy(rollout.policy).retries
+    policy = read_policy(rollout.policy)
     rows = session.execute(
         select(RolloutMember, Unit)
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
@@ -198,7 +198,7 @@ def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> b
             RolloutMember.rollout_id == rollout.id,
             RolloutMember.position == position,
             RolloutMember.state.in_(RETRIED_STATES),
-            RolloutMember.attempts <= retries,
+            RolloutMember.attempts <= policy.retries,
             Device.revoked_at_s.is_(None),
         )
         .order_by(RolloutMember.connection, RolloutMember.unit)
@@ -210,12 +210,41 @@ def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> b
         if wanted is None or wanted.release != rollout.version:
             member.attempts = MAX_RETRIES + 1  # it has got another release since: nothing to try again
             continue
-        member.generation = assign(session, unit, wanted, cause=f"rollout {rollout.id}, try again", now_s=now_s)
+        cause = f"rollout {rollout.id}, try again"
+        member.generation = assign(
+            session, unit, wanted, cause=cause, now_s=now_s, override_holds=policy.override_holds
+        )
         member.state, member.step, member.code, member.detail = DeploymentState.IDLE, 0, None, ""
         member.changed_at_s = now_s
     session.get_one(RolloutGroup, (rollout.id, position)).window_from_s = now_s
     _note(session, rollout, "rollout.retry", now_s, devices=[member.connection for member, _ in rows])
     return bool(rows)
+
+
+def hold_no_longer(session: Session, rollout: Rollout, now_s: float) -> list[str]:
+    """Give the release once more, not to wait any longer, to the devices that are held; return their names."""
+    rows = session.execute(
+        select(RolloutMember, Unit)
+        .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
+        .join(Device, Device.connection == RolloutMember.connection)
+        .where(
+            RolloutMember.rollout_id == rollout.id,
+            RolloutMember.state == DeploymentState.HELD,
+            Device.revoked_at_s.is_(None),
+        )
+        .order_by(RolloutMember.connection, RolloutMember.unit)
+        .with_for_update(of=[RolloutMember, Unit])
+    ).all()
+    given = []
+    for member, unit in rows:
+        wanted = next((part for part in components_of(unit) if part.name == member.component), None)
+        if wanted is None or wanted.release != rollout.version:
+            continue  # it has got another release since
+        cause = f"rollout {rollout.id}, holds overridden"
+        member.generation = assign(session, unit, wanted, cause=cause, now_s=now_s, override_holds=True)
+        member.changed_at_s = now_s
+        given.append(member.connection)
+    return given
 
 
 def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int:
@@ -240,7 +269,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
         .order_by(RolloutMember.connection, RolloutMember.unit)
         .with_for_update(of=[RolloutMember, Unit])
     ).all()
-    given = 0
+    given, policy = 0, read_policy(rollout.policy)
     for member, unit, online in rows:
         bundle = profiles[member.profile]
         if bundle.stopped_at_s is not None:
@@ -252,7 +281,10 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
             target=bundle.target,
             digest=bundle.digest,
         )
-        member.generation = assign(session, unit, component, cause=f"rollout {rollout.id}", now_s=now_s)
+        cause = f"rollout {rollout.id}"
+        member.generation = assign(
+            session, unit, component, cause=cause, now_s=now_s, override_holds=policy.override_holds
+        )
         member.first_generation, member.attempts = member.generation, 1
         member.reached, member.changed_at_s = online, now_s
         given += 1

@@ -13,6 +13,7 @@ from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile
+from edgeops.control.rollout.execute import hold_no_longer
 from edgeops.control.rollout.freeze import check_not_frozen
 from edgeops.control.rollout.order import fair_order
 from edgeops.control.rollout.policy import Policy, check_policy, policy_text, read_policy
@@ -192,6 +193,21 @@ def revert(database: Database, rollout_id: int, *, actor: str, now_s: float) -> 
         rollout.reason = f"reverted by {actor}: {reverted.back} of {reverted.had} devices go back"
 
 
+def override_holds(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
+    """Have the devices that are held wait no longer for maintenance window, application, temperature and the like.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it is not under way.
+    """
+    with database.write() as session:
+        rollout = _locked(session, rollout_id, (RolloutState.RUNNING, RolloutState.PAUSED))
+        devices = hold_no_longer(session, rollout, now_s)
+        subject = f"rollout/{rollout_id}"
+        audit.record(
+            session, at_s=now_s, actor=actor, action="rollout.override-holds", subject=subject, devices=devices
+        )
+
+
 def _start(session: Session, rollout_id: int, actor: str, now_s: float) -> None:
     check_not_frozen(session)
     rollout = _change(session, rollout_id, (RolloutState.DRAFT,), RolloutState.RUNNING, actor, now_s)
@@ -221,6 +237,16 @@ def _start(session: Session, rollout_id: int, actor: str, now_s: float) -> None:
         audit.record(session, at_s=now_s, actor=actor, action="rollout.superseded", subject=f"rollout/{other.id}")
 
 
+def _locked(session: Session, rollout_id: int, allowed: Sequence[RolloutState]) -> Rollout:
+    rollout = session.get(Rollout, rollout_id, with_for_update=True)
+    if rollout is None:
+        raise EdgeopsError("E-ROLLOUT-UNKNOWN", f"there is no rollout {rollout_id}", "See `edgeops rollout status`.")
+    if rollout.state not in allowed:
+        needed = " or ".join(sorted(allowed))
+        raise EdgeopsError("E-ROLLOUT-STATE", f"rollout {rollout_id} is {rollout.state}, not {needed}")
+    return rollout
+
+
 def _change(
     session: Session,
     rollout_id: int,
@@ -230,12 +256,7 @@ def _change(
     now_s: float,
     verb: str | None = None,
 ) -> Rollout:
-    rollout = session.get(Rollout, rollout_id, with_for_update=True)
-    if rollout is None:
-        raise EdgeopsError("E-ROLLOUT-UNKNOWN", f"there is no rollout {rollout_id}", "See `edgeops rollout status`.")
-    if rollout.state not in allowed:
-        needed = " or ".join(sorted(allowed))
-        raise EdgeopsError("E-ROLLOUT-STATE", f"rollout {rollout_id} is {rollout.state}, not {needed}")
+    rollout = _locked(session, rollout_id, allowed)
     rollout.state = state
     audit.record(session, at_s=now_s, actor=actor, action=f"rollout.{verb or state}", subject=f"rollout/{rollout_id}")
     return rollout

@@ -79,6 +79,7 @@ class Policy(Declared, frozen=True, kw_only=True):
         schedule: When groups may start.
         retries: How often a device that failed gets the release again before it counts as failed.
         on_failure: What a tripped gate does: `stop`, `pause`, or `revert` the devices that have the release.
+        override_holds: Devices do not wait for maintenance window, application, temperature and the like.
     """
 
     groups: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ class Policy(Declared, frozen=True, kw_only=True):
     schedule: Schedule = Schedule()
     retries: int = 0
     on_failure: Literal["stop", "pause", "revert"] = "stop"
+    override_holds: bool = False
 
     @property
     def serves_s(self) -> float:
