@@ -39,6 +39,10 @@ WatchdogSec=60
 TimeoutStartSec=300
 TimeoutStopSec=30
 OOMScoreAdjust=-200
+# The kernel ends a worker that takes too much, and the agent starts the next one: no reason to end the service.
+OOMPolicy=continue
+MemoryMax=95%
+TasksMax=1024
 UMask=0077
 Environment=PYTHONDONTWRITEBYTECODE=1
 {storage}

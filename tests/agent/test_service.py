@@ -79,6 +79,7 @@ def test_words_reach_the_agent_as_they_are() -> None:
     line = next(line for line in text.splitlines() if line.startswith("ExecStart="))
     assert '"a \\"b\\" $$HOME %%n; rm"' in line
     assert '--state "/mnt/data disk/edgeops"' in line
+    assert "OOMPolicy=continue\n" in text, "else systemd ends the agent with a worker that took too much memory"
     assert 'ReadWritePaths="/mnt/data disk/edgeops"' in text
     assert "StateDirectory=edgeops\n" in service.unit_text(OPTIONS[0])
 

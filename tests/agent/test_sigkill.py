@@ -1,64 +1,137 @@
-"""The whole agent is killed at random moments while updates flow: no brick, and the device reaches what is desired."""
+"""Whole agents are killed at random moments while a real control plane rolls releases out: no brick, and the fleet
+reaches what is desired."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import msgspec
+import numpy as np
+import psutil
 import pytest
-from adder_bundles import small_bundle
-from fake_fleet import Agent, FakeFleet, wait_for
+from adder_bundles import MODEL, PROFILE, small_bundle
+from fake_fleet import AT_ONCE, wait_for
+from served_fleet import BROKERS, Serving
 
-from edgeops.contracts.deployment import DeploymentState
+from edgeops.client.inference import InferenceClient
+from edgeops.client.resources import RolloutWish
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.releases import assemble
+from edgeops.releases.publish import publish
+from edgeops.trust.publisher import Publisher
+
+DEVICES = ("line-1", "line-2")
+
+
+class Device:
+    """`edgeops agent run`, and all processes that it started."""
+
+    def __init__(self, serving: Serving, folder: Path, name: str) -> None:
+        self.name, self.state, self._log = name, folder / name, folder / f"{name}.log"
+        self._token = folder / f"{name}.token"
+        self._token.write_text(serving.api.create_token(profile=PROFILE).token)
+        self.state.mkdir(mode=0o700)
+        (self.state / "agent.toml").write_text(AT_ONCE)
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "edgeops", "agent", "run", "--state", str(self.state), "--token-file",
+            str(self._token), "--profile", PROFILE, "--name", self.name, "--confirm-after-s", "0.5",
+        ]  # fmt: skip
+        with self._log.open("ab") as log:
+            self._process = psutil.Popen(command, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """As a power cut takes it: the supervisor and its workers at once."""
+        for process in (self._process, *self._process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(30)
+
+    def stop(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.terminate()
+            psutil.wait_procs([self._process], timeout=30)
+            self._process.kill()
+
+    def added(self) -> float | None:
+        """What the model that serves adds to its input; None: nothing serves yet."""
+        try:
+            facts: dict[str, Any] = json.loads((self.state / "agent.json").read_text())
+            if facts["pid"] != self._process.pid:
+                return None
+            with InferenceClient(facts["endpoints"][MODEL]) as client:
+                return float(client.infer(MODEL, {"x": np.zeros((1, 4), np.float32)})["y"][0, 0])
+        except (OSError, ValueError, KeyError, EdgeopsError):
+            return None
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[FakeFleet]:
-    fleet = FakeFleet(tmp_path / "fleet")
-    yield fleet
-    fleet.stop()
+def serving(tmp_path: Path) -> Iterator[Serving]:
+    Publisher.init(tmp_path / "home", "demo")
+    serving = Serving(tmp_path / "home", BROKERS[-1])
+    serving.start()
+    yield serving
+    serving.stop()
 
 
-def kill_at_random(fleet: FakeFleet, folder: Path, kills: int, seed: int) -> None:
-    """Each life: another release is desired, the agent is killed on the way, and must serve when it is back."""
+def release(serving: Serving, folder: Path, add: int) -> str:
+    version = f"1.{add}.0"
+    assemble.create(serving.home, [small_bundle(folder / version, add=float(add)).directory], version=version)
+    publish(serving.home, MODEL, version)
+    return version
+
+
+def active(serving: Serving) -> dict[str, str | None]:
+    return {
+        device.connection: next((part.active_release for part in device.units[0].components), None)
+        for device in serving.api.devices()
+    }
+
+
+def kill_at_random(serving: Serving, folder: Path, kills: int, seed: int) -> None:
+    """Each round: another release is rolled out, a device is killed on the way, and must serve when it is back."""
     chance = random.Random(seed)
-    releases = [
-        msgspec.structs.replace(
-            fleet.publish(small_bundle(folder / f"bundle-{add}", add=float(add)), f"1.{add}.0", add),
-            allow_downgrade=True,
-        )
-        for add in (1, 2)
-    ]
-    agent = Agent(fleet, folder / "device").start()
+    devices = [Device(serving, folder, name) for name in DEVICES]
+    for device in devices:
+        device.start()
     try:
-        fleet.desire(releases[0])
-        fleet.wait_state(DeploymentState.CONFIRMED)
+        wait_for(lambda: len(list(serving.api.devices())) == len(DEVICES), "the devices do not join")
+        wish = RolloutWish(model=MODEL, version=release(serving, folder, 1), start=True)
+        first = serving.api.create_rollout(wish).id
+        wait_for(lambda: serving.api.rollout(first).state == RolloutState.SUCCEEDED, "the first release did not arrive")
         for number in range(kills):
-            fleet.desire(releases[(number + 1) % 2])
-            time.sleep(chance.uniform(0.0, 0.9))
-            agent.kill()
-            agent.start()
-            # A brick would serve nothing. What serves is one of the two, whole, and never something between.
-            wait_for(lambda: agent.facts() and agent.facts()["endpoints"], f"nothing serves after kill {number + 1}")  # type: ignore[index]
-            assert agent.added() in (1, 2)
-        fleet.desire(releases[1])
-        report = fleet.wait_state(DeploymentState.CONFIRMED)
-        assert report.active is not None
-        assert (report.active.release, agent.added()) == ("1.2.0", 2)
+            version = release(serving, folder, number + 2)
+            rollout = serving.api.create_rollout(RolloutWish(model=MODEL, version=version, start=True)).id
+            time.sleep(chance.uniform(0.0, 1.2))
+            device = chance.choice(devices)
+            device.kill()
+            device.start()
+            # A brick would serve nothing. What serves is one of the releases, whole, and never something between.
+            added = wait_for(device.added, f"nothing serves after kill {number + 1}")
+            assert added in range(1, number + 3)
+        wait_for(lambda: serving.api.rollout(rollout).state == RolloutState.SUCCEEDED, "the fleet does not converge")
+        assert active(serving) == dict.fromkeys(DEVICES, version)
+        assert {device.added() for device in devices} == {kills + 1}
         print(f"{kills} kills survived")
     finally:
-        agent.stop()
+        for device in devices:
+            device.stop()
 
 
-@pytest.mark.timeout(240)
-def test_twenty_kills_leave_no_brick(fleet: FakeFleet, tmp_path: Path):
-    kill_at_random(fleet, tmp_path, kills=20, seed=1)
+@pytest.mark.timeout(300)
+def test_twenty_kills_leave_no_brick(serving: Serving, tmp_path: Path):
+    kill_at_random(serving, tmp_path, kills=20, seed=1)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(2400)
-def test_two_hundred_kills_leave_no_brick(fleet: FakeFleet, tmp_path: Path):
-    kill_at_random(fleet, tmp_path, kills=200, seed=2)
+def test_two_hundred_kills_leave_no_brick(serving: Serving, tmp_path: Path):
+    kill_at_random(serving, tmp_path, kills=200, seed=2)
