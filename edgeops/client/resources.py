@@ -164,6 +164,8 @@ class GatesInfo(Wire, frozen=True, kw_only=True):
     error_rate_increase_max: float | None = None
     latency_p95_ms_max: float | None = None
     latency_p95_ratio_max: float | None = None
+    drift_max: float | None = None
+    temperature_c_max: float | None = None
     false_alarm: float = 0.01
 
 

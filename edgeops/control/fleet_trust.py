@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeops import durable
+from edgeops.contracts.bundle import DriftReference
 from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
@@ -104,6 +105,14 @@ class FleetTrust:
     def releases(self) -> list[Release]:
         """Return the published releases."""
         return catalog.releases(self._home)
+
+    def drift_references(self, release: Release) -> dict[str, DriftReference]:
+        """Return what a release's bundles were compiled with, by profile.
+
+        Raises:
+            EdgeopsError: E-TRUST-TARGET or E-TRUST-METADATA; the repository is damaged.
+        """
+        return catalog.drift_references(self._publisher, release)
 
     def renew(self) -> None:
         """Sign TUF's timestamp and snapshot anew, if they are about to expire."""

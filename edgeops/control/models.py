@@ -184,6 +184,8 @@ class TelemetryRollup(Base):
     requests: Mapped[int] = mapped_column(BigInteger)
     errors: Mapped[dict[str, int]] = mapped_column(JSON)
     latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
+    histograms: Mapped[dict[str, list[int]]] = mapped_column(JSON)
+    temperature_max_c: Mapped[float | None]
 
     __table_args__ = (Index("ix_telemetry_rollups_start_s", "span_s", "start_s"),)
 
@@ -268,7 +270,10 @@ class RolloutGroup(Base):
 
 
 class RolloutProfile(Base):
-    """The bundle that devices of one profile get, and whether a gate stopped this profile."""
+    """The bundle that devices of one profile get, and whether a gate stopped this profile.
+
+    `reference` has the histograms that the bundle was compiled with, by the name that telemetry gives them.
+    """
 
     __tablename__ = "rollout_profiles"
 
@@ -276,6 +281,7 @@ class RolloutProfile(Base):
     profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
     target: Mapped[str] = mapped_column(String(255))
     digest: Mapped[str] = mapped_column(String(80))
+    reference: Mapped[dict[str, list[int]]] = mapped_column(JSON)
     stopped_at_s: Mapped[float | None]
     reason: Mapped[str] = mapped_column(Text)
 

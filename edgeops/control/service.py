@@ -290,6 +290,7 @@ class ControlPlane:
             token=_token(self._home / TOKEN_NAME),
             approval=self._options.approval,
             releases=trust.releases,
+            references=trust.drift_references,
             wake=self._on_commit,
             shut_out=self._gatekeeper.shut_out,
             health=self._health,

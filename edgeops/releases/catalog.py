@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 
+from edgeops.contracts.bundle import MANIFEST_NAME, BundleManifest, DriftReference
 from edgeops.contracts.deployment import EVIDENCE_TYPE
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.names import check_name, check_version
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode
+from edgeops.releases.bundles import MAX_MANIFEST_BYTES, ZIP_ERRORS
 from edgeops.trust import envelopes
 from edgeops.trust.publisher import PublishedTarget, Publisher
 
@@ -73,6 +76,28 @@ def evidence(publisher: Publisher, model: str, version: str) -> dict[str, Eviden
         for path, target in publisher.targets().items()
         if path.startswith(start) and path.endswith(end)
     }
+
+
+def drift_references(publisher: Publisher, release: Release) -> dict[str, DriftReference]:
+    """Return what the bundles of a published release were compiled with, by profile; without those that do not say.
+
+    Raises:
+        EdgeopsError: E-TRUST-TARGET; a bundle's file is missing, or is not what was signed. E-TRUST-METADATA.
+    """
+    targets, found = publisher.targets(), {}
+    for target in release.targets:
+        file = publisher.target_file(target.path, targets[target.path])
+        try:
+            with zipfile.ZipFile(file) as archive, archive.open(MANIFEST_NAME) as member:
+                data = member.read(MAX_MANIFEST_BYTES)
+        except (OSError, KeyError, *ZIP_ERRORS) as error:
+            raise EdgeopsError("E-TRUST-TARGET", f"target {target.path}: {error}", "Restore the repository.") from error
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != target.digest:
+            raise EdgeopsError("E-TRUST-TARGET", f"target {target.path} differs from what was signed")
+        manifest = decode(data, BundleManifest, what=target.path)
+        if manifest.drift is not None:
+            found[target.profile] = manifest.drift
+    return found
 
 
 def drafts(home: Path) -> list[Release]:

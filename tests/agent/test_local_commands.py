@@ -149,6 +149,7 @@ def test_log_is_read_as_lines_and_as_json(agent: Agent) -> None:
     assert "connected" in next(line for line in following.stdout if "connected to the broker" in line)
     following.terminate()
     following.wait(10)
+    following.stdout.close()
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ class Worker:
                 token=TOKEN,
                 approval=False,
                 releases=lambda: [release("1.0.0")],
+                references=lambda release: {},
                 wake=lambda: None,
                 shut_out=shut_out,
                 health=lambda: health,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 
@@ -19,7 +20,7 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import ModelWindow, Telemetry
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
 from edgeops.control.assignment import components_of, new_unit
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
@@ -120,8 +121,17 @@ class SpeakingDevice:
             batch.apply(batch.devices[self.name], statement)
             batch.finish()
 
-    def served(self, release: str, latencies_ms: list[float], *, now_s: float, errors: dict[str, int]) -> None:
-        """Tell of a window in which the model answered so fast, and failed so often."""
+    def served(
+        self,
+        release: str,
+        latencies_ms: list[float],
+        *,
+        now_s: float,
+        errors: dict[str, int],
+        temperature_c: float | None = None,
+        **seen: Any,
+    ) -> None:
+        """Tell of a window in which the model answered so fast, failed so often, and saw such values."""
         self.seq += 1
         window = ModelWindow(
             model=MODEL,
@@ -130,10 +140,12 @@ class SpeakingDevice:
             latency_ms=QuantileSketch.of(latencies_ms),
             requests=len(latencies_ms),
             errors=errors,
+            **seen,
         )
         telemetry = Telemetry(
             fleet=FLEET, connection=self.name, unit="self", boot_id=self.boot_id, seq=self.seq,
             start_s=now_s - 1, end_s=now_s, models=(window,),
+            device=DeviceWindow(uptime_s=1.0, temperature_c=temperature_c),
         )  # fmt: skip
         self.say(telemetry, now_s)
 

@@ -60,11 +60,17 @@ class Serving:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(WITHIN_S)
+        return self._ended()
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(WITHIN_S)
+        self._ended()
+
+    def _ended(self) -> int:
+        status = self.process.wait(WITHIN_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
 
     @property
     def api(self) -> Api:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from edgeops.contracts.sketches import QuantileSketch
+from edgeops.control.rollout.drift import farthest
 from edgeops.control.rollout.policy import Gates
 from edgeops.control.rollout.regression import Arms, Requests, measure
 from edgeops.control.rollout.statistics import Interval, quantile_interval, share_interval
@@ -162,3 +164,88 @@ def test_comparison_without_an_old_release_cannot_be_said() -> None:
     gates = Gates(error_rate_increase_max=0.01, latency_p95_ratio_max=1.1)
     arms = Arms(new=served(random.Random(2), 5_000))
     assert [one.holds for one in measure(gates, arms, profiles=1)] == [None, None]
+
+
+EXPECTED = (40, 25, 15, 10, 5, 3, 1, 1)
+# A tenth of all values has moved from the first bin to the last: the total variation is 0.1.
+MOVED = (30, 25, 15, 10, 5, 3, 1, 11)
+# What a test of chi-squared rejects at 0.1 with 7 degrees of freedom.
+CHI_SQUARED = 12.017
+DRIFT_LOOKS, EVERY = 60, 10
+
+
+def drawn(draw: random.Random, shares: Sequence[int], count: int) -> list[int]:
+    values = Counter(draw.choices(range(len(shares)), shares, k=count))
+    return [values[index] for index in range(len(shares))]
+
+
+def runs_whose_drift_is_ever_wrong(wrong: Callable[[list[int], int], bool], shares: Sequence[int]) -> int:
+    found = 0
+    for seed in range(RUNS):
+        draw, counts = random.Random(seed), [0] * len(shares)
+        for look in range(1, DRIFT_LOOKS + 1):
+            counts = [one + more for one, more in zip(counts, drawn(draw, shares, EVERY), strict=True)]
+            if wrong(counts, look * EVERY):
+                found += 1
+                break
+    return found
+
+
+def outside_the_sequence(counts: list[int], requests: int) -> bool:
+    drift = farthest({"input x": EXPECTED}, {"input x": counts}, requests, ALPHA)
+    assert drift is not None
+    return not drift.interval.lower <= 0.1 <= drift.interval.upper
+
+
+def rejected_by_chi_squared(counts: list[int], requests: int) -> bool:
+    expected = [share / sum(EXPECTED) * requests for share in EXPECTED]
+    return sum((one - other) ** 2 / other for one, other in zip(counts, expected, strict=True)) > CHI_SQUARED
+
+
+def test_drift_stays_within_its_sequence_though_it_is_looked_at_again_and_again() -> None:
+    assert runs_whose_drift_is_ever_wrong(outside_the_sequence, MOVED) <= most_expected(RUNS, ALPHA)
+
+
+def test_a_test_of_chi_squared_peeked_at_the_same_way_breaks_the_rate() -> None:
+    """The negative control."""
+    assert runs_whose_drift_is_ever_wrong(rejected_by_chi_squared, EXPECTED) > most_expected(RUNS, ALPHA)
+
+
+def drift_verdict(shares: Sequence[int], requests: int, seed: int, *, elements: int = 1) -> bool | None:
+    counts = [elements * count for count in drawn(random.Random(seed), shares, requests)]
+    new = Requests(requests, 0, histograms={"input x": counts, "classes": [requests, 0]})
+    arms = Arms(new=new, reference={"input x": EXPECTED, "classes": [90, 10]})
+    (measured,) = measure(Gates(drift_max=0.3), arms, profiles=1)
+    assert measured.gate == "drift_max"
+    return measured.holds
+
+
+def test_drift_of_stated_size_is_caught_within_the_stated_requests() -> None:
+    reverse = EXPECTED[::-1]  # a total variation of 0.7
+    assert all(drift_verdict(reverse, 200, seed) is False for seed in range(20))
+    assert all(
+        drift_verdict(EXPECTED, requests, seed) is not False for seed in range(20) for requests in (10, 200, 5000)
+    )
+    assert all(drift_verdict(EXPECTED, 1000, seed) is True for seed in range(20))
+
+
+def test_many_elements_of_a_request_say_no_more_than_the_request() -> None:
+    assert drift_verdict(EXPECTED[::-1], 30, 1) is drift_verdict(EXPECTED[::-1], 30, 1, elements=1000) is None
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [{}, {"input x": (1, 2)}, {"input x": (0,) * 8}, {"other": EXPECTED}],
+    ids=["nothing", "other bins", "no counts", "another tensor"],
+)
+def test_what_cannot_be_compared_neither_passes_nor_fails(seen: dict[str, Sequence[int]]) -> None:
+    arms = Arms(new=Requests(1000, 0, histograms=seen), reference={"input x": EXPECTED})
+    (measured,) = measure(Gates(drift_max=0.3), arms, profiles=1)
+    assert (measured.value, measured.holds) == (None, None)
+
+
+def test_the_hottest_device_counts() -> None:
+    gates = Gates(temperature_c_max=80)
+    for hottest, holds in ((None, None), (79.5, True), (80.5, False)):
+        (measured,) = measure(gates, Arms(new=Requests(10, 0, temperature_max_c=hottest)), profiles=1)
+        assert (measured.value, measured.holds) == (hottest, holds)

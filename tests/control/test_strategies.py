@@ -14,7 +14,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import publishing
 from edgeops.control.database import Database
-from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, Unit
+from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import Step, advance
@@ -90,6 +90,48 @@ def test_a_group_bakes_before_the_next_and_a_regression_in_that_time_stops(regis
     go(database, rollout, NOW + 1001)
     assert state_of(database, rollout) == RolloutState.STOPPED
     assert sum(version is not None for version in wants(database).values()) == 2
+    database.close()
+
+
+def test_drift_stops_the_profile_that_drifts_and_heat_the_one_that_is_hot(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    profiles = ("intel-nuc", "jetson-orin-nano", "raspberry-pi-4")
+    names = add_devices(database, 6, profiles=profiles)
+    gates = Gates(timeout_s=7200, drift_max=0.3, temperature_c_max=85)
+    policy = Policy(groups=("50%", "100%"), bake_s=60, gates=gates)
+    wanted = release("1.0.0")
+    refused = {"intel-nuc": {"input x": (9, 1)}, "jetson-orin-nano": {}}
+    with pytest.raises(EdgeopsError, match="for jetson-orin-nano, raspberry-pi-4 have no drift reference"):
+        manage.create(database, wanted, policy, Selection(), actor="op", now_s=NOW, references=refused)
+    references = {name: {"input x": (90, 10), "confidence": (5, 95)} for name in profiles}
+    rollout = manage.create(
+        database, wanted, policy, Selection(), actor="op", now_s=NOW, start=True, references=references
+    )
+    go(database, rollout, NOW)
+    obey_all(database, NOW + 1)
+    with database.read() as session:
+        given = session.execute(
+            select(RolloutMember.profile, RolloutMember.connection).where(RolloutMember.generation.is_not(None))
+        ).all()
+    assert sorted(profile for profile, _ in given) == sorted(profiles)
+    usual, other = (900, 100), (10, 990)
+    seen = {"intel-nuc": (other, 60.0), "jetson-orin-nano": (usual, 60.0), "raspberry-pi-4": (usual, 91.5)}
+    for profile, name in given:
+        counts, hot = seen[profile]
+        # What is impossible is not counted.
+        for number, confidence in enumerate(((50, 950), (-1, 3), (1 << 60, 0))):
+            device = SpeakingDevice(database, name, boot_id=f"t{number}")
+            told = {"inputs": {"x": counts}, "confidence": confidence}
+            device.served("1.0.0", [1.0] * 1000, now_s=NOW + 2, errors={}, temperature_c=hot, **told)
+    go(database, rollout, NOW + 70)
+    with database.read() as session:
+        rows = session.scalars(select(RolloutProfile).where(RolloutProfile.stopped_at_s.is_not(None)))
+        stopped = {row.profile: row.reason for row in rows}
+    assert set(stopped) == {"intel-nuc", "raspberry-pi-4"}
+    assert "drift_max 0.89 " in stopped["intel-nuc"]
+    assert "temperature_c_max 91.5 " in stopped["raspberry-pi-4"]
+    assert len(names) == 6
+    assert sum(version is not None for version in wants(database).values()) == 4, "one of two, and both that are well"
     database.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from edgeops.__about__ import __version__
 from edgeops.contracts.access import Permission, Role
+from edgeops.contracts.bundle import DriftReference
 from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
@@ -26,6 +27,7 @@ from edgeops.control.api import conditions, limits, problems, repeats, resources
 from edgeops.control.api.document import openapi_document
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
+from edgeops.control.ingest import rollups
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy, Rate
 from edgeops.control.rollout.schedule import Schedule
@@ -50,6 +52,7 @@ class ControlApi(NamedTuple):
         token: The bearer token of the home's owner, who is an admin.
         approval: No rollout starts that a second person has not approved.
         releases: Returns the published releases.
+        references: Returns what a release's bundles were compiled with, by profile.
         wake: Says that a rollout or a desired state changed, or a device joined.
         shut_out: Ends a revoked device's session and keeps it out.
         health: Returns the control plane's health.
@@ -67,6 +70,7 @@ class ControlApi(NamedTuple):
     token: str
     approval: bool
     releases: Callable[[], Sequence[Release]]
+    references: Callable[[Release], Mapping[str, DriftReference]]
     wake: Callable[[], None]
     shut_out: Callable[[str], None]
     health: Callable[[], resources.Health]
@@ -257,8 +261,19 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         if wish.start:
             access.check_allowed(caller, Permission.ROLL_OUT)
         release, policy, selection = understood(wish)
+        references: dict[str, dict[str, tuple[int, ...]]] = {}
+        if policy.gates.drift_max is not None:
+            found = control.references(release).items()
+            references = {profile: dict(rollups.histograms_of(reference)) for profile, reference in found}
         rollout_id = manage.create(
-            control.database, release, policy, selection, actor=caller.name, now_s=time.time(), start=wish.start
+            control.database,
+            release,
+            policy,
+            selection,
+            actor=caller.name,
+            now_s=time.time(),
+            start=wish.start,
+            references=references,
         )
         control.wake()
         return shown(rollout_id)

@@ -206,6 +206,8 @@ class GatesResource(Request):
     error_rate_increase_max: Annotated[float, Field(ge=0, le=1)] | None = None
     latency_p95_ms_max: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
     latency_p95_ratio_max: Annotated[float, Field(gt=0, le=1000)] | None = None
+    drift_max: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature_c_max: Annotated[float, Field(gt=-90, le=250)] | None = None
     false_alarm: Annotated[float, Field(gt=0, le=0.5)] = 0.01
 
 

@@ -162,10 +162,13 @@ class Batch:
                 "payload": encode(telemetry),
             }
         )
+        temperature_c = telemetry.device.temperature_c if telemetry.device is not None else None
         for window in telemetry.models:
-            release, traffic = _text(window.release, 64), traffic_of(window)
+            release, traffic = _text(window.release, 64), traffic_of(window, temperature_c)
             key = (telemetry.connection, telemetry.unit, window.model, release)
-            self._new_traffic[key] = self._new_traffic.get(key, Traffic()).plus(traffic)
+            # What values look like is of interest over many devices, and over time: totals go without.
+            plain = traffic._replace(histograms={}, temperature_max_c=None)
+            self._new_traffic[key] = self._new_traffic.get(key, Traffic()).plus(plain)
             self._rollups.add(device.profile, window.model, release, traffic)
 
     def _write_totals(self) -> None:

@@ -5,6 +5,8 @@ Merging is exact, so a sum over any spans is what the devices' own windows would
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import NamedTuple
 
 import msgspec
@@ -12,6 +14,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from edgeops.contracts.bundle import DriftReference, Histogram
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.contracts.wire import encode
@@ -22,15 +25,28 @@ QUARTER_S, HOUR_S, DAY_S = 900, 3600, 86400
 KEEP_S = {QUARTER_S: 2 * DAY_S, HOUR_S: 60 * DAY_S, DAY_S: 730 * DAY_S}
 MAX_CODES = 64
 OTHER_CODES = "other"
+# What a device may say of its values: beyond this it is not counted.
+MAX_HISTOGRAMS, MAX_BINS = 64, 512
+_COLDEST_C, _HOTTEST_C = -90.0, 250.0
 _SKETCH = msgspec.json.Decoder(QuantileSketch)
 
 
 class Traffic(NamedTuple):
-    """What requests came to: how many were answered, error code → how many failed, and their latency."""
+    """What requests came to.
+
+    Args:
+        requests: How many were answered.
+        errors: Error code → how many failed.
+        latency_ms: Of those that were answered.
+        histograms: What values looked like: counts on the bins of the bundle's reference, by `histograms_of`.
+        temperature_max_c: Hottest that a device said it was meanwhile; None: none did.
+    """
 
     requests: int = 0
     errors: dict[str, int] = {}
     latency_ms: QuantileSketch = QuantileSketch()
+    histograms: Mapping[str, tuple[int, ...]] = {}
+    temperature_max_c: float | None = None
 
     @property
     def failed(self) -> int:
@@ -46,12 +62,35 @@ class Traffic(NamedTuple):
             frequent = sorted(errors, key=lambda code: (code == OTHER_CODES, -errors[code], code))[: MAX_CODES - 1]
             kept = {code: errors[code] for code in frequent if code != OTHER_CODES}
             errors = {**kept, OTHER_CODES: sum(errors.values()) - sum(kept.values())}
-        return Traffic(self.requests + other.requests, errors, self.latency_ms.merge(other.latency_ms))
+        hottest = [one for one in (self.temperature_max_c, other.temperature_max_c) if one is not None]
+        return Traffic(
+            self.requests + other.requests,
+            errors,
+            self.latency_ms.merge(other.latency_ms),
+            _added(self.histograms, other.histograms),
+            max(hottest, default=None),
+        )
 
 
-def traffic_of(window: ModelWindow) -> Traffic:
-    """Return one window's traffic; its codes as any database can hold them."""
-    traffic = Traffic(window.requests, {}, window.latency_ms)
+def histograms_of(window: ModelWindow | DriftReference) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the histograms of a window, or of a bundle's reference, by the same names."""
+    for kind, tensors in (("input", window.inputs), ("output", window.outputs)):
+        for name, counts in tensors.items():
+            yield f"{kind} {name}", counts.counts if isinstance(counts, Histogram) else counts
+    confidence = window.confidence
+    yield "confidence", confidence.counts if isinstance(confidence, Histogram) else confidence or ()
+    yield "classes", window.class_mix
+
+
+def traffic_of(window: ModelWindow, temperature_c: float | None = None) -> Traffic:
+    """Return one window's traffic; its words as any database can hold them, and nothing that cannot be."""
+    usable = {
+        name.replace("\0", "")[:128]: counts
+        for name, counts in histograms_of(window)
+        if 0 < len(counts) <= MAX_BINS and min(counts) >= 0 and max(counts) < 1 << 53
+    }
+    hot = temperature_c is not None and _COLDEST_C < temperature_c < _HOTTEST_C
+    traffic = Traffic(window.requests, {}, window.latency_ms, _added(usable, {}), temperature_c if hot else None)
     for code, count in window.errors.items():
         traffic = traffic.plus(Traffic(errors={code.replace("\0", "")[:64]: count}))
     return traffic
@@ -131,13 +170,28 @@ def _add(session: Session, key: _Key, traffic: Traffic) -> None:
     if row is None:
         # Another worker may make the same row now: whoever is second takes the first one's.
         insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-        nothing = {"requests": 0, "errors": {}, "latency_ms": encode(QuantileSketch())}
+        nothing = {"requests": 0, "errors": {}, "latency_ms": encode(QuantileSketch()), "histograms": {}}
         values = dict(zip(("model", "release", "profile", "span_s", "start_s"), key, strict=True)) | nothing
         session.execute(insert(TelemetryRollup).values(values).on_conflict_do_nothing())
         row = session.get_one(TelemetryRollup, key, with_for_update=True)
     merged = _traffic(row).plus(traffic)
     row.requests, row.errors, row.latency_ms = merged.requests, merged.errors, encode(merged.latency_ms)
+    row.histograms = {name: list(counts) for name, counts in merged.histograms.items()}
+    row.temperature_max_c = merged.temperature_max_c
 
 
 def _traffic(row: TelemetryRollup) -> Traffic:
-    return Traffic(row.requests, dict(row.errors), _SKETCH.decode(row.latency_ms))
+    return Traffic(
+        row.requests,
+        dict(row.errors),
+        _SKETCH.decode(row.latency_ms),
+        {name: tuple(counts) for name, counts in row.histograms.items()},
+        row.temperature_max_c,
+    )
+
+
+def _added(first: Mapping[str, tuple[int, ...]], second: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the sums, of the first names by order of the alphabet; on different bins the shorter one is filled up."""
+    names = sorted(first.keys() | second.keys())[:MAX_HISTOGRAMS]
+    pairs = ((name, zip_longest(first.get(name, ()), second.get(name, ()), fillvalue=0)) for name in names)
+    return {name: tuple(one + other for one, other in pair) for name, pair in pairs}

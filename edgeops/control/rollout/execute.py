@@ -98,11 +98,13 @@ def _requests(session: Session, rollout: Rollout) -> dict[str, Arms]:
     arms: dict[str, Arms] = {}
     if rollout.started_at_s is None:
         return arms
+    rows = session.scalars(select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id))
+    references = {row.profile: row.reference for row in rows}
     for (profile, version), traffic in rollups.traffic(session, rollout.model, since_s=rollout.started_at_s).items():
         # What a client did wrong is no fault of the release.
         failed = sum(count for code, count in traffic.errors.items() if not _is_clients(code))
-        requests = Requests(traffic.requests, failed, traffic.latency_ms)
-        so_far = arms.get(profile, Arms())
+        requests = Requests(traffic.requests, failed, traffic.latency_ms, traffic.histograms, traffic.temperature_max_c)
+        so_far = arms.get(profile, Arms(reference=references.get(profile, {})))
         if version == rollout.version:
             arms[profile] = so_far._replace(new=requests)
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
@@ -30,6 +31,7 @@ def create(
     actor: str,
     now_s: float,
     start: bool = False,
+    references: Mapping[str, Mapping[str, Sequence[int]]] = MappingProxyType({}),
 ) -> int:
     """Make a rollout in state draft; it fixes which device comes in which group. With `start` it runs at once.
 
@@ -40,6 +42,8 @@ def create(
         selection: Which devices.
         actor: Who asks.
         now_s: The control plane's clock.
+        start: Start it at once.
+        references: Profile → what its bundle was compiled with, for the gate on drift.
 
     Returns:
         The rollout's id.
@@ -52,6 +56,7 @@ def create(
     with database.write() as session:
         chosen = candidates(session, release, selection, now_s)
         groups = check_policy(policy, len(chosen))
+        _check_references(policy, {candidate.profile for candidate in chosen}, references)
         ordered = fair_order(chosen, f"{release.model}/{release.version}")
         rollout = Rollout(
             model=release.model,
@@ -76,6 +81,7 @@ def create(
                 profile=target.profile,
                 target=target.path,
                 digest=target.digest,
+                reference={name: list(counts) for name, counts in references.get(target.profile, {}).items()},
                 stopped_at_s=None,
                 reason="",
             )
@@ -108,6 +114,18 @@ def create(
         if start:
             _start(session, rollout.id, actor, now_s)
         return rollout.id
+
+
+def _check_references(
+    policy: Policy, profiles: set[str], references: Mapping[str, Mapping[str, Sequence[int]]]
+) -> None:
+    missing = sorted(profile for profile in profiles if not references.get(profile))
+    if policy.gates.drift_max is not None and missing:
+        raise EdgeopsError(
+            "E-ROLLOUT-INVALID",
+            f"drift_max: the bundles for {', '.join(missing)} have no drift reference",
+            "Leave drift_max out, or compile with calibration data.",
+        )
 
 
 def start(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:

@@ -21,6 +21,8 @@ _TELEMETRY_LIMITS = (
     ("error_rate_max", 0.0, 1.0),
     ("latency_p95_ms_max", 0.0, 86_400_000.0),
     ("latency_p95_ratio_max", 0.0, 1000.0),
+    ("drift_max", 0.0, 1.0),
+    ("temperature_c_max", -90.0, 250.0),
     ("false_alarm", 0.0, 0.5),
 )
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
@@ -39,8 +41,11 @@ class Gates(Declared, frozen=True, kw_only=True):
         error_rate_increase_max: By how much that share may be above the old release's at the same time, in [0, 1].
         latency_p95_ms_max: Largest 95th percentile of latency, in milliseconds.
         latency_p95_ratio_max: Largest ratio of it to the old release's at the same time.
-        false_alarm: Probability that any of the four gates on telemetry is tripped over the whole rollout though it
-            holds, in (0, 0.5].
+        drift_max: Largest distance of what inputs, outputs, confidence and classes look like from what the bundle was
+            compiled with: total variation, in (0, 1].
+        temperature_c_max: No device may say that it is hotter, in °C, while it serves the release.
+        false_alarm: Probability that any of the gates on telemetry but that on temperature is tripped over the whole
+            rollout though it holds, in (0, 0.5].
     """
 
     success_min: float = 1.0
@@ -51,6 +56,8 @@ class Gates(Declared, frozen=True, kw_only=True):
     error_rate_increase_max: float | None = None
     latency_p95_ms_max: float | None = None
     latency_p95_ratio_max: float | None = None
+    drift_max: float | None = None
+    temperature_c_max: float | None = None
     false_alarm: float = 0.01
 
 

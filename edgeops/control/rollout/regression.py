@@ -6,23 +6,38 @@ between the two it cannot be said yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from edgeops.contracts.sketches import QuantileSketch
+from edgeops.control.rollout.drift import farthest
 from edgeops.control.rollout.policy import Gates
 from edgeops.control.rollout.statistics import Interval, quantile_interval, share_interval
 
 QUANTILE = 0.95
-TELEMETRY_GATES = ("error_rate_max", "error_rate_increase_max", "latency_p95_ms_max", "latency_p95_ratio_max")
+# Those that rest on a sample of requests, and share the probability of a false alarm.
+SAMPLED_GATES = (
+    "error_rate_max",
+    "error_rate_increase_max",
+    "latency_p95_ms_max",
+    "latency_p95_ratio_max",
+    "drift_max",
+)
+TELEMETRY_GATES = (*SAMPLED_GATES, "temperature_c_max")
 
 
 class Requests(NamedTuple):
-    """What requests to one release came to: how many were answered, how many failed, and their latency in ms."""
+    """What requests to one release came to: how many were answered, how many failed, and their latency in ms.
+
+    `histograms` say what values looked like, `temperature_max_c` how hot the hottest device was meanwhile.
+    """
 
     answered: int = 0
     failed: int = 0
     latency_ms: QuantileSketch = QuantileSketch()
+    histograms: Mapping[str, Sequence[int]] = {}
+    temperature_max_c: float | None = None
 
     @property
     def total(self) -> int:
@@ -30,17 +45,21 @@ class Requests(NamedTuple):
         return self.answered + self.failed
 
     def plus(self, other: Requests) -> Requests:
-        """Return both."""
+        """Return both, without what values looked like: two releases do not have the same bins."""
         return Requests(
             self.answered + other.answered, self.failed + other.failed, self.latency_ms.merge(other.latency_ms)
         )
 
 
 class Arms(NamedTuple):
-    """The requests of one profile since the rollout began: to its release, and to any other at the same time."""
+    """The requests of one profile since the rollout began: to its release, and to any other at the same time.
+
+    `reference` is what the release's bundle was compiled with: name → counts per bin.
+    """
 
     new: Requests = Requests()
     old: Requests = Requests()
+    reference: Mapping[str, Sequence[int]] = {}
 
 
 class Measured(NamedTuple):
@@ -64,16 +83,14 @@ def measure(gates: Gates, arms: Arms, profiles: int) -> Iterator[Measured]:
         arms: One profile's requests.
         profiles: How many profiles the rollout has.
     """
-    asked = sum(getattr(gates, gate) is not None for gate in TELEMETRY_GATES)
-    if not asked:
-        return
-    alpha = gates.false_alarm / (asked * max(1, profiles))
-    new, old = arms
+    asked = sum(getattr(gates, gate) is not None for gate in SAMPLED_GATES)
+    alpha = gates.false_alarm / (max(1, asked) * max(1, profiles))
+    new, old, reference = arms
     if gates.error_rate_max is not None:
         interval = share_interval(new.failed, new.total, alpha)
         yield _measured("error_rate_max", _share(new), gates.error_rate_max, interval, new.total)
     if gates.error_rate_increase_max is not None:
-        ours, theirs = (share_interval(side.failed, side.total, alpha / 2) for side in arms)
+        ours, theirs = (share_interval(side.failed, side.total, alpha / 2) for side in (new, old))
         interval = Interval(ours.lower - theirs.upper, ours.upper - theirs.lower)
         was, now = _share(old), _share(new)
         value = None if was is None or now is None else now - was
@@ -83,11 +100,19 @@ def measure(gates: Gates, arms: Arms, profiles: int) -> Iterator[Measured]:
         value = new.latency_ms.quantile(QUANTILE)
         yield _measured("latency_p95_ms_max", value, gates.latency_p95_ms_max, interval, new.total)
     if gates.latency_p95_ratio_max is not None:
-        ours, theirs = (quantile_interval(side.latency_ms, QUANTILE, alpha / 2) for side in arms)
+        ours, theirs = (quantile_interval(side.latency_ms, QUANTILE, alpha / 2) for side in (new, old))
         interval = Interval(_ratio(ours.lower, theirs.upper), _ratio(ours.upper, theirs.lower))
         was, now = old.latency_ms.quantile(QUANTILE), new.latency_ms.quantile(QUANTILE)
         value = now / was if now is not None and was else None
         yield _measured("latency_p95_ratio_max", value, gates.latency_p95_ratio_max, interval, new.total)
+    if gates.drift_max is not None:
+        drift = farthest(reference, new.histograms, new.answered, alpha)
+        interval = Interval(0.0, math.inf) if drift is None else drift.interval
+        yield _measured("drift_max", drift and drift.distance, gates.drift_max, interval, new.answered)
+    if gates.temperature_c_max is not None:
+        hottest = new.temperature_max_c
+        interval = Interval(-math.inf, math.inf) if hottest is None else Interval(hottest, hottest)
+        yield _measured("temperature_c_max", hottest, gates.temperature_c_max, interval, new.total)
 
 
 def _measured(gate: str, value: float | None, limit: float, interval: Interval, requests: int) -> Measured:

@@ -51,6 +51,23 @@ def share_interval(successes: int, trials: int, alpha: float) -> Interval:
     return Interval(lower, upper)
 
 
+def share_radius(trials: int, log_alpha: float) -> float:
+    """Return how far the true share may be from the observed one at this look, whichever that is; at most 1.
+
+    Wider than `share_interval`, and known without the share: the mixture is below the largest likelihood by log 2 +
+    log(n) / 2 at most (R. Krichevsky, V. Trofimov, "The performance of universal encoding", IEEE Transactions on
+    Information Theory 27 (1981)), and the divergence of two shares is at least twice their squared difference
+    (Pinsker's inequality).
+
+    Args:
+        trials: How often it could have happened.
+        log_alpha: Logarithm of the probability that the true share is ever farther away.
+    """
+    if trials <= 0:
+        return 1.0
+    return min(1.0, math.sqrt((math.log(2) + math.log(trials) / 2 - log_alpha) / (2 * trials)))
+
+
 def quantile_interval(sketch: QuantileSketch, quantile: float, alpha: float) -> Interval:
     """Return the confidence sequence of a quantile at this look, in the sketch's unit.
 
