@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,54 @@ def thaw(home: Path, as_json: bool) -> None:
     from edgeops.client.api import Api
 
     _show(Api.from_home(home).thaw(), as_json)
+
+
+@command.command("telemetry")
+@served_option
+@json_option
+@click.argument("model")
+@click.option("--release", metavar="VERSION", help="Only this release.")
+@click.option("--profile", metavar="NAME", help="Only this profile.")
+@click.option("--device", "devices", multiple=True, metavar="NAME", help="Only this device; repeatable.")
+@click.option("--group", default="", metavar="NAME", help="Only devices of this group.")
+@click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
+@click.option("--hours", default=24.0, show_default=True, type=click.FloatRange(0.25, 20_000), help="So far back.")
+@click.option("--by", type=click.Choice(["all", "quarter", "hour", "day"]), default="all", show_default=True)
+def telemetry(
+    home: Path,
+    model: str,
+    devices: tuple[str, ...],
+    hours: float,
+    by: str,
+    as_json: bool,
+    **narrowed: str | None,
+) -> None:
+    """Show what devices said of MODEL: requests, errors, latency and heat by release and profile, merged exactly."""
+    from edgeops.client.api import Api
+
+    found = Api.from_home(home).telemetry(model, devices=devices, by=by, since_s=time.time() - 3600 * hours, **narrowed)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("from", "release", "profile", "requests", "failed", "p50 ms", "p95 ms", "p99 ms", "°C at most"),
+        [
+            (
+                "" if one.start_s is None else _moment(one.start_s),
+                one.release,
+                one.profile,
+                one.requests,
+                sum(one.errors.values()),
+                *(f"{one.latency_ms[name]:.4g}" if name in one.latency_ms else "" for name in ("p50", "p95", "p99")),
+                "" if one.temperature_max_c is None else f"{one.temperature_max_c:.1f}",
+            )
+            for one in found
+        ],
+    )
+
+
+def _moment(at_s: float) -> str:
+    return datetime.datetime.fromtimestamp(at_s, datetime.timezone.utc).isoformat(timespec="minutes")
 
 
 @command.command("audit")

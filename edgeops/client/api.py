@@ -22,6 +22,8 @@ from edgeops.contracts.wire import Wire, decode
 
 T = TypeVar("T")
 
+_Query = Mapping[str, "str | Sequence[str]"]
+
 CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 30.0
 MAX_ANSWER_BYTES = 32 << 20
@@ -145,6 +147,28 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN.
         """
         return self._call("GET", f"/api/v1/devices/{_part(connection)}", resources.DeviceDetail)
+
+    def telemetry(
+        self, model: str, *, devices: Sequence[str] = (), by: str = "all", **narrowed: str | float | None
+    ) -> list[resources.TelemetryInfo]:
+        """Return what devices said of a model, merged exactly by release, profile and time.
+
+        Args:
+            model: The model.
+            devices: Only these; empty: all.
+            by: Spans to tell apart, `quarter`, `hour` or `day`; `all`: one sum.
+            narrowed: `since_s` and `until_s` (Unix time; a day ago, now), `release`, `profile`, `group`, `where`.
+
+        Raises:
+            EdgeopsError: E-QUERY; the query cannot be read, or so many devices and so long a time are too much.
+                E-GROUP or E-DEVICE-UNKNOWN.
+        """
+        query: dict[str, str | Sequence[str]] = {"by": by}
+        query |= {name: str(value) for name, value in narrowed.items() if value not in (None, "")}
+        if devices:
+            query["device"] = list(devices)
+        path = f"/api/v1/telemetry/{_part(model)}"
+        return self._items(path, list[resources.TelemetryInfo], query)[0]
 
     def revoke_device(self, connection: str) -> resources.DeviceDetail:
         """Shut a device out, at once and for good.
@@ -343,17 +367,15 @@ class Api:
     def _act(self, rollout_id: int, action: str) -> resources.RolloutInfo:
         return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", resources.RolloutInfo)
 
-    def _items(self, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> tuple[T, str | None]:
+    def _items(self, path: str, kind: type[T], query: _Query | None = None) -> tuple[T, str | None]:
         page = self._call("GET", path, _Items, query=query)
         return decode(bytes(page.items), kind, what=path), None if page.next is None else str(page.next)
 
-    def _call(
-        self, method: str, path: str, kind: type[T], body: object = None, query: Mapping[str, str] | None = None
-    ) -> T:
+    def _call(self, method: str, path: str, kind: type[T], body: object = None, query: _Query | None = None) -> T:
         """Make one request, and read the answer; see `_send`."""
         return decode(self._send(method, path, body, query), kind, what=f"answer of {path}")
 
-    def _send(self, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None) -> bytes:
+    def _send(self, method: str, path: str, body: object = None, query: _Query | None = None) -> bytes:
         """Make one request, again where that may help; it is carried out once at most.
 
         Raises:
@@ -386,12 +408,12 @@ class Api:
             self._sleep(max(least_s, _backoff_s(attempt)))
 
     def _request(
-        self, method: str, path: str, data: bytes | None, query: Mapping[str, str] | None, headers: Mapping[str, str]
+        self, method: str, path: str, data: bytes | None, query: _Query | None, headers: Mapping[str, str]
     ) -> _Answer:
         response = self._pool.request(
             method,
             self._base + path,
-            fields=dict(query) if query else None,
+            fields=_fields(query) if query else None,
             headers=headers,
             body=data,
             preload_content=False,
@@ -440,3 +462,9 @@ def _problem(path: str, status: int, data: bytes) -> EdgeopsError:
 
 def _part(name: str) -> str:
     return quote(name, safe="")
+
+
+def _fields(query: _Query) -> list[tuple[str, str]]:
+    return [
+        (name, value) for name, values in query.items() for value in ([values] if isinstance(values, str) else values)
+    ]

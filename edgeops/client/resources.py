@@ -227,6 +227,19 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
     start: bool = False
 
 
+class TelemetryInfo(Wire, frozen=True, kw_only=True):
+    """What devices said of a release: one sum, or one span of it; latency in ms by p50, p95, p99 and max."""
+
+    release: str
+    profile: str
+    start_s: int | None
+    requests: int
+    errors: dict[str, int]
+    latency_ms: dict[str, float]
+    temperature_max_c: float | None
+    histograms: dict[str, tuple[int, ...]]
+
+
 class PlannedGroup(Wire, frozen=True, kw_only=True):
     """A group as it would be: profile → devices, and the bytes that they fetch at most."""
 

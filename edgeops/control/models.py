@@ -154,6 +154,19 @@ class TelemetryWindow(Base):
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     received_at_s: Mapped[float] = mapped_column(index=True)
     payload: Mapped[bytes] = mapped_column(LargeBinary)
+    summed: Mapped[bool] = mapped_column(default=False)
+
+    __table_args__ = (Index("ix_telemetry_windows_summed", "summed", "received_at_s"),)
+
+
+class _Summed:
+    """What windows come to: an exact merge."""
+
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[dict[str, int]] = mapped_column(JSON)
+    latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
+    histograms: Mapped[dict[str, list[int]]] = mapped_column(JSON)
+    temperature_max_c: Mapped[float | None]
 
 
 class TelemetryTotal(Base):
@@ -171,7 +184,7 @@ class TelemetryTotal(Base):
     updated_at_s: Mapped[float]
 
 
-class TelemetryRollup(Base):
+class TelemetryRollup(_Summed, Base):
     """The exact merge of what all devices of a profile said of a model and release within one span of time."""
 
     __tablename__ = "telemetry_rollups"
@@ -181,13 +194,23 @@ class TelemetryRollup(Base):
     profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
     span_s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    requests: Mapped[int] = mapped_column(BigInteger)
-    errors: Mapped[dict[str, int]] = mapped_column(JSON)
-    latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
-    histograms: Mapped[dict[str, list[int]]] = mapped_column(JSON)
-    temperature_max_c: Mapped[float | None]
 
     __table_args__ = (Index("ix_telemetry_rollups_start_s", "span_s", "start_s"),)
+
+
+class DeviceRollup(_Summed, Base):
+    """The exact merge of what one device said of a model and release within one span of time."""
+
+    __tablename__ = "device_rollups"
+
+    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    model: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    release: Mapped[str] = mapped_column(String(64), primary_key=True)
+    span_s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+
+    __table_args__ = (Index("ix_device_rollups_start_s", "span_s", "start_s"),)
 
 
 class EnrolmentTokenRow(Base):

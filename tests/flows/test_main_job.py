@@ -127,6 +127,19 @@ def test_5_update_under_load_drops_no_request(scenario: Scenario):
         assert flow.accuracy >= 0.9
 
 
+def test_5_the_fleet_tells_what_it_served(scenario: Scenario):
+    words = ("fleet", "telemetry", "--home", str(scenario.home), MODEL)
+    of_all = {(one["release"], one["profile"]): one for one in scenario.commands.run(*words)}
+    assert {profile for _, profile in of_all} == set(PROFILES)
+    assert all(one["requests"] > 0 and one["latency_ms"]["p95"] > 0 for one in of_all.values())
+    (device, *_) = DEVICES
+    of_one = scenario.commands.run(*words, "--device", device, "--by", "quarter")
+    assert of_one
+    assert sum(one["requests"] for one in of_one) <= sum(one["requests"] for one in of_all.values())
+    where = scenario.commands.run(*words, "--where", f"name = {device}")
+    assert sum(one["requests"] for one in where) == sum(one["requests"] for one in of_one)
+
+
 def test_6_a_signed_but_wrong_release_is_refused_and_the_rollout_stops(scenario: Scenario):
     scenario.damage("1.1.0", "1.2.0")
     scenario.release("1.2.0")

@@ -249,6 +249,28 @@ class RolloutRequest(Request):
     start: bool = False
 
 
+class TelemetryResource(BaseModel):
+    """What devices said of a release, merged exactly. `start_s`: the span's; null: all of the time that was asked for.
+
+    Quantiles of latency are within 1%. `histograms` are counts on the bins of the bundle's drift reference.
+    """
+
+    release: str
+    profile: str
+    start_s: int | None
+    requests: int
+    errors: dict[str, int]
+    latency_ms: dict[str, float]
+    temperature_max_c: float | None
+    histograms: dict[str, list[int]]
+
+
+class TelemetryHistory(BaseModel):
+    """Telemetry of a model by release, profile and time."""
+
+    items: list[TelemetryResource]
+
+
 class GroupRequest(Request):
     """A wish for a device group: by a query, or by names."""
 

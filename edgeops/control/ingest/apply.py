@@ -160,6 +160,7 @@ class Batch:
                 "seq": telemetry.seq,
                 "received_at_s": self._now_s,
                 "payload": encode(telemetry),
+                "summed": False,
             }
         )
         temperature_c = telemetry.device.temperature_c if telemetry.device is not None else None

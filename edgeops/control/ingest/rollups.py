@@ -1,13 +1,15 @@
-"""Telemetry of all devices of a profile, merged per span of time: 15 minutes, later an hour, later a day.
+"""Telemetry merged per span of time: of all devices of a profile by 15 minutes, of each device by the hour; later by
+larger spans.
 
 Merging is exact, so a sum over any spans is what the devices' own windows would have given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 from sqlalchemy import delete, select
@@ -18,11 +20,13 @@ from edgeops.contracts.bundle import DriftReference, Histogram
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.contracts.wire import encode
-from edgeops.control.models import TelemetryRollup
+from edgeops.control.models import DeviceRollup, TelemetryRollup
 
 QUARTER_S, HOUR_S, DAY_S = 900, 3600, 86400
 # A span is kept for so long; then it becomes part of the next larger one, and the largest is removed.
 KEEP_S = {QUARTER_S: 2 * DAY_S, HOUR_S: 60 * DAY_S, DAY_S: 730 * DAY_S}
+# Rows that one transaction makes larger spans of; the rest follows.
+MAX_ENLARGED = 20_000
 MAX_CODES = 64
 OTHER_CODES = "other"
 # What a device may say of its values: beyond this it is not counted.
@@ -96,7 +100,13 @@ def traffic_of(window: ModelWindow, temperature_c: float | None = None) -> Traff
     return traffic
 
 
-_Key = tuple[str, str, str, int, int]
+Table = type[TelemetryRollup] | type[DeviceRollup]
+# What beside a span makes a row, in the order of its key.
+_NAMES: dict[Table, tuple[str, ...]] = {
+    TelemetryRollup: ("model", "release", "profile"),
+    DeviceRollup: ("connection", "unit", "model", "release"),
+}
+Key = tuple[str | int, ...]
 
 
 class Rollups:
@@ -108,7 +118,7 @@ class Rollups:
 
     def __init__(self, now_s: float) -> None:
         self._start_s = int(now_s) // QUARTER_S * QUARTER_S
-        self._new: dict[_Key, Traffic] = {}
+        self._new: dict[Key, Traffic] = {}
 
     def add(self, profile: str, model: str, release: str, traffic: Traffic) -> None:
         """Take in what one device said of one model."""
@@ -117,8 +127,7 @@ class Rollups:
 
     def write(self, session: Session) -> None:
         """Add the sums to their rows."""
-        for key in sorted(self._new):
-            _add(session, key, self._new[key])
+        add_all(session, TelemetryRollup, self._new)
 
 
 def traffic(session: Session, model: str, *, since_s: float) -> dict[tuple[str, str], Traffic]:
@@ -129,7 +138,7 @@ def traffic(session: Session, model: str, *, since_s: float) -> dict[tuple[str, 
     )
     for row in session.scalars(rows):
         key = (row.profile, row.release)
-        found[key] = found.get(key, Traffic()).plus(_traffic(row))
+        found[key] = found.get(key, Traffic()).plus(traffic_in(row))
     return found
 
 
@@ -138,49 +147,65 @@ def all_traffic(session: Session) -> dict[tuple[str, str, str], Traffic]:
     found: dict[tuple[str, str, str], Traffic] = {}
     for row in session.scalars(select(TelemetryRollup)):
         key = (row.model, row.release, row.profile)
-        found[key] = found.get(key, Traffic()).plus(_traffic(row))
+        found[key] = found.get(key, Traffic()).plus(traffic_in(row))
     return found
 
 
-def compact(session: Session, now_s: float) -> None:
-    """Make larger spans of those that are past their time, and remove what is older than all."""
-    for span_s, larger_s in ((QUARTER_S, HOUR_S), (HOUR_S, DAY_S)):
-        due = select(TelemetryRollup).where(
-            TelemetryRollup.span_s == span_s,
-            # Only whole larger spans: one that is half made would be counted while it changes.
-            TelemetryRollup.start_s < (int(now_s) - KEEP_S[span_s]) // larger_s * larger_s,
-        )
-        sums: dict[_Key, Traffic] = {}
-        for row in session.scalars(due.with_for_update()):
-            key = (row.model, row.release, row.profile, larger_s, row.start_s // larger_s * larger_s)
-            sums[key] = sums.get(key, Traffic()).plus(_traffic(row))
-            session.delete(row)
-        session.flush()
-        for key in sorted(sums):
-            _add(session, key, sums[key])
-    session.execute(
-        delete(TelemetryRollup).where(
-            TelemetryRollup.span_s == DAY_S, TelemetryRollup.start_s < int(now_s) - KEEP_S[DAY_S]
-        )
-    )
+def compact(session: Session, now_s: float) -> int:
+    """Make larger spans of those that are past their time, and remove what is older than all.
+
+    Returns:
+        How many rows became part of a larger span; as many as `MAX_ENLARGED` of a kind: there may be more.
+    """
+    enlarged = 0
+    for table, spans in ((TelemetryRollup, (QUARTER_S, HOUR_S, DAY_S)), (DeviceRollup, (HOUR_S, DAY_S))):
+        for span_s, larger_s in itertools.pairwise(spans):
+            enlarged = max(enlarged, _enlarge(session, table, span_s, larger_s, now_s))
+        too_old = int(now_s) - KEEP_S[DAY_S]
+        session.execute(delete(table).where(table.span_s == DAY_S, table.start_s < too_old))
+    return enlarged
 
 
-def _add(session: Session, key: _Key, traffic: Traffic) -> None:
-    row = session.get(TelemetryRollup, key, with_for_update=True)
+def _enlarge(session: Session, table: Table, span_s: int, larger_s: int, now_s: float) -> int:
+    # Only whole larger spans: one that is half made would be counted while it changes.
+    before_s = (int(now_s) - KEEP_S[span_s]) // larger_s * larger_s
+    due = select(table).where(table.span_s == span_s, table.start_s < before_s).limit(MAX_ENLARGED)
+    sums: dict[Key, Traffic] = {}
+    rows = cast("Sequence[TelemetryRollup | DeviceRollup]", session.scalars(due.with_for_update()).all())
+    for row in rows:
+        names = (getattr(row, name) for name in _NAMES[table])
+        key = (*names, larger_s, row.start_s // larger_s * larger_s)
+        sums[key] = sums.get(key, Traffic()).plus(traffic_in(row))
+        session.delete(row)
+    session.flush()
+    add_all(session, table, sums)
+    return len(rows)
+
+
+def add_all(session: Session, table: Table, sums: Mapping[Key, Traffic]) -> None:
+    """Add sums to their rows, in one fixed order: two workers cannot block each other."""
+    for key in sorted(sums):
+        _add(session, table, key, sums[key])
+
+
+def _add(session: Session, table: Table, key: Key, traffic: Traffic) -> None:
+    row = session.get(table, key, with_for_update=True)
     if row is None:
         # Another worker may make the same row now: whoever is second takes the first one's.
         insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
         nothing = {"requests": 0, "errors": {}, "latency_ms": encode(QuantileSketch()), "histograms": {}}
-        values = dict(zip(("model", "release", "profile", "span_s", "start_s"), key, strict=True)) | nothing
-        session.execute(insert(TelemetryRollup).values(values).on_conflict_do_nothing())
-        row = session.get_one(TelemetryRollup, key, with_for_update=True)
-    merged = _traffic(row).plus(traffic)
+        values = dict(zip((*_NAMES[table], "span_s", "start_s"), key, strict=True)) | nothing
+        session.execute(insert(table).values(values).on_conflict_do_nothing())
+        row = session.get_one(table, key, with_for_update=True)
+    assert isinstance(row, (TelemetryRollup, DeviceRollup))
+    merged = traffic_in(row).plus(traffic)
     row.requests, row.errors, row.latency_ms = merged.requests, merged.errors, encode(merged.latency_ms)
     row.histograms = {name: list(counts) for name, counts in merged.histograms.items()}
     row.temperature_max_c = merged.temperature_max_c
 
 
-def _traffic(row: TelemetryRollup) -> Traffic:
+def traffic_in(row: TelemetryRollup | DeviceRollup) -> Traffic:
+    """Return what a row has summed up."""
     return Traffic(
         row.requests,
         dict(row.errors),

@@ -1,0 +1,107 @@
+"""Telemetry over the REST API: what devices said of a model, merged for those and the time that were asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.control.api import resources, views
+from edgeops.control.database import Database
+from edgeops.control.groups import manage as groups
+from edgeops.control.ingest import history
+from edgeops.control.ingest.rollups import DAY_S, HOUR_S, QUARTER_S
+from edgeops.control.models import Device
+
+_STEPS = {"all": None, "quarter": QUARTER_S, "hour": HOUR_S, "day": DAY_S}
+_Step = Literal["all", "quarter", "hour", "day"]
+
+
+def router(database: Database) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(prefix="/api/v1/telemetry", tags=["telemetry"])
+
+    @routes.get("/{model}", summary="Show what devices said of a model, merged by release, profile and time")
+    def model_telemetry(
+        model: str,
+        since_s: Annotated[float, Query(ge=0, description="Unix time; default: a day ago")] = -1,
+        until_s: Annotated[float, Query(ge=0, description="Unix time; default: now")] = -1,
+        by: Annotated[_Step, Query(description="Spans to tell apart; all: one sum")] = "all",
+        release: Annotated[str | None, Query(max_length=64)] = None,
+        profile: Annotated[str | None, Query(max_length=63)] = None,
+        device: Annotated[list[str] | None, Query(max_length=500, description="Only these devices")] = None,
+        group: Annotated[str, Query(max_length=63, description="Only devices of this group")] = "",
+        where: Annotated[str, Query(max_length=2000, description="Only devices that this query finds")] = "",
+    ) -> resources.TelemetryHistory:
+        now_s = time.time()
+        asked = history.Asked(
+            model=model,
+            since_s=now_s - 86400 if since_s < 0 else since_s,
+            until_s=now_s + 1 if until_s < 0 else until_s,
+            release=release,
+            profile=profile,
+            devices=device,
+            step_s=_STEPS[by],
+        )
+        with database.read() as session:
+            return _history(session, asked, where=where, group=group, now_s=now_s)
+
+    return routes
+
+
+def _history(
+    session: Session, asked: history.Asked, *, where: str, group: str, now_s: float
+) -> resources.TelemetryHistory:
+    """Return what devices said of a model; `where` and `group` narrow the devices down further.
+
+    Raises:
+        EdgeopsError: E-QUERY; `where` cannot be read, or there are too many windows. E-GROUP; there is no such group.
+        E-DEVICE-UNKNOWN; a named device is not enrolled.
+    """
+    if asked.devices is not None or where or group:
+        asked = asked._replace(devices=_meant(session, asked.devices, where, group, now_s))
+    return resources.TelemetryHistory(
+        items=[
+            resources.TelemetryResource(
+                release=place.release,
+                profile=place.profile,
+                start_s=place.start_s if asked.step_s else None,
+                requests=traffic.requests,
+                errors=traffic.errors,
+                latency_ms=_latency(traffic.latency_ms),
+                temperature_max_c=traffic.temperature_max_c,
+                histograms={name: list(counts) for name, counts in traffic.histograms.items()},
+            )
+            for place, traffic in history.merged(session, asked).items()
+        ]
+    )
+
+
+def _meant(session: Session, named: Collection[str] | None, where: str, group: str, now_s: float) -> set[str]:
+    """Return the names of the devices that fulfil all that is given."""
+    everyone = session.scalars(select(Device)).all()
+    names = {device.connection for device in everyone}
+    for name in named or ():
+        if name not in names:
+            raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {name[:80]!r}", "See `edgeops device list`.")
+    if named:
+        names &= set(named)
+    if where:
+        names &= set(groups.found(session, everyone, where, now_s))
+    if group:
+        names &= set(views.device_group(session, group, now_s).devices)
+    return names
+
+
+def _latency(sketch: QuantileSketch) -> dict[str, float]:
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    found = {name: sketch.quantile(share) for name, share in shares.items()}
+    return {name: value for name, value in found.items() if value is not None} | (
+        {"max": sketch.maximum} if sketch.count else {}
+    )
