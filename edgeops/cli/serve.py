@@ -19,6 +19,13 @@ from edgeops.cli.options import home_option
 @click.option("--broker", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
 @click.option("--database", metavar="URL", envvar="EDGEOPS_DATABASE", help="PostgreSQL instead of SQLite in the home.")
 @click.option("--approval", is_flag=True, help="Start no rollout that a second person has not approved.")
+@click.option(
+    "--role",
+    type=click.Choice(["all", "api", "ingest", "rollout"]),
+    default="all",
+    show_default=True,
+    help="One part of a control plane that is split over one PostgreSQL.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done, not only what goes wrong.")
 def command(
     home: Path,
@@ -28,6 +35,7 @@ def command(
     broker: Literal["auto", "mosquitto", "iotcore"],
     database: str | None,
     approval: bool,
+    role: Literal["all", "api", "ingest", "rollout"],
     verbose: bool,
 ) -> None:
     """Serve a fleet until SIGTERM or Ctrl-C; one line of JSON on stdout says when it is ready, and where."""
@@ -36,4 +44,4 @@ def command(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    serve(ServeOptions(home, host, advertise, port, broker, database, approval), on_ready=click.echo)
+    serve(ServeOptions(home, host, advertise, port, broker, database, approval, role), on_ready=click.echo)

@@ -48,6 +48,10 @@ def device_filters(fleet: str, connection: str) -> list[str]:
     return [f"{own}/+/desired", f"{own}/+/cmd/+"]
 
 
+# What several workers may take in, each a part of it. The rest is small, and its order or its last word counts.
+SHARED_LEAVES = ("progress", "telemetry")
+
+
 def control_filters(fleet: str) -> list[str]:
     """Return the filters that the control plane subscribes to: everything that devices write."""
     devices = f"{PREFIX}/{check_name(fleet, 'fleet')}/d/+"

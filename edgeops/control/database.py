@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
@@ -31,6 +32,8 @@ class Database:
         target = URL.create("sqlite", database=str(url)) if isinstance(url, Path) else url
         self._engine: Engine = create_engine(target, pool_pre_ping=not isinstance(url, Path))
         self._sqlite = self._engine.dialect.name == "sqlite"
+        self._held: dict[str, Connection] = {}
+        self._holding = threading.Lock()
         if self._sqlite:
             if isinstance(url, Path):
                 url.touch(mode=0o600)
@@ -91,8 +94,42 @@ class Database:
         if claim is not None:
             claim.held = True
 
+    def holds(self, work: str) -> bool:
+        """Say whether this process may do some work of which there is one at a time; it keeps it until it ends.
+
+        On PostgreSQL by an advisory lock, which ends with its connection: another process takes over from one that
+        dies. An SQLite registry has one process.
+
+        Raises:
+            EdgeopsError: E-DISK-WRITE; the database is away.
+        """
+        if self._sqlite:
+            return True
+        with _database_errors(), self._holding:
+            held = self._held.get(work)
+            if held is not None:
+                try:
+                    held.exec_driver_sql("SELECT 1")
+                    return True
+                except DBAPIError:
+                    del self._held[work]  # the connection is gone, and the lock with it
+                    held.invalidate()
+                    held.close()
+                    raise
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            got = connection.exec_driver_sql("SELECT pg_try_advisory_lock(hashtext(%s))", (f"edgeops {work}",)).scalar()
+            if got:
+                self._held[work] = connection
+            else:
+                connection.close()
+            return bool(got)
+
     def close(self) -> None:
         """Close all connections."""
+        for connection in self._held.values():
+            connection.invalidate()
+            connection.close()
+        self._held.clear()
         self._engine.dispose()
 
 

@@ -66,6 +66,15 @@ class FleetTrust:
         certificate_pem, key_pem = self._authority.issue_client(CONTROL_IDENTITY)
         return self._write("control", certificate_pem, key_pem)
 
+    def worker_identity(self, name: str) -> Identity:
+        """Issue and write the client certificate of a worker.
+
+        Args:
+            name: Its identity on the broker.
+        """
+        certificate_pem, key_pem = self._authority.issue_client(name)
+        return self._write(name, certificate_pem, key_pem)
+
     def revocation_list(self, revoked: dict[int, float]) -> bytes:
         """Return a signed list (PEM) of serial numbers and since when each is revoked."""
         return self._authority.revocation_list(revoked)

@@ -47,6 +47,7 @@ class DesiredPublisher:
         sign: Turns a desired state into its signed envelope.
         keyid: The key that `sign` signs with now; when it is another one, all is published again.
         link: The control plane's MQTT link.
+        look_every_s: How often to look without being woken.
     """
 
     def __init__(
@@ -56,7 +57,10 @@ class DesiredPublisher:
         sign: Callable[[Desired], bytes],
         keyid: Callable[[], str],
         link: Callable[[], MqttLink],
+        *,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
+        self._look_every_s = look_every_s
         self._database, self._fleet, self._sign, self._keyid, self._link = database, fleet, sign, keyid, link
         # What was signed before this process began is published again when its link is made.
         self._signed_with = keyid()
@@ -94,6 +98,9 @@ class DesiredPublisher:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
+                if not self._database.holds("publisher"):
+                    self._wake.wait(self._look_every_s)
+                    continue
                 if self._signed_with != (keyid := self._keyid()):
                     log.warning("desired state is signed by another key from now on: %s", keyid[:16])
                     self._all_again.set()
@@ -106,7 +113,7 @@ class DesiredPublisher:
                 log.error("desired state could not be published: %s", error)
                 more = None
             if not more:
-                self._wake.wait(RETRY_AFTER_S if more is None else LOOK_EVERY_S)
+                self._wake.wait(RETRY_AFTER_S if more is None else self._look_every_s)
 
 
 def want_all_again(database: Database) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from edgeops import durable
 from edgeops.__about__ import __version__
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.topics import SHARED_LEAVES
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.control.api.app import ControlApi, api_app
 from edgeops.control.api.artifacts import artifacts_app
@@ -31,20 +32,20 @@ from edgeops.control.database import Database
 from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
 from edgeops.control.http import HttpServers, Listener, bind
-from edgeops.control.ingest.worker import Ingest, ingest_filters, nobody_is_online
+from edgeops.control.ingest.worker import TAKEN, Ingest, ingest_filters, nobody_is_online
 from edgeops.control.monitoring.metrics import FleetCollector, exposition
 from edgeops.control.monitoring.webhooks import Watchman, read_config
 from edgeops.control.own_certificates import OwnCertificates, Users
 from edgeops.control.publishing import DesiredPublisher
 from edgeops.control.retention import prune
 from edgeops.control.revocation import Gatekeeper, revoked_serials
+from edgeops.control.roles import READY_NAME, Role, RoleWorker, check_role
 from edgeops.control.rollout.engine import RolloutEngine
 from edgeops.transport.mqtt import MqttLink, TlsFiles
 
 log = logging.getLogger(__name__)
 
 TOKEN_NAME = "api.token"  # noqa: S105  a file's name
-READY_NAME = "serve.json"
 PORTS_NAME = "ports.json"
 RECEIVE_MAXIMUM = 1000
 UPKEEP_EVERY_S = 3600.0
@@ -84,6 +85,7 @@ class ServeOptions(NamedTuple):
         broker: Which broker.
         database: SQLAlchemy URL of the registry; None: an SQLite file in the home.
         approval: No rollout starts that a second person has not approved.
+        role: `all`, or one part of a control plane that is split over one PostgreSQL; see `roles`.
     """
 
     home: Path
@@ -93,6 +95,7 @@ class ServeOptions(NamedTuple):
     broker: BrokerKind = "auto"
     database: str | None = None
     approval: bool = False
+    role: Role = "all"
 
 
 class ControlPlane:
@@ -112,8 +115,8 @@ class ControlPlane:
         self._broker: RunningBroker
         self._link: MqttLink
         self._ingest: Ingest
-        self._engine: RolloutEngine
-        self._publisher: DesiredPublisher
+        self._engine: RolloutEngine | None = None
+        self._publisher: DesiredPublisher | None = None
         self._http: HttpServers
         self._upkeep: Upkeep
         self._watchman: Watchman
@@ -201,7 +204,7 @@ class ControlPlane:
     def alive(self) -> bool:
         """Whether every part still works; if not, the process should end and be started anew."""
         workers = (self._ingest, self._engine, self._publisher, self._http, self._upkeep, self._watchman)
-        return all(worker.alive for worker in workers)
+        return all(worker.alive for worker in workers if worker is not None)
 
     def _start_broker(self, server: Identity, port: int) -> RunningBroker:
         return start_broker(
@@ -230,10 +233,14 @@ class ControlPlane:
 
     def _start_workers(self) -> None:
         stack, trust = self._stack, self._trust
-        self._publisher = DesiredPublisher(
-            self._database, trust.fleet, trust.sign, trust.desired_keyid, lambda: self._link
-        )
-        self._engine = RolloutEngine(self._database, self._publisher.wake)
+        leaves: Sequence[str] = TAKEN
+        if self._options.role == "all":
+            self._publisher = DesiredPublisher(
+                self._database, trust.fleet, trust.sign, trust.desired_keyid, lambda: self._link
+            )
+            self._engine = RolloutEngine(self._database, self._publisher.wake)
+        else:
+            leaves = [leaf for leaf in TAKEN if leaf not in SHARED_LEAVES]
         persistent = self._broker.kind == "mosquitto"
         self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)
         self._watchman = Watchman(self._database, *read_config(self._home))
@@ -250,15 +257,16 @@ class ControlPlane:
             CONTROL_IDENTITY,
             on_message=self._ingest.receive,
             on_connect=self._on_connect,
-            subscriptions=ingest_filters(trust.fleet),
+            subscriptions=ingest_filters(trust.fleet, leaves),
             tls=TlsFiles(trust.ca_file, identity.certificate, identity.key) if address.tls else None,
             receive_maximum=RECEIVE_MAXIMUM,
             keepalive_s=60,
             manual_ack=True,
         )
         for worker in (self._ingest, self._engine, self._publisher, self._watchman):
-            worker.start()
-            stack.callback(worker.stop)
+            if worker is not None:
+                worker.start()
+                stack.callback(worker.stop)
         self._link.start()
         stack.callback(self._link.stop)
         if not self._link.wait_connected(CONNECT_WITHIN_S):
@@ -270,11 +278,14 @@ class ControlPlane:
 
     def _on_connect(self) -> None:
         self._ingest.new_session()
-        self._publisher.wake_all()
+        if self._publisher is not None:
+            self._publisher.wake_all()
 
     def _on_commit(self) -> None:
-        self._engine.wake()
-        self._publisher.wake()
+        if self._engine is not None:
+            self._engine.wake()
+        if self._publisher is not None:
+            self._publisher.wake()
 
     def _control_api(self, ready: Ready) -> ControlApi:
         trust = self._trust
@@ -365,12 +376,19 @@ def serve(options: ServeOptions, *, on_ready: Callable[[str], None]) -> None:
         on_ready: Gets one line of JSON when all is ready.
 
     Raises:
-        EdgeopsError: What `ControlPlane.start` raises, or E-INTERNAL; a part has ended by a defect.
+        EdgeopsError: What `ControlPlane.start` or `RoleWorker.start` raises; E-CONFIG, the role needs PostgreSQL; or
+            E-INTERNAL, a part has ended by a defect.
     """
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    plane = ControlPlane(options)
+    check_role(options.role, options.database)
+    plane: ControlPlane | RoleWorker
+    if options.role in ("ingest", "rollout"):
+        assert options.database is not None
+        plane = RoleWorker(options.home, options.role, options.database, options.host)
+    else:
+        plane = ControlPlane(options)
     try:
         on_ready(encode(plane.start()).decode())
         while not ended.wait(WATCH_EVERY_S):

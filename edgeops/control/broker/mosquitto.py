@@ -18,19 +18,33 @@ CRL_NAME = "crl.pem"
 MAX_KEEPALIVE_S = 600
 
 
+# A control plane may be split: so many workers of each role have identities of their own.
+WORKER_ROLES, WORKERS_PER_ROLE = ("ingest", "rollout"), 16
+
+
 def find_program() -> str | None:
     """Return the path of mosquitto, also where it lies outside an ordinary user's PATH; None if not installed."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path=os.pathsep.join(_EXTRA_DIRS))
 
 
+def worker_identity(control_identity: str, role: str, number: int) -> str:
+    """Return what a worker of a control plane is called on the broker."""
+    return f"{control_identity}.{role}-{number}"
+
+
 def access_rules(fleet: str, control_identity: str) -> str:
-    """Return the ACL file: the control plane has all topics of the fleet, a device only its own, each way apart.
+    """Return the ACL file: the control plane and its workers have all topics of the fleet, a device only its own, each
+    way apart.
 
     `%u` is the common name of the client's certificate. One `readwrite` line for a device would let it overwrite its
     own desired state.
     """
     own = f"{PREFIX}/{fleet}/d/%u"
-    lines = [f"user {control_identity}", f"topic readwrite {PREFIX}/{fleet}/d/#", ""]
+    lines = []
+    numbers = range(1, WORKERS_PER_ROLE + 1)
+    workers = [worker_identity(control_identity, role, number) for role in WORKER_ROLES for number in numbers]
+    for identity in (control_identity, *workers):
+        lines += [f"user {identity}", f"topic readwrite {PREFIX}/{fleet}/d/#", ""]
     lines += [f"pattern read {own}/+/{leaf}" + ("/+" if leaf == "cmd" else "") for leaf in DOWN_LEAVES]
     lines += [f"pattern write {own}/+/{leaf}" + ("/+" if leaf == "res" else "") for leaf in UP_LEAVES]
     lines.append(f"pattern write {own}/presence")

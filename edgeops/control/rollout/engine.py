@@ -25,10 +25,13 @@ class RolloutEngine:
     Args:
         database: The registry.
         on_assigned: Called when devices have a new desired state that is to be published.
+        look_every_s: How often to look without being woken.
     """
 
-    def __init__(self, database: Database, on_assigned: Callable[[], None]) -> None:
-        self._database, self._on_assigned = database, on_assigned
+    def __init__(
+        self, database: Database, on_assigned: Callable[[], None], *, look_every_s: float = LOOK_EVERY_S
+    ) -> None:
+        self._database, self._on_assigned, self._look_every_s = database, on_assigned, look_every_s
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
@@ -71,7 +74,7 @@ class RolloutEngine:
         """
         if take_in_followers(self._database, time.time()):
             self._on_assigned()
-        wait_s = LOOK_EVERY_S
+        wait_s = self._look_every_s
         for rollout_id in running(self._database):
             while not self._stopping.is_set():
                 now_s = time.time()
