@@ -37,11 +37,13 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
+# Files of tests are spread over two processes; SPREAD= runs them one after the other.
+SPREAD ?= --numprocesses 2 --dist loadfile
 test: install test-system lint types imports ## ruff, mypy, import-linter and the bounded tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 test-full: install test-system fuzzer zoo ## every test, with exhaustive counts
-	$(BIN)/pytest -m 'not scale' --timeout=3600
+	$(BIN)/pytest $(SPREAD) -m 'not scale' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
 	$(BIN)/pytest -m scale

@@ -1,4 +1,7 @@
-"""Write the parts of the reference that the code already knows: commands, error codes, topics. `make docs` runs it."""
+"""Write the parts of the reference that the code already knows: commands, error codes, topics. `make docs` runs it.
+
+Into docs/reference, or into the folder that is named.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,8 @@ def agent_states() -> str:
 PAGES = {"agent-states.md": agent_states, "errors.md": errors, "topics.md": topics, "commands.md": commands}
 
 if __name__ == "__main__":
-    REFERENCE.mkdir(exist_ok=True)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE
+    folder.mkdir(exist_ok=True)
     for page, write in PAGES.items():
-        (REFERENCE / page).write_text(write())
+        (folder / page).write_text(write())
     sys.exit(0)

@@ -461,7 +461,9 @@ class Deployment:
         trial = self._trial
         if trial is None or self.record.state is not DeploymentState.TRIAL:
             return
-        verdict = judge(trial.facts(serving=self.serving.is_serving), self._trial_rules)
+        # What the old bundle still answers says nothing about the new one: it is confirmed once that has ended.
+        serving = self.serving.is_serving and self.serving.is_alone
+        verdict = judge(trial.facts(serving=serving), self._trial_rules)
         if verdict.healthy is False:
             self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
         elif verdict.healthy and not self.record.together:

@@ -57,7 +57,7 @@ class AgentServing:
 
     port: int | None = None
     endpoint = ""
-    ended = True
+    ended = is_alone = True
 
     def __init__(self, loop: Loop, events: ServingEvents, life: AgentLife) -> None:
         self._loop, self._events, self._life = loop, events, life

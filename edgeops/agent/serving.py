@@ -155,6 +155,11 @@ class ModelServing:
         """Whether no worker is left."""
         return not self._leaving and self._current is None and self._candidate is None
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody answers but the current worker: who was before it has ended."""
+        return not self._leaving and not self._successor_pending
+
     def kill_all(self) -> None:
         """End all workers at once."""
         for process in self._leaving.values():

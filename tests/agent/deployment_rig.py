@@ -45,7 +45,7 @@ class StandInServing:
 
     port = 1
     endpoint = "http://127.0.0.1:1"
-    is_serving = True
+    is_serving = is_alone = True
     ended = True
 
     def __init__(self, loop: Loop, events: Deployment, ports: list[int]) -> None:
