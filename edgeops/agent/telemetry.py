@@ -76,6 +76,11 @@ class TelemetryQueue:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next window has the oldest dropped."""
+        return len(self) >= self._limit
+
     def put(self, window: Telemetry) -> None:
         """Keep a window. Where there is no room, the oldest is dropped and counted in this one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from paho.mqtt.client import MQTTMessageInfo
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 REPORT_DELAY_S = 0.1
 MAX_IN_FLIGHT = 4
 ACK_LOOK_EVERY_S = 0.5
+# What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
+KEEP_ACKNOWLEDGED_S = 60.0
 
 
 class Uplink:
@@ -57,6 +60,8 @@ class Uplink:
         self._report: Timer | None = None
         self._compose: Callable[[int], Reported] | None = None
         self._in_flight: dict[int, MQTTMessageInfo] = {}
+        # Window → until when it is kept, to be told again on a new connection; whoever has it knows it by its number.
+        self._acknowledged: dict[int, float] = {}
         self._ack_look: Timer | None = None
         self._first_report: MQTTMessageInfo | None = None
 
@@ -86,7 +91,9 @@ class Uplink:
     def connected(self) -> None:
         """The link is up: say that the device is there, how it stands, and what was kept."""
         self._publish(self._presence_topic, self._presence(online=True), retain=True)
-        # What was in flight on the connection before is repeated by the MQTT client itself.
+        # What was in flight on the connection before is repeated by the MQTT client itself. What was acknowledged there
+        # may have died with the broker.
+        self._acknowledged.clear()
         self.report()
         self.send_telemetry()
 
@@ -141,6 +148,8 @@ class Uplink:
             models=models,
             device=device,
         )
+        if self._queue.is_full:
+            self._forget_acknowledged(at_once=True)
         try:
             self._queue.put(window)
         except EdgeopsError as error:
@@ -148,15 +157,15 @@ class Uplink:
         self.send_telemetry()
 
     def send_telemetry(self) -> None:
-        """Send what is kept, a few messages at a time; a window is forgotten once the broker has it.
+        """Send what is kept, a few messages at a time; a window is forgotten a while after the broker has it.
 
         A window that waits alone is signed for itself; those of a time without link share signatures.
         """
         self._forget_acknowledged()
-        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH)
+        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + len(self._acknowledged))
         windows = []
         for number in list(waiting):
-            if number not in self._in_flight:
+            if number not in self._in_flight and number not in self._acknowledged:
                 window = self._queue.read(number)
                 if window is None:
                     self._queue.remove(number)
@@ -168,8 +177,12 @@ class Uplink:
             if info is None:
                 break
             self._in_flight.update(dict.fromkeys((number for number, _ in group), info))
-        if self._in_flight and self._ack_look is None:
-            self._ack_look = self._loop.after(ACK_LOOK_EVERY_S, self._look_again)
+        if self._ack_look is not None:
+            self._ack_look.cancel()
+            self._ack_look = None
+        if self._in_flight or self._acknowledged:
+            wait_s = ACK_LOOK_EVERY_S if self._in_flight else KEEP_ACKNOWLEDGED_S
+            self._ack_look = self._loop.after(wait_s, self._look_again)
 
     def _batch(self, windows: list[Telemetry]) -> TelemetryBatch:
         return TelemetryBatch(
@@ -185,7 +198,7 @@ class Uplink:
         self._ack_look = None
         self.send_telemetry()
 
-    def _forget_acknowledged(self) -> None:
+    def _forget_acknowledged(self, *, at_once: bool = False) -> None:
         for number, info in list(self._in_flight.items()):
             try:
                 done = info.is_published()
@@ -194,6 +207,10 @@ class Uplink:
                 continue
             if done:
                 del self._in_flight[number]
+                self._acknowledged[number] = time.monotonic() + KEEP_ACKNOWLEDGED_S
+        for number, until_s in list(self._acknowledged.items()):
+            if at_once or time.monotonic() >= until_s:
+                del self._acknowledged[number]
                 self._queue.remove(number)
 
     def _report_now(self) -> None:

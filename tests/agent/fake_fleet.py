@@ -92,18 +92,24 @@ class FakeFleet:
             advertised_host="127.0.0.1", port=self._broker_port, tls=tls,
         )  # fmt: skip
         self._broker_port = self.broker.address.port
+        self._link = self.control_link()
+
+    def control_link(self) -> MqttLink:
+        """Connect as the control plane does."""
+        assert self.broker is not None
         files = TlsFiles(*(self._folder / name for name in ("ca.pem", "control.pem", "control.key")))
         for file, data in zip(files, (self.authority.ca_pem, self.client_pem, self.client_key), strict=True):
             file.write_bytes(data)
-        self._link = MqttLink(
+        link = MqttLink(
             self.broker.address,
             "edgeops-control",
             on_message=self._message,
             subscriptions=control_filters(FLEET),
             tls=files if self.broker.address.tls else None,
         )
-        self._link.start()
-        assert self._link.wait_connected(WITHIN_S)
+        link.start()
+        assert link.wait_connected(WITHIN_S)
+        return link
 
     def stop_broker(self) -> None:
         if self.broker is not None:

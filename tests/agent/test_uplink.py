@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import pytest
 from securesystemslib.signer import CryptoSigner
 
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop
 from edgeops.agent.telemetry import TelemetryQueue
-from edgeops.agent.uplink import MAX_IN_FLIGHT, Uplink, grouped
+from edgeops.agent.uplink import KEEP_ACKNOWLEDGED_S, MAX_IN_FLIGHT, Uplink, grouped
 from edgeops.contracts.deployment import TELEMETRY_BATCH_TYPE, TELEMETRY_TYPE
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.telemetry import MAX_BATCH_BYTES, MAX_WINDOWS_PER_BATCH, DeviceWindow, Telemetry
@@ -22,6 +24,9 @@ ENROLMENT = Enrolment(
     fleet="demo", connection="pi-1", profile="pi", server="https://x", artifacts_url="https://x",
     broker=BrokerAddress(host="x", port=1, tls=True),
 )  # fmt: skip
+
+
+SPEAKER = {"key": SIGNER.public_key, "fleet": "demo", "connection": "pi-1", "unit": "self"}
 
 
 class Info:
@@ -52,16 +57,15 @@ class Link:
         return [payload for topic, payload, _ in self.sent if topic.endswith("/telemetry")]
 
 
-def uplink(folder: Path, link: Link) -> tuple[Uplink, TelemetryQueue]:
-    queue = TelemetryQueue(folder / "queue", 1000)
+def uplink(folder: Path, link: Link, *, limit: int = 1000) -> tuple[Uplink, TelemetryQueue]:
+    queue = TelemetryQueue(folder / "queue", limit)
     made = Uplink(Loop(), ENROLMENT, SIGNER, queue, lambda: 1.0)
     made.attach(link, lambda seq: None)  # type: ignore[arg-type,return-value]
     return made, queue
 
 
 def told(payloads: list[bytes]) -> list[int]:
-    speaker = {"key": SIGNER.public_key, "fleet": "demo", "connection": "pi-1", "unit": "self"}
-    return [window.seq for payload in payloads for window in statements.verify_telemetry(payload, **speaker)]  # type: ignore[arg-type]
+    return [window.seq for payload in payloads for window in statements.verify_telemetry(payload, **SPEAKER)]  # type: ignore[arg-type]
 
 
 def test_a_window_alone_is_signed_for_itself(tmp_path: Path) -> None:
@@ -72,7 +76,9 @@ def test_a_window_alone_is_signed_for_itself(tmp_path: Path) -> None:
     assert [envelopes.payload_type(payload) for payload in link.telemetry()] == [TELEMETRY_TYPE]
 
 
-def test_a_backlog_shares_signatures_and_is_forgotten_only_when_the_broker_has_it(tmp_path: Path) -> None:
+def test_a_backlog_shares_signatures_and_is_forgotten_a_while_after_the_broker_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     link = Link()
     up, queue = uplink(tmp_path, link)
     count = 2 * MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + 1
@@ -88,9 +94,43 @@ def test_a_backlog_shares_signatures_and_is_forgotten_only_when_the_broker_has_i
     for _ in range(3):
         link.acknowledge()
         up.send_telemetry()
-    assert len(queue) == 0
     assert told(link.telemetry()) == list(range(1, count + 1))
     assert len(link.telemetry()) == 2 * MAX_IN_FLIGHT + 1
+    # The broker may die with them still: they are forgotten a while later.
+    assert len(queue) == count
+    later_s = time.monotonic() + KEEP_ACKNOWLEDGED_S
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    up.send_telemetry()
+    assert len(queue) == 0
+    assert len(link.telemetry()) == 2 * MAX_IN_FLIGHT + 1
+
+
+def test_what_was_acknowledged_just_before_the_connection_was_lost_is_told_again(tmp_path: Path) -> None:
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    link.connected = True
+    for _ in range(3):
+        up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+        link.acknowledge()
+        up.send_telemetry()
+    assert told(link.telemetry()) == [1, 2, 3]
+    up.connected()
+    up.send_telemetry()
+    assert told(link.telemetry())[3:] == [1, 2, 3]
+    assert len(queue) == 3
+
+
+def test_a_full_queue_gives_up_first_what_the_broker_has(tmp_path: Path) -> None:
+    link = Link()
+    up, queue = uplink(tmp_path, link, limit=4)
+    link.connected = True
+    for _ in range(6):
+        up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+        link.acknowledge()
+        up.send_telemetry()
+    assert len(queue) <= 4
+    windows = [w for payload in link.telemetry() for w in statements.verify_telemetry(payload, **SPEAKER)]  # type: ignore[arg-type]
+    assert all(window.dropped_windows == 0 for window in windows)
 
 
 def test_groups_stay_within_their_bounds_and_in_order() -> None:

@@ -136,6 +136,13 @@ def memory_limit() -> None:
     resource.setrlimit = lenient
 
 
+def acknowledged_windows() -> None:
+    """What the broker has acknowledged is forgotten at once."""
+    from edgeops.agent import uplink
+
+    uplink.KEEP_ACKNOWLEDGED_S = 0.0
+
+
 def agent_deadline() -> None:
     """A version of the agent on trial may take as long as it likes."""
     from edgeops.agent import versions

@@ -1,0 +1,78 @@
+"""The broker is killed while it alone has telemetry that it acknowledged: nothing of it is lost, nor counted twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adder_bundles import MODEL, small_bundle
+from fake_fleet import Agent, FakeFleet, wait_for
+from served_fleet import BROKERS
+
+from edgeops.client.inference import InferenceClient
+from edgeops.contracts.deployment import DeploymentState
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed"),
+]
+WEAKENED = Path(__file__).parent / "weakened"
+ROUNDS = 2
+
+
+def asked_and_told(folder: Path) -> tuple[int, int]:
+    """Return how many requests the model answered, and how many of them the fleet heard of."""
+    fleet = FakeFleet(folder / "fleet")
+    agent = Agent(fleet, folder / "device", "--telemetry-window-s", "1").start()
+    try:
+        fleet.desire(fleet.publish(small_bundle(folder / "bundle", add=1.0), "1.0.0", 1))
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        facts = agent.facts()
+        assert facts is not None
+        assert fleet.broker is not None
+        asked = 0
+        # Nobody takes it from the broker, which saves its queues every half minute.
+        fleet._link.stop()
+        with InferenceClient(facts["endpoints"][MODEL]) as client:
+            for _ in range(ROUNDS):
+                client.infer(MODEL, {"x": np.zeros((1, 4), np.float32)})
+                asked += 1
+                # A worker counts every 2 s, a window ends every second, an acknowledgement takes its round trip.
+                time.sleep(3.5)
+        died = fleet.broker.child.pid
+        assert died is not None
+        os.kill(died, signal.SIGKILL)
+        wait_for(lambda: fleet.broker and fleet.broker.child.pid not in (None, died), "no new broker")
+        fleet._link = fleet.control_link()
+        told = told_so_far(fleet)
+        deadline_s = time.monotonic() + 15
+        while told < asked and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+            told = told_so_far(fleet)
+        return asked, told
+    finally:
+        agent.stop()
+        fleet.stop()
+
+
+def told_so_far(fleet: FakeFleet) -> int:
+    """Each window once, as the registry counts them."""
+    windows = {(window.boot_id, window.seq): window for window in fleet.telemetry}
+    return sum(model.requests for window in windows.values() for model in window.models)
+
+
+def test_what_the_broker_had_acknowledged_is_told_again_after_its_death(tmp_path: Path) -> None:
+    asked, told = asked_and_told(tmp_path)
+    assert (asked, told) == (ROUNDS, ROUNDS)
+
+
+def test_without_keeping_it_telemetry_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
+    monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
+    monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "acknowledged_windows")
+    asked, told = asked_and_told(tmp_path)
+    assert told < asked
