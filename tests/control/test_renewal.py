@@ -241,7 +241,7 @@ def test_device_whose_certificate_ran_out_comes_back_by_itself(home: Path, tmp_p
     agent = start_agent(served, tmp_path / "device", token)
     try:
         certificate = tmp_path / "device" / "identity" / "device.pem"
-        wait_for(certificate.exists, "it did not join")
+        wait_for(certificate.with_name("enrolment.json").exists, "it did not join")
         stop(agent)
         served.stop()
         ends_s = certificates.validity(certificate.read_bytes()).not_after_s

@@ -137,7 +137,11 @@ def test_5_the_fleet_tells_what_it_served(scenario: Scenario):
     assert of_one
     assert sum(one["requests"] for one in of_one) <= sum(one["requests"] for one in of_all.values())
     where = scenario.commands.run(*words, "--where", f"name = {device}")
-    assert sum(one["requests"] for one in where) == sum(one["requests"] for one in of_one)
+    # The device goes on telling meanwhile.
+    later = scenario.commands.run(*words, "--device", device)
+    counts = [sum(one["requests"] for one in found) for found in (of_one, where, later)]
+    assert counts == sorted(counts)
+    assert counts[-1] < sum(one["requests"] for one in scenario.commands.run(*words))
 
 
 def test_6_a_signed_but_wrong_release_is_refused_and_the_rollout_stops(scenario: Scenario):
