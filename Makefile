@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system test-system lint types imports test test-full test-scale bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
+.PHONY: help docs install system test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -42,11 +42,18 @@ SPREAD ?= --numprocesses 2 --dist loadfile
 test: install test-system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest $(SPREAD)
 
-test-full: install test-system fuzzer zoo ## every test, with exhaustive counts
+test-full: install test-system fuzzer zoo browser ## every test, with exhaustive counts
 	$(BIN)/pytest $(SPREAD) -m 'not scale' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
 	$(BIN)/pytest -m scale
+
+test-web: install system browser ## the web page in Chromium
+	$(BIN)/pytest -m web
+
+browser: $(STAMP)
+	@./.ci/system-packages chromium
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 
 fuzzer: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'

@@ -26,6 +26,7 @@ from edgeops.cli.options import home_option
     show_default=True,
     help="One part of a control plane that is split over one PostgreSQL.",
 )
+@click.option("--web", is_flag=True, help="Serve the read-only web page, at /ui of the REST API's address.")
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done, not only what goes wrong.")
 def command(
     home: Path,
@@ -36,6 +37,7 @@ def command(
     database: str | None,
     approval: bool,
     role: Literal["all", "api", "ingest", "rollout"],
+    web: bool,
     verbose: bool,
 ) -> None:
     """Serve a fleet until SIGTERM or Ctrl-C; one line of JSON on stdout says when it is ready, and where."""
@@ -44,4 +46,4 @@ def command(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    serve(ServeOptions(home, host, advertise, port, broker, database, approval, role), on_ready=click.echo)
+    serve(ServeOptions(home, host, advertise, port, broker, database, approval, role, web), on_ready=click.echo)

@@ -30,11 +30,13 @@ class Listener(NamedTuple):
         app: The ASGI app.
         bound: Its socket.
         client_ca: If given, only clients with a certificate of this CA come in.
+        lifespan: Whether the app is to be told when it begins and ends.
     """
 
     app: Any
     bound: socket.socket
     client_ca: Path | None = None
+    lifespan: bool = False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -145,7 +147,7 @@ def _config(listener: Listener, certificate: Path, key: Path) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        lifespan="off",
+        lifespan="on" if listener.lifespan else "off",
         backlog=BACKLOG,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GRACE_S,

@@ -23,6 +23,7 @@ from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SHARED_LEAVES
 from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.control.access import Doorkeeper
 from edgeops.control.api.app import ControlApi, api_app
 from edgeops.control.api.artifacts import artifacts_app
 from edgeops.control.api.resources import BrokerHealth, Health
@@ -85,6 +86,7 @@ class ServeOptions(NamedTuple):
         broker: Which broker.
         database: SQLAlchemy URL of the registry; None: an SQLite file in the home.
         approval: No rollout starts that a second person has not approved.
+        web: Serve the web page beside the REST API.
         role: `all`, or one part of a control plane that is split over one PostgreSQL; see `roles`.
     """
 
@@ -96,6 +98,7 @@ class ServeOptions(NamedTuple):
     database: str | None = None
     approval: bool = False
     role: Role = "all"
+    web: bool = False
 
 
 class ControlPlane:
@@ -177,7 +180,7 @@ class ControlPlane:
             pid=os.getpid(),
         )
         apps = [
-            Listener(api_app(self._control_api(ready)), api_socket),
+            self._api_listener(self._control_api(ready), api_socket),
             Listener(
                 artifacts_app(home / "repository", self._gatekeeper.is_revoked), artifacts_socket, self._trust.ca_file
             ),
@@ -306,6 +309,27 @@ class ControlPlane:
             shut_out=self._gatekeeper.shut_out,
             health=self._health,
             metrics=lambda: exposition(self._collector),
+        )
+
+    def _api_listener(self, control: ControlApi, bound: socket.socket) -> Listener:
+        """Return the REST API, with the web page beside it if that was asked for.
+
+        Raises:
+            EdgeopsError: E-DEPENDENCY; NiceGUI is not installed.
+        """
+        app = api_app(control)
+        if not self._options.web:
+            return Listener(app, bound)
+        try:
+            from edgeops.control.web.door import PATH, beside
+            from edgeops.control.web.pages import web_app
+        except ImportError as error:
+            raise EdgeopsError(
+                "E-DEPENDENCY", f"the web page needs NiceGUI: {error}", "pip install 'edgeops[web]'"
+            ) from error
+        pages = web_app(self._database, Doorkeeper(self._database, control.token), control.fleet, control.releases)
+        return Listener(
+            beside(app, pages, lambda path: path == PATH or path.startswith(f"{PATH}/")), bound, lifespan=True
         )
 
     def _health(self) -> Health:

@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import urllib3
 from securesystemslib.signer import Key
 
@@ -73,6 +74,7 @@ class FakeDevice:
         self._identity = DeviceIdentity.load(directory)
         self._keys = {desired_key.keyid: desired_key}
         self.refuses = refuses
+        self.failure = Failure(code="E-SELFTEST-GOLDEN", what="outputs differ", release="", at_s=0.0)
         self.boot_id, self._seq = boot_id, 0
         self.generations: list[int] = []
         self.desired: Desired | None = None
@@ -150,12 +152,11 @@ class FakeDevice:
         refused = component.release in self.refuses
         if not refused:
             self.active[component.name] = Slot(release=component.release, digest=component.digest, number=1)
-        failure = Failure(code="E-SELFTEST-GOLDEN", what="outputs differ", release=component.release, at_s=0.0)
         return ComponentReport(
             name=component.name,
             kind=ComponentKind.MODEL,
             state=DeploymentState.FAILED if refused else DeploymentState.CONFIRMED,
             generation=generation,
             active=self.active.get(component.name),
-            failure=failure if refused else None,
+            failure=msgspec.structs.replace(self.failure, release=component.release) if refused else None,
         )
