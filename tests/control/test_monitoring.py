@@ -18,14 +18,18 @@ from typing import Any
 import pytest
 import urllib3
 from prometheus_client.parser import text_string_to_metric_families
+from registry_fleet import SpeakingDevice, add_devices, open_registry, release
 from served_fleet import MODEL, Fleet, Serving, wait_for
 
 from edgeops.client.resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.groups.query import Facts
-from edgeops.control.monitoring.alerts import Alert, Resting, Thresholds, Watched, alerts
+from edgeops.control.monitoring.alerts import Alert, Looked, Resting, Thresholds, Watched, alerts, look_at_values
 from edgeops.control.monitoring.webhooks import SIGNATURE, Messenger, Receiver, posts, read_config, signature
+from edgeops.control.rollout import manage
+from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.selection import Selection
 
 NOW = 1_800_000_000.0
 DAY_S = 86_400.0
@@ -137,7 +141,7 @@ def watched(heard_ago_s: float = 10.0, **more: Any) -> Watched:
     ],
 )
 def test_each_condition_alerts_and_only_then(one: Watched, kinds: list[str]) -> None:
-    found = list(alerts([one], [], LIMITS, NOW))
+    found = list(alerts(Looked([one]), LIMITS, NOW))
     assert [alert.name for alert in found] == kinds
     assert all(dict(alert.labels) == {"device": "pi-1", "profile": "raspberry-pi-4"} for alert in found)
 
@@ -148,8 +152,36 @@ def test_rollouts_that_rest_are_told_of_and_old_stops_no_more() -> None:
         Resting(2, "lines 1.1.0", RolloutState.STOPPED, "failure_max", NOW - 60),
         Resting(3, "lines 1.2.0", RolloutState.STOPPED, "failure_max", NOW - 2 * DAY_S),
     ]
-    found = [(alert.name, dict(alert.labels)["rollout"]) for alert in alerts([], resting, LIMITS, NOW)]
+    found = [(alert.name, dict(alert.labels)["rollout"]) for alert in alerts(Looked(resting=resting), LIMITS, NOW)]
     assert found == [("EdgeopsRolloutPaused", "1"), ("EdgeopsRolloutStopped", "2")]
+
+
+def test_a_release_that_sees_other_values_than_its_reference_drifts(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    profiles = ("raspberry-pi-4", "intel-nuc")
+    pi, nuc = add_devices(database, 2, profiles=profiles)
+    references = {name: {"input x": (90, 10), "confidence": (5, 95)} for name in profiles}
+    manage.create(
+        database, release("1.0.0"), Policy(groups=("100%",), gates=Gates(timeout_s=100)), Selection(), actor="op",
+        now_s=NOW, start=True, references=references,
+    )  # fmt: skip
+
+    def drifting(device: str, requests: int, input_x: tuple[int, int], now_s: float) -> list[str]:
+        """Return the profiles told of once a device has said what it saw."""
+        SpeakingDevice(database, device, boot_id=f"at-{now_s}").served(
+            "1.0.0", [1.0] * requests, now_s=now_s, errors={}, inputs={"x": input_x}, confidence=(50, 950)
+        )
+        with database.read() as session:
+            shifted = look_at_values(session, now_s)
+        found = list(alerts(Looked(shifted=shifted), LIMITS, now_s))
+        assert {one.name for one in found} <= {"EdgeopsModelDrifting"}
+        return [dict(one.labels)["profile"] for one in found]
+
+    assert not drifting(pi, 1000, (890, 110), NOW), "as the reference has it"
+    assert not drifting(nuc, 20, (2, 18), NOW + 1), "too few to be sure"
+    assert drifting(nuc, 1000, (100, 900), NOW + 2) == ["intel-nuc"]
+    assert not drifting(pi, 10, (9, 1), NOW + 3 * DAY_S), "it is over"
+    database.close()
 
 
 class Hook(http.server.ThreadingHTTPServer):
@@ -252,6 +284,7 @@ def test_many_alerts_are_posted_in_parts() -> None:
     [
         ("repeat = 3", "repeat"),
         ("repeat_s = 0", "not above 0"),
+        ("[thresholds]\ndrift = 1.5", "no total variation"),
         ("[[webhooks]]\nurl = 'ftp://x'", "not an http"),
         ("[[webhooks]]\nurl = 'http://x'\nsecret_file = 'none'", "No such file"),
         ("[[webhooks]]\nurl = 'http://x'\nsecret_file = 'short'", "fewer than 16"),

@@ -257,15 +257,21 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         with control.database.read() as session:
             return views.rollout_by_id(session, rollout_id)
 
+    def references_of(release: Release, policy: Policy) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return what the bundles were compiled with; those that do not say are not watched, unless a gate is."""
+        try:
+            found = control.references(release).items()
+        except EdgeopsError:
+            if policy.gates.drift_max is not None:
+                raise
+            return {}
+        return {profile: dict(rollups.histograms_of(reference)) for profile, reference in found}
+
     @router.post("", status_code=201, summary="Create a rollout, and start it if asked to")
     def create(wish: resources.RolloutRequest, caller: access.Caller = proposer) -> resources.RolloutResource:
         if wish.start:
             access.check_allowed(caller, Permission.ROLL_OUT)
         release, policy, selection = understood(wish)
-        references: dict[str, dict[str, tuple[int, ...]]] = {}
-        if policy.gates.drift_max is not None:
-            found = control.references(release).items()
-            references = {profile: dict(rollups.histograms_of(reference)) for profile, reference in found}
         rollout_id = manage.create(
             control.database,
             release,
@@ -274,7 +280,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             actor=caller.name,
             now_s=time.time(),
             start=wish.start,
-            references=references,
+            references=references_of(release, policy),
         )
         control.wake()
         return shown(rollout_id)

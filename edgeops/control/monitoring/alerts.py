@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.rollouts import RolloutState
@@ -13,10 +13,14 @@ from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import Declared
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.groups.query import Facts
-from edgeops.control.models import Device, Rollout, Unit
+from edgeops.control.ingest import rollups
+from edgeops.control.models import Device, Rollout, RolloutProfile, Unit
+from edgeops.control.rollout.drift import Drift, farthest
 from edgeops.trust import certificates
 
 STOPPED_TOLD_FOR_S = 86_400.0
+# Values are held against their reference over so long; by chance one release and profile alarms once in a million.
+DRIFT_OVER_S, DRIFT_ALPHA = 86_400.0, 1e-6
 
 
 class Thresholds(Declared, frozen=True, kw_only=True):
@@ -26,11 +30,13 @@ class Thresholds(Declared, frozen=True, kw_only=True):
         offline_after_s: A device was not heard of for so long.
         stuck_after_s: A device that is connected has not taken up its desired state for so long.
         certificate_days: A device's certificate ends within so many days.
+        drift: What a model sees or answers is so far (total variation) from its reference, on a profile.
     """
 
     offline_after_s: float = 900.0
     stuck_after_s: float = 3600.0
     certificate_days: float = 7.0
+    drift: float = 0.3
 
 
 class Alert(NamedTuple):
@@ -73,7 +79,25 @@ class Resting(NamedTuple):
     since_s: float
 
 
-def look(session: Session, now_s: float) -> tuple[list[Watched], list[Resting]]:
+class Shifted(NamedTuple):
+    """How far what a release sees or answers on the devices of one profile is from its bundle's reference."""
+
+    model: str
+    release: str
+    profile: str
+    drift: Drift
+    requests: int
+
+
+class Looked(NamedTuple):
+    """All that alerts rest on."""
+
+    watched: Iterable[Watched] = ()
+    resting: Iterable[Resting] = ()
+    shifted: Iterable[Shifted] = ()
+
+
+def look(session: Session, now_s: float) -> Looked:
     """Read what alerts rest on."""
     rows = session.execute(
         select(Device, Unit)
@@ -92,17 +116,43 @@ def look(session: Session, now_s: float) -> tuple[list[Watched], list[Resting]]:
         for device, unit in rows
     ]
     resting = session.scalars(select(Rollout).where(Rollout.state.in_([RolloutState.PAUSED, RolloutState.STOPPED])))
-    return watched, [
+    rests = [
         Resting(row.id, f"{row.model} {row.version}", RolloutState(row.state), row.reason, row.ended_at_s or now_s)
         for row in resting
     ]
+    return Looked(watched, rests, look_at_values(session, now_s))
 
 
-def alerts(watched: Iterable[Watched], resting: Iterable[Resting], limits: Thresholds, now_s: float) -> Iterator[Alert]:
+def look_at_values(session: Session, now_s: float) -> list[Shifted]:
+    """Return how the releases of the last day stand to their references, without those of which nothing is known."""
+    found = []
+    newest: dict[tuple[str, str, str], int] = {}
+    rows = session.execute(
+        select(Rollout.model, Rollout.version, RolloutProfile.profile, func.max(Rollout.id))
+        .join(RolloutProfile, RolloutProfile.rollout_id == Rollout.id)
+        .group_by(Rollout.model, Rollout.version, RolloutProfile.profile)
+    )
+    for model, version, profile, last in rows:
+        newest[model, version, profile] = last
+    for model in sorted({model for model, _, _ in newest}):
+        for (profile, version), traffic in rollups.traffic(session, model, since_s=now_s - DRIFT_OVER_S).items():
+            number = newest.get((model, version, profile))
+            row = None if number is None else session.get(RolloutProfile, (number, profile))
+            if row is not None:
+                drift = farthest(row.reference, traffic.histograms, traffic.requests, DRIFT_ALPHA)
+                if drift is not None:
+                    found.append(Shifted(model, version, profile, drift, traffic.requests))
+    return found
+
+
+def alerts(found: Looked, limits: Thresholds, now_s: float) -> Iterator[Alert]:
     """Yield everything that is wrong now."""
-    for one in watched:
+    for one in found.watched:
         yield from _of_device(one, limits, now_s)
-    for rollout in resting:
+    for shifted in found.shifted:
+        if shifted.drift.interval.lower > limits.drift:
+            yield _of_values(shifted, now_s)
+    for rollout in found.resting:
         labels = (("release", rollout.release), ("rollout", str(rollout.number)))
         if rollout.state is RolloutState.PAUSED:
             summary = f"rollout {rollout.number} of {rollout.release} is paused: {rollout.reason}"
@@ -110,6 +160,15 @@ def alerts(watched: Iterable[Watched], resting: Iterable[Resting], limits: Thres
         elif now_s - rollout.since_s < STOPPED_TOLD_FOR_S:
             summary = f"rollout {rollout.number} of {rollout.release} was stopped: {rollout.reason}"
             yield Alert("EdgeopsRolloutStopped", labels, summary, rollout.since_s)
+
+
+def _of_values(shifted: Shifted, now_s: float) -> Alert:
+    model, release, profile, drift, requests = shifted
+    summary = (
+        f"{drift.name} of {model} {release} on {profile} is {drift.distance:.2f} from its reference, "
+        f"at least {drift.interval.lower:.2f}, over {requests} requests of the last day"
+    )
+    return Alert("EdgeopsModelDrifting", (("model", model), ("profile", profile), ("release", release)), summary, now_s)
 
 
 def _of_device(one: Watched, limits: Thresholds, now_s: float) -> Iterator[Alert]:

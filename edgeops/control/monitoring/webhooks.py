@@ -85,6 +85,8 @@ def read_config(home: Path) -> tuple[AlertConfig, list[Receiver]]:
     limits = config.thresholds
     if min(config.repeat_s, limits.offline_after_s, limits.stuck_after_s, limits.certificate_days) <= 0:
         raise EdgeopsError("E-CONFIG", f"{path}: a time is not above 0", "Give seconds, and days of certificates.")
+    if not 0 < limits.drift <= 1:
+        raise EdgeopsError("E-CONFIG", f"{path}: drift {limits.drift} is no total variation", "Give it above 0, to 1.")
     return config, [_receiver(home, webhook, path) for webhook in config.webhooks]
 
 
@@ -217,7 +219,7 @@ class Watchman:
             return
         now_s = time.time()
         with self._database.read() as session:
-            watched, resting = look(session, now_s)
-        active = list(alerts(watched, resting, self._config.thresholds, now_s))
+            found = look(session, now_s)
+        active = list(alerts(found, self._config.thresholds, now_s))
         for messenger in self._messengers:
             messenger.tell(active)
