@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Union
 
 import msgspec
@@ -57,6 +58,18 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     """Accept no more connections, finish what is under way, and end."""
 
 
+class Shadow(msgspec.Struct, frozen=True, tag=True):
+    """See requests of what serves over the descriptor that comes along, and answer nobody; `cpu` as in the contract."""
+
+    cpu: float
+
+
+class Mirror(msgspec.Struct, frozen=True, tag=True):
+    """Send a share of what is served over the descriptor that comes along."""
+
+    share: float
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The bundle is whole, loaded and warm."""
 
@@ -99,7 +112,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-ToWorker = Union[Load, Test, Serve, Probe, Drain]  # noqa: UP007  evaluated at run time, also on Python 3.10
+ToWorker = Union[Load, Test, Serve, Probe, Drain, Shadow, Mirror]  # noqa: UP007  evaluated at run time, also on Python 3.10
 FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Busy, Refused]  # noqa: UP007
 
 
@@ -133,11 +146,13 @@ class Framing:
         return messages
 
 
-def send(channel: socket.socket, message: msgspec.Struct) -> None:
-    """Send one message; blocks until the operating system has it.
+def send(channel: socket.socket, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+    """Send one message, and descriptors along with it; blocks until the operating system has it.
 
     Raises:
         OSError: The other side is gone.
     """
     body = msgspec.msgpack.encode(message)
-    channel.sendall(_LENGTH.pack(len(body)) + body)
+    data = _LENGTH.pack(len(body)) + body
+    sent = socket.send_fds(channel, [data], descriptors) if descriptors else 0
+    channel.sendall(data[sent:])

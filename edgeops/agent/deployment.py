@@ -315,6 +315,11 @@ class Deployment:
     def _test(self) -> None:
         self.serving.try_out(self._load(self._slots.candidate))
 
+    def _shadow(self) -> None:
+        want = self.record.want
+        if want is not None and want.shadow is not None:
+            self.serving.shadow(want.shadow)
+
     def _switch(self) -> None:
         if self._slots.in_trial:
             return
@@ -381,6 +386,7 @@ class Deployment:
         Effect.ASK: _ask,
         Effect.WAIT: _wait,
         Effect.TEST: _test,
+        Effect.SHADOW: _shadow,
         Effect.SWITCH: _switch,
         Effect.WATCH: _begin_trial,
         Effect.CONFIRM: _confirm,
@@ -394,7 +400,12 @@ class Deployment:
 
     def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
-        if not self.record.together:
+        want = self.record.want
+        if not self.record.together and want is not None and want.shadow is not None:
+            # It may stay a shadow for long, and restarts of the agent meanwhile are no attempts that failed.
+            attempts = self.record.attempts - 1
+            self._handle_in(DeploymentState.SELF_TEST, Event.SHADOWED, self_test=figures, attempts=attempts)
+        elif not self.record.together:
             self._handle_in(DeploymentState.SELF_TEST, Event.TEST_PASSED, self_test=figures)
         elif self.record.state is DeploymentState.SELF_TEST:
             # A test that passed is no attempt that ended the agent, however long the rest of the set takes.
@@ -404,7 +415,10 @@ class Deployment:
 
     def test_failed(self, error: EdgeopsError) -> None:
         """The candidate did not load, did not pass, or died."""
-        self._handle_in(DeploymentState.SELF_TEST, Event.TEST_FAILED, failure=self._failure(error))
+        if self.record.state is DeploymentState.SHADOW:
+            self.handle(Event.TEST_FAILED, failure=self._failure(error))
+        else:
+            self._handle_in(DeploymentState.SELF_TEST, Event.TEST_FAILED, failure=self._failure(error))
 
     def serves(self) -> None:
         """The current bundle accepts connections."""

@@ -55,6 +55,9 @@ def event_for(record: ComponentRecord, wish: Wish, confirmed: Slot | None) -> Ev
     known = same and record.generation == wish.generation
     if confirmed is not None and _is(confirmed, want):
         return None if known and record.state is DeploymentState.CONFIRMED else Event.SATISFIED
+    promoted = same and want.shadow is None and record.want is not None and record.want.shadow is not None
+    if promoted and record.state is DeploymentState.SHADOW and not wish.anew:
+        return Event.PROMOTED
     if same and record.state in ON_ITS_WAY:
         return None if known else Event.WANTED if wish.anew else Event.RENEWED
     if not known:
@@ -66,7 +69,7 @@ def event_for(record: ComponentRecord, wish: Wish, confirmed: Slot | None) -> Ev
 
 def changes_for(record: ComponentRecord, wish: Wish, event: Event) -> dict[str, Any]:
     """Return what a component's record keeps of a desired state that brings an event about."""
-    renewed, again = event is Event.RENEWED, record.generation == wish.generation
+    renewed, again = event in (Event.RENEWED, Event.PROMOTED), record.generation == wish.generation
     return {
         "want": wish.want,
         "generation": wish.generation,

@@ -16,6 +16,7 @@ from edgeops.agent import versions
 from edgeops.agent.channel import Load
 from edgeops.agent.loop import Loop
 from edgeops.agent.versions import Running, SiteMark, environment_for, mark_of, site_of
+from edgeops.contracts.deployment import Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import encode
 from edgeops.releases.bundles import open_agent_bundle
@@ -88,6 +89,9 @@ class AgentServing:
         self.drop_candidate()
         self.has_tested_candidate = False
         self._trying = _Try(self._loop, load, self._life.root, self._tried)
+
+    def shadow(self, wish: Shadowing) -> None:
+        """Stay tried out: of two agents one alone can run."""
 
     def promote(self) -> None:
         """Let the version run that was tried out."""

@@ -11,7 +11,7 @@ from edgeops.agent import channel
 from edgeops.agent.channel import Load
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.workers import WorkerProcess
-from edgeops.contracts.deployment import SelfTestFigures
+from edgeops.contracts.deployment import SelfTestFigures, Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.transport.mqtt import backoff_s
@@ -82,6 +82,7 @@ class ModelServing:
         self._current: _Running | None = None
         self._candidate: _Running | None = None
         self._tested = False
+        self._shadowing: Shadowing | None = None
         self._last_words: dict[int, str] = {}
         self._leaving: dict[int, WorkerProcess] = {}
         self._successor_pending: list[WorkerProcess] = []
@@ -114,6 +115,20 @@ class ModelServing:
         """Whether `promote` can be called."""
         return self._candidate is not None and self._tested
 
+    def shadow(self, wish: Shadowing) -> None:
+        """Let the tested candidate run beside what serves, until it is promoted or dropped."""
+        self._shadowing = wish
+        self._connect_shadow()
+
+    def _connect_shadow(self) -> None:
+        """Connect the candidate with the worker that serves now; where none does, that follows once one does."""
+        if self._shadowing is None or self._candidate is None or self._current is None or not self.is_serving:
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._candidate.process.send(channel.Shadow(self._shadowing.cpu), [ours.fileno()])
+            self._current.process.send(channel.Mirror(self._shadowing.share), [theirs.fileno()])
+
     def promote(self) -> None:
         """Let the tested candidate serve; what serves now goes on until that one accepts connections.
 
@@ -124,7 +139,7 @@ class ModelServing:
             raise EdgeopsError("E-AGENT-STATE", "no tested candidate to promote")
         self._cancel_restart()
         self._retire_on_success()
-        self._current, self._candidate = self._candidate, None
+        self._current, self._candidate, self._shadowing = self._candidate, None, None
         self._crashes = 0
         self._serves_not_yet()
         self._current.process.send(channel.Serve())
@@ -132,6 +147,7 @@ class ModelServing:
     def drop_candidate(self) -> None:
         """End the candidate's worker, if there is one."""
         candidate, self._candidate = self._candidate, None
+        self._shadowing = None
         if candidate is not None:
             self._kill(candidate.process)
 
@@ -217,6 +233,7 @@ class ModelServing:
             self.is_serving = True
             self._probe_sent_s = None
             self._loop.after(CALM_AFTER_S, lambda: self._calm(process))
+            self._connect_shadow()
             self._events.serves()
         elif isinstance(message, channel.Alive):
             self._probe_sent_s = None
@@ -235,7 +252,7 @@ class ModelServing:
         if process in self._successor_pending:
             self._successor_pending.remove(process)
         if self._candidate is not None and process is self._candidate.process:
-            self._candidate = None
+            self._candidate = self._shadowing = None
             self._events.test_failed(EdgeopsError("E-AGENT-WORKER", f"the candidate's worker {how}"))
         elif self._current is not None and process is self._current.process:
             load, self._current = self._current.load, None

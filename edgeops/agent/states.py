@@ -27,6 +27,8 @@ class Event(enum.Enum):
     PROCEED = "nothing holds it"
     TEST_PASSED = "self-test passed"
     TEST_FAILED = "self-test failed"
+    SHADOWED = "self-test passed, and it is to run beside what serves"
+    PROMOTED = "the shadow is to serve"
     HEALTHY = "trial healthy"
     UNHEALTHY = "trial not healthy"
     ABANDONED = "another component of its set failed"
@@ -42,6 +44,7 @@ class Effect(enum.Enum):
     ASK = "look for reasons to wait"
     WAIT = "wait until the reason is gone"
     TEST = "load in a fresh worker and self-test"
+    SHADOW = "let the candidate run beside what serves"
     SWITCH = "make the candidate active and let it serve"
     WATCH = "watch the trial"
     CONFIRM = "keep the candidate"
@@ -58,8 +61,8 @@ class Step(NamedTuple):
     effects: tuple[Effect, ...] = ()
 
 
-# This agent enters neither SHADOW nor TIMED_OUT, but one of another version may have left them in the state directory.
-ELSEWHERE = (State.SHADOW, State.TIMED_OUT)
+# This agent does not enter TIMED_OUT, but one of another version may have left it in the state directory.
+ELSEWHERE = (State.TIMED_OUT,)
 _RESTING = (State.IDLE, State.CONFIRMED, State.REJECTED, State.FAILED, State.TIMED_OUT)
 _UNDER_WAY = (State.HELD, State.DOWNLOADING, State.STAGED, State.SELF_TEST, State.SHADOW)
 _ALL = (*_RESTING, *_UNDER_WAY, State.TRIAL, State.ROLLING_BACK)
@@ -96,6 +99,9 @@ TABLE: Mapping[tuple[State, Event], Step] = MappingProxyType(
         **{(state, Event.ABANDONED): _GO_BACK for state in (State.SELF_TEST, State.SHADOW, State.TRIAL)},
         (State.SELF_TEST, Event.TEST_PASSED): Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH)),
         (State.SELF_TEST, Event.TEST_FAILED): _GO_BACK,
+        (State.SELF_TEST, Event.SHADOWED): Step(State.SHADOW, (Effect.SHADOW,)),
+        (State.SHADOW, Event.TEST_FAILED): _GO_BACK,
+        (State.SHADOW, Event.PROMOTED): Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH)),
         (State.SELF_TEST, Event.HOLD): _HELD,
         (State.TRIAL, Event.HEALTHY): Step(State.CONFIRMED, (Effect.CONFIRM,)),
         (State.TRIAL, Event.UNHEALTHY): _GO_BACK,

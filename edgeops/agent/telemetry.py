@@ -13,7 +13,7 @@ import msgspec
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, ShadowFigures, Telemetry
 from edgeops.contracts.wire import decode, encode
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,12 @@ def merge(first: ModelWindow, second: ModelWindow) -> ModelWindow:
         outputs=_merge_bins(first.outputs, second.outputs),
         confidence=_add(first.confidence, second.confidence),
         class_mix=_add(first.class_mix, second.class_mix),
+        shadow=_merge_shadows(first.shadow, second.shadow),
     )
+
+
+def _merge_shadows(first: ShadowFigures | None, second: ShadowFigures | None) -> ShadowFigures | None:
+    return first.merge(second) if first is not None and second is not None else first or second
 
 
 class TelemetryQueue:

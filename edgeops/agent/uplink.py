@@ -15,7 +15,7 @@ from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.telemetry import TelemetryQueue
-from edgeops.contracts.deployment import ComponentReport, Failure, Presence, Progress, Reported
+from edgeops.contracts.deployment import SHADOW_FEATURE, ComponentReport, Failure, Presence, Progress, Reported
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import (
     MAX_BATCH_BYTES,
@@ -37,6 +37,8 @@ MAX_IN_FLIGHT = 4
 ACK_LOOK_EVERY_S = 0.5
 # What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
 KEEP_ACKNOWLEDGED_S = 60.0
+# What this agent knows that older ones do not.
+FEATURES = (SHADOW_FEATURE,)
 
 
 class Uplink:
@@ -278,6 +280,7 @@ def compose_report(
         observed_generation=observed_generation,
         components=components,
         capabilities=capabilities,
+        features=FEATURES,
         stale_s=stale_s,
         refused=refused,
     )

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -67,10 +67,10 @@ class WorkerProcess:
         """Its process id."""
         return self._process.pid
 
-    def send(self, message: msgspec.Struct) -> None:
+    def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Tell the worker something. One that is gone is reported by `on_gone`, not here."""
         try:
-            channel.send(self._channel, message)
+            channel.send(self._channel, message, descriptors)
         except OSError:
             self._process.kill()
 

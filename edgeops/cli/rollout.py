@@ -62,6 +62,9 @@ def command() -> None:
 @click.option("--drift-max", type=float, help="Largest distance of values from what the bundle was compiled with, 0-1.")
 @click.option("--false-alarm", default=0.01, show_default=True, help="How likely these five may stop it wrongly.")
 @click.option("--temperature-c-max", type=float, help="Hottest that a device may be while it serves the release.")
+@click.option("--shadow", type=float, metavar="SHARE", help="Run beside what serves first, on this share of requests.")
+@click.option("--shadow-cpu", default=0.25, show_default=True, help="How much of one processor a shadow may take.")
+@click.option("--agreement-min", type=float, help="Smallest share of requests on which the shadow agrees.")
 @click.option("--override-holds", is_flag=True, help="Devices wait for no window, application or temperature.")
 @click.option("--approval", is_flag=True, help="It starts only after somebody else has approved it.")
 @click.option("--start", is_flag=True, help="Start it at once.")
@@ -89,6 +92,8 @@ def _wish(
     devices: tuple[str, ...],
     profiles: tuple[str, ...],
     labels: tuple[str, ...],
+    shadow: float | None,
+    shadow_cpu: float,
     **rest: Any,
 ) -> RolloutWish:
     """Return the wish that the options make.
@@ -96,7 +101,7 @@ def _wish(
     Raises:
         EdgeopsError: E-CONFIG; a label or the time zone cannot be read.
     """
-    from edgeops.client.resources import GatesInfo, Rate, RolloutWish, Schedule
+    from edgeops.client.resources import GatesInfo, Rate, RolloutWish, Schedule, Shadow
 
     gates = {name: rest.pop(name) for name in GatesInfo.__struct_fields__}
     return RolloutWish(
@@ -109,6 +114,7 @@ def _wish(
             time_zone=time_zone,
         ),
         gates=GatesInfo(**gates),
+        shadow=None if shadow is None else Shadow(share=shadow, cpu=shadow_cpu),
         devices=devices,
         profiles=profiles,
         labels=parse_labels(labels),

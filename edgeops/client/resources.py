@@ -166,6 +166,7 @@ class GatesInfo(Wire, frozen=True, kw_only=True):
     latency_p95_ratio_max: float | None = None
     drift_max: float | None = None
     temperature_c_max: float | None = None
+    agreement_min: float | None = None
     false_alarm: float = 0.01
 
 
@@ -174,6 +175,13 @@ class Rate(Wire, frozen=True, kw_only=True):
 
     per_minute: int
     factor: float = 1.0
+
+
+class Shadow(Wire, frozen=True, kw_only=True):
+    """The release first runs beside what serves: which share of the requests it sees, at how much of a processor."""
+
+    share: float = 0.1
+    cpu: float = 0.25
 
 
 class Schedule(Wire, frozen=True, kw_only=True):
@@ -205,6 +213,7 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
         group: Only devices of this group.
         approval: It starts only after somebody else has approved it.
         override_holds: Devices do not wait for maintenance window, application, temperature and the like.
+        shadow: Each group runs it beside what serves first; None: it serves at once.
         start: Start it at once.
     """
 
@@ -224,7 +233,19 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
     group: str | None = None
     approval: bool = False
     override_holds: bool = False
+    shadow: Shadow | None = None
     start: bool = False
+
+
+class ComparedInfo(Wire, frozen=True, kw_only=True):
+    """How a release that ran as a shadow compares with what served; distance and latency by p50, p95, p99 and max."""
+
+    compared: int
+    agreed: int
+    skipped: int
+    errors: dict[str, int]
+    distance: dict[str, float]
+    latency_ms: dict[str, float]
 
 
 class TelemetryInfo(Wire, frozen=True, kw_only=True):
@@ -238,6 +259,7 @@ class TelemetryInfo(Wire, frozen=True, kw_only=True):
     latency_ms: dict[str, float]
     temperature_max_c: float | None
     histograms: dict[str, tuple[int, ...]]
+    shadow: ComparedInfo | None = None
 
 
 class PlannedGroup(Wire, frozen=True, kw_only=True):
@@ -273,6 +295,7 @@ class CountsInfo(Wire, frozen=True, kw_only=True):
     held: int
     silent: int
     retriable: int = 0
+    shadowing: int = 0
     codes: dict[str, int]
 
 
@@ -284,6 +307,7 @@ class GroupInfo(Wire, frozen=True, kw_only=True):
     deadline_s: float | None
     finished_at_s: float | None
     profiles: dict[str, CountsInfo]
+    promoted_at_s: float | None = None
 
 
 class FigureInfo(Wire, frozen=True, kw_only=True):

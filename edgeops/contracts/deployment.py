@@ -7,6 +7,9 @@ import msgspec
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.wire import Wire, WireEnum
 
+# What an agent says in `Reported.features` if it knows `Component.shadow`.
+SHADOW_FEATURE = "shadow"
+
 # DSSE payload types: a signature over one kind of statement is never valid for another.
 DESIRED_TYPE = "application/vnd.edgeops.desired+json"
 REPORTED_TYPE = "application/vnd.edgeops.reported+json"
@@ -63,6 +66,18 @@ TERMINAL_STATES = frozenset(
 )
 
 
+class Shadowing(Wire, frozen=True, kw_only=True):
+    """A component that is to run beside what serves, and to answer nobody, until it is wanted without this.
+
+    Args:
+        share: Share of the live requests that it sees, in (0, 1].
+        cpu: How much of one processor it may take for them, in (0, 1].
+    """
+
+    share: float
+    cpu: float
+
+
 class Component(Wire, frozen=True, kw_only=True):
     """One thing a unit should hold.
 
@@ -75,6 +90,7 @@ class Component(Wire, frozen=True, kw_only=True):
         allow_downgrade: The release may be older than what the device accepted before.
         set_name: Components of one desired state with the same set name switch together or not at all, and return
             together; empty: it goes its own way.
+        shadow: It is only to run beside what serves; None: it is to serve. A component of a set serves at once.
     """
 
     name: str
@@ -84,6 +100,7 @@ class Component(Wire, frozen=True, kw_only=True):
     digest: str
     allow_downgrade: bool = False
     set_name: str = ""
+    shadow: Shadowing | None = None
 
 
 class Desired(Wire, frozen=True, kw_only=True):
@@ -181,6 +198,7 @@ class Reported(Wire, frozen=True, kw_only=True):
         at_s: Device time by the time rule; for people, never for order.
         capabilities: Runtimes present: name → version.
         stale_s: Seconds since trusted metadata was last fresh; None: fresh.
+        features: What this agent knows that older ones do not.
     """
 
     fleet: str
@@ -196,6 +214,7 @@ class Reported(Wire, frozen=True, kw_only=True):
     capabilities: dict[str, str] = {}
     stale_s: float | None = None
     refused: Failure | None = None
+    features: tuple[str, ...] = ()
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

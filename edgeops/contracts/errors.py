@@ -116,6 +116,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-GROUP": ErrorCode(Fault.USAGE, "No such device group, or its name is taken."),
     "E-ROLLOUT-APPROVAL": ErrorCode(Fault.USAGE, "The rollout needs the approval of a second person."),
     "E-ROLLOUT-TIMEOUT": ErrorCode(Fault.PEER, "A device was heard of, but was not through in its group's time."),
+    "E-AGENT-FEATURE": ErrorCode(Fault.PEER, "A device's agent is too old for what a rollout asks; update it first."),
     "E-ROLLOUT-STOPPED": ErrorCode(Fault.GATE, "A gate stopped the rollout."),
     "E-REPORT-DIGEST": ErrorCode(Fault.PEER, "A device says it runs the release, but names another bundle."),
     "E-REPORT-STALE": ErrorCode(Fault.PEER, "A device's report is older than one that was already accepted."),

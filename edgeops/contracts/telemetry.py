@@ -8,6 +8,39 @@ from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.wire import Wire
 
 
+class ShadowFigures(Wire, frozen=True, kw_only=True):
+    """How a bundle that ran beside the one that served compares with it.
+
+    Args:
+        compared: Requests that it saw.
+        agreed: Of those, how often it answered alike: the same classes, or, without classes, nearly the same values.
+        skipped: Requests that were drawn for it, but came while it had no processor time left.
+        distance: How far its answers were from those that were served: the norm of the difference over the larger of
+            both norms, in [0, 2].
+        latency_ms: How long its inferences took, in milliseconds.
+        errors: Error code → how many of `compared` it could not answer.
+    """
+
+    compared: int
+    agreed: int
+    skipped: int = 0
+    distance: QuantileSketch = QuantileSketch()
+    latency_ms: QuantileSketch = QuantileSketch()
+    errors: dict[str, int] = {}
+
+    def merge(self, other: ShadowFigures) -> ShadowFigures:
+        """Return both together; exact."""
+        codes = {**self.errors, **other.errors}
+        return ShadowFigures(
+            compared=self.compared + other.compared,
+            agreed=self.agreed + other.agreed,
+            skipped=self.skipped + other.skipped,
+            distance=self.distance.merge(other.distance),
+            latency_ms=self.latency_ms.merge(other.latency_ms),
+            errors={code: self.errors.get(code, 0) + other.errors.get(code, 0) for code in codes},
+        )
+
+
 class ModelWindow(Wire, frozen=True, kw_only=True):
     """One model's window.
 
@@ -22,6 +55,7 @@ class ModelWindow(Wire, frozen=True, kw_only=True):
         outputs: Output name → counts on the bundle's drift reference bins.
         confidence: Counts on the bundle's bins.
         class_mix: Count per class.
+        shadow: If this bundle ran beside another one that served.
     """
 
     model: str
@@ -34,6 +68,7 @@ class ModelWindow(Wire, frozen=True, kw_only=True):
     outputs: dict[str, tuple[int, ...]] = {}
     confidence: tuple[int, ...] = ()
     class_mix: tuple[int, ...] = ()
+    shadow: ShadowFigures | None = None
 
 
 class DeviceWindow(Wire, frozen=True, kw_only=True):

@@ -167,6 +167,7 @@ class _Summed:
     latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
     histograms: Mapped[dict[str, list[int]]] = mapped_column(JSON)
     temperature_max_c: Mapped[float | None]
+    shadow: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class TelemetryTotal(Base):
@@ -280,7 +281,7 @@ class Rollout(Base):
 
 
 class RolloutGroup(Base):
-    """One group of a rollout, by its order from 0."""
+    """One group of a rollout, by its order from 0. `promoted_at_s`: since when its shadows are to serve."""
 
     __tablename__ = "rollout_groups"
 
@@ -289,6 +290,7 @@ class RolloutGroup(Base):
     label: Mapped[str] = mapped_column(String(64))
     started_at_s: Mapped[float | None]
     window_from_s: Mapped[float | None]
+    promoted_at_s: Mapped[float | None]
     finished_at_s: Mapped[float | None]
 
 

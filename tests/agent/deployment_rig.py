@@ -24,7 +24,7 @@ from edgeops.agent.sets import Sets
 from edgeops.agent.settings import Settings, TrialRules
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import StateDirectory, UnitRecord
-from edgeops.contracts.deployment import Component, DeploymentState, Desired, SelfTestFigures, Slot
+from edgeops.contracts.deployment import Component, DeploymentState, Desired, SelfTestFigures, Shadowing, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.profile import Serving
@@ -81,6 +81,9 @@ class StandInServing:
         assert self._candidate is not None
         candidate, self._candidate = self._candidate, None
         self.serve(candidate)
+
+    def shadow(self, wish: Shadowing) -> None:
+        """Stay where it is: beside what serves."""
 
     def probe(self, *, infer: bool) -> None:
         if infer:

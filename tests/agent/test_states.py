@@ -32,15 +32,15 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
             self.state = found
             self.happen(Event.RESTARTED)
 
-        @rule()
-        def go_on(self) -> None:
+        @rule(passed=st.sampled_from([Event.TEST_PASSED, Event.SHADOWED]))
+        def go_on(self, passed: Event) -> None:
             """The way forward, so that walks get far."""
-            for event in (Event.FETCHED, Event.PROCEED, Event.TEST_PASSED, Event.RELEASED, Event.WANTED):
+            for event in (passed, Event.FETCHED, Event.PROCEED, Event.RELEASED, Event.WANTED):
                 if (self.state, event) in table and self.state is not State.TRIAL:
                     self.happen(event)
                     return
 
-        @rule(event=st.sampled_from([Event.WANTED, Event.UNHEALTHY, Event.HOLD]))
+        @rule(event=st.sampled_from([Event.WANTED, Event.UNHEALTHY, Event.ABANDONED, Event.HOLD, Event.RESTARTED]))
         def disturb(self, event: Event) -> None:
             """What comes at the worst moment."""
             if (self.state, event) in table:
@@ -61,8 +61,10 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
             step = next_step(self.state, event, table)
             if event is Event.FETCHED:
                 self.fetched = True
-            if event is Event.TEST_PASSED:
+            if event in (Event.TEST_PASSED, Event.SHADOWED):
                 self.tested = True
+            if event is Event.RESTARTED and self.state is not State.TRIAL:
+                self.tested = False
             self.state = step.state
             for effect in step.effects:
                 self.carry_out(effect)
@@ -74,6 +76,9 @@ def walk(table: Table) -> type[RuleBasedStateMachine]:
                 self.fetched = self.tested = False
             elif effect is Effect.TEST:
                 assert self.fetched
+            elif effect is Effect.SHADOW:
+                assert self.tested
+                assert not self.trial
             elif effect is Effect.SWITCH:
                 assert self.tested
                 self.trial = True
@@ -122,6 +127,7 @@ def mutant(key: tuple[State, Event], step: Step) -> Table:
         mutant((State.TRIAL, Event.UNHEALTHY), Step(State.FAILED, (Effect.DISCARD,))),
         mutant((State.HELD, Event.RELEASED), Step(State.SELF_TEST, (Effect.TEST,))),
         mutant((State.SHADOW, Event.RESTARTED), Step(State.TRIAL, (Effect.SWITCH, Effect.WATCH))),
+        mutant((State.STAGED, Event.PROCEED), Step(State.SHADOW, (Effect.SHADOW,))),
         mutant((State.TRIAL, Event.ABANDONED), Step(State.FAILED, (Effect.DISCARD,))),
     ],
     ids=[
@@ -129,7 +135,8 @@ def mutant(key: tuple[State, Event], step: Step) -> Table:
         "no self-test",
         "no way back",
         "resumed without a bundle",
-        "a shadow of another agent is trusted",
+        "a shadow is trusted after a restart",
+        "a shadow that was not tested",
         "a set's failure leaves a member switched",
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import select
 
 from edgeops.contracts.deployment import (
+    SHADOW_FEATURE,
     Component,
     ComponentKind,
     ComponentReport,
@@ -91,6 +92,7 @@ class SpeakingDevice:
     def __init__(self, database: Database, name: str, *, boot_id: str = "boot-1") -> None:
         self._database, self.name, self.boot_id = database, name, boot_id
         self.seq = 0
+        self.features: tuple[str, ...] = (SHADOW_FEATURE,)
 
     def desired(self) -> tuple[int, tuple[Component, ...]]:
         with self._database.read() as session:
@@ -110,6 +112,7 @@ class SpeakingDevice:
             profile="any",
             observed_generation=observed,
             components=components,
+            features=self.features,
         )
         self.say(statement, now_s)
         return statement
@@ -149,6 +152,12 @@ class SpeakingDevice:
         )  # fmt: skip
         self.say(telemetry, now_s)
 
+    def obey_or_shadow(self, now_s: float) -> None:
+        """Do what is desired: let it serve, or run it beside what serves."""
+        _, wanted = self.desired()
+        shadows = any(component.shadow is not None for component in wanted)
+        self.obey(now_s, state=DeploymentState.SHADOW if shadows else DeploymentState.CONFIRMED)
+
     def obey(self, now_s: float, *, state: DeploymentState = DeploymentState.CONFIRMED, code: str = "E-TRIAL") -> None:
         """Report that all that is desired ended in `state`."""
         generation, wanted = self.desired()
@@ -163,13 +172,16 @@ def report_of(
     component: Component, generation: int, state: DeploymentState, *, code: str = "E-TRIAL", now_s: float = 0.0
 ) -> ComponentReport:
     good = state is DeploymentState.CONFIRMED
+    told = None
+    if not good and state is not DeploymentState.SHADOW:
+        told = Failure(code=code, what="refused", release=component.release, at_s=now_s)
     return ComponentReport(
         name=component.name,
         kind=ComponentKind.MODEL,
         state=state,
         generation=generation,
         active=Slot(release=component.release, digest=component.digest, number=1) if good else None,
-        failure=None if good else Failure(code=code, what="refused", release=component.release, at_s=now_s),
+        failure=told,
     )
 
 

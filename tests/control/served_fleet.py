@@ -22,7 +22,7 @@ from edgeops.trust.publisher import Publisher
 
 MODEL = "lines"
 PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
-WITHIN_S = 30.0
+WITHIN_S = 90.0
 BROKERS = ["iotcore"] + (["mosquitto"] if mosquitto.find_program() else [])
 
 

@@ -190,7 +190,10 @@ def test_a_group_never_waits_for_ever(profiles: list[Counts], gates: Gates) -> N
     """Once its time is over, a group goes on, pauses, stops or times its devices out: offline ones stall nothing."""
     late = NOW + 1000
     assert decide(view(*profiles, gates=gates), late).action is not Action.WAIT
-    settled = [c._replace(timed_out=c.timed_out + c.running + c.retriable, running=0, retriable=0) for c in profiles]
+    settled = [
+        c._replace(timed_out=c.timed_out + c.running + c.retriable + c.shadowing, running=0, retriable=0, shadowing=0)
+        for c in profiles
+    ]
     assert decide(view(*settled, gates=gates), late).action in (
         Action.START_GROUP,
         Action.FINISH,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from registry_fleet import SpeakingDevice, add_devices, obey_all, open_registry, release
 from served_fleet import MODEL, Fleet, Serving, run
 from sqlalchemy import select
 
-from edgeops.contracts.deployment import DeploymentState
+from edgeops.contracts.deployment import DeploymentState, Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
+from edgeops.contracts.telemetry import ShadowFigures
 from edgeops.control import publishing
 from edgeops.control.database import Database
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
@@ -19,7 +23,8 @@ from edgeops.control.rollout import manage
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import Step, advance
 from edgeops.control.rollout.plan import plan
-from edgeops.control.rollout.policy import Gates, Policy, Rate, check_policy
+from edgeops.control.rollout.policy import Gates, Policy, Rate, Shadow, check_policy
+from edgeops.control.rollout.regression import Arms, Requests, measure_shadow
 from edgeops.control.rollout.schedule import Schedule
 from edgeops.control.rollout.selection import Selection
 
@@ -359,3 +364,160 @@ def test_plan_explain_and_watch_by_the_command_line(served: Serving, fleet: Flee
     assert "E-SELFTEST-GOLDEN" in told
     explained = run(served, "rollout", "explain", str(made["id"]), "--json")
     assert len(explained["devices"]) == 2
+
+
+SHADOWED = Policy(
+    groups=("50%", "100%"),
+    shadow=Shadow(share=0.5, cpu=0.2),
+    gates=Gates(timeout_s=7200, agreement_min=0.95),
+)
+
+
+class ShadowFleet:
+    """Four devices of one profile that run 1.0.0 and know shadows, and a rollout of 1.1.0 that has just begun."""
+
+    def __init__(self, registry_url: Path | str, policy: Policy = SHADOWED) -> None:
+        self.database = open_registry(registry_url)
+        names = add_devices(self.database, 4, profiles=("intel-nuc",))
+        self.devices = {name: SpeakingDevice(self.database, name) for name in names}
+        for device in self.devices.values():
+            device.obey(NOW)
+        first = begin(self.database, Policy(groups=("100%",), gates=Gates(timeout_s=7200)))
+        go(self.database, first, NOW)
+        self.obey(NOW + 1)
+        go(self.database, first, NOW + 2)
+        self.rollout = begin(self.database, policy, "1.1.0", NOW + 3)
+        self.go(NOW + 3)
+
+    def go(self, now_s: float) -> Step | None:
+        return go(self.database, self.rollout, now_s)
+
+    def obey(self, now_s: float) -> None:
+        for device in self.devices.values():
+            device.obey_or_shadow(now_s)
+
+    def shadows(self) -> list[str]:
+        """The devices that are to run 1.1.0 beside what serves."""
+        parts = {name: device.desired()[1] for name, device in self.devices.items()}
+        return [name for name, held in parts.items() if any(one.shadow and one.release == "1.1.0" for one in held)]
+
+    def serving(self) -> list[str]:
+        """The devices that are to let 1.1.0 serve."""
+        parts = {name: device.desired()[1] for name, device in self.devices.items()}
+        return [name for name, held in parts.items() if any(not one.shadow and one.release == "1.1.0" for one in held)]
+
+    def compared(self, compared: int, agreed: int, now_s: float) -> None:
+        """The first device that is a shadow says how it compared."""
+        figures = ShadowFigures(compared=compared, agreed=agreed)
+        self.devices[self.shadows()[0]].served("1.1.0", [], now_s=now_s, errors={}, shadow=figures)
+
+
+def test_a_shadow_serves_once_it_agrees_for_sure_group_by_group(registry_url: Path | str) -> None:
+    fleet = ShadowFleet(registry_url)
+    early = fleet.shadows()
+    assert len(early) == 2
+    (part,) = fleet.devices[early[0]].desired()[1]
+    assert part.shadow == Shadowing(share=0.5, cpu=0.2)
+    fleet.obey(NOW + 4)
+    fleet.go(NOW + 5)
+    assert fleet.shadows() == early, "nothing was compared"
+    fleet.compared(100, 100, NOW + 6)
+    step = fleet.go(NOW + 7)
+    assert step is not None
+    assert "agreement_min 1 (" in step.decision.figures[-1].text()
+    assert step.decision.figures[-1].holds is None
+    assert fleet.shadows() == early, "too few to be sure"
+    fleet.compared(2000, 1990, NOW + 8)
+    fleet.go(NOW + 9)
+    assert (fleet.serving(), fleet.shadows()) == (early, [])
+    fleet.obey(NOW + 10)
+    fleet.go(NOW + 11)
+    assert len(fleet.shadows()) == 2, "what the first group showed holds for the profile; the second shadows first too"
+    fleet.obey(NOW + 12)
+    fleet.go(NOW + 13)
+    fleet.obey(NOW + 14)
+    fleet.go(NOW + 15)
+    assert len(fleet.serving()) == 4
+    assert state_of(fleet.database, fleet.rollout) == RolloutState.SUCCEEDED
+    fleet.database.close()
+
+
+def test_a_shadow_that_disagrees_stops_the_rollout_and_goes(registry_url: Path | str) -> None:
+    fleet = ShadowFleet(registry_url)
+    fleet.obey(NOW + 4)
+    fleet.compared(2000, 1500, NOW + 5)
+    fleet.go(NOW + 6)
+    assert state_of(fleet.database, fleet.rollout) == RolloutState.STOPPED
+    assert not fleet.shadows()
+    assert not fleet.serving()
+    assert set(wants(fleet.database).values()) == {"1.0.0"}
+    with fleet.database.read() as session:
+        assert "agreement_min 0.75 " in session.get_one(Rollout, fleet.rollout).reason
+    fleet.database.close()
+
+
+def test_a_shadow_that_nobody_asks_pauses_and_ends_with_its_rollout(registry_url: Path | str) -> None:
+    fleet = ShadowFleet(registry_url)
+    fleet.obey(NOW + 4)
+    fleet.go(NOW + 7300)
+    assert state_of(fleet.database, fleet.rollout) == RolloutState.PAUSED
+    assert len(fleet.shadows()) == 2, "a shadow has not timed out"
+    manage.abort(fleet.database, fleet.rollout, actor="op", now_s=NOW + 7301)
+    assert not fleet.shadows()
+    assert set(wants(fleet.database).values()) == {"1.0.0"}
+    fleet.database.close()
+
+
+def test_an_agent_that_does_not_know_shadows_gets_none(registry_url: Path | str) -> None:
+    """It would leave the wish out that it does not know, and let the release serve."""
+    database = open_registry(registry_url)
+    (name,) = add_devices(database, 1, profiles=("intel-nuc",))
+    device = SpeakingDevice(database, name)
+    device.features = ()
+    device.obey(NOW)
+    rollout = begin(database, msgspec.structs.replace(SHADOWED, groups=("100%",)))
+    go(database, rollout, NOW + 1)
+    assert state_of(database, rollout) == RolloutState.STOPPED
+    assert device.desired()[1] == ()
+    with database.read() as session:
+        assert "E-AGENT-FEATURE ×1" in session.get_one(Rollout, rollout).reason
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"shadow": None}, "agreement_min without a shadow"),
+        ({"gates": Gates(agreement_min=1.0)}, "no sample can show full agreement"),
+        ({"shadow": Shadow(share=0.0)}, "share 0.0"),
+        ({"shadow": Shadow(cpu=1.5)}, "cpu 1.5"),
+    ],
+)
+def test_an_impossible_shadow_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(EdgeopsError) as refused:
+        check_policy(msgspec.structs.replace(SHADOWED, **changes), 10)
+    assert refused.value.code == "E-ROLLOUT-INVALID"
+    assert says in f"{refused.value.what} {refused.value.next_step}"
+
+
+def test_agreement_below_the_limit_is_not_missed_and_above_it_not_refused_however_often_it_is_looked_at() -> None:
+    """2,000 comparisons, looked at after every 50; the control looks at the plain share alone."""
+    draw = random.Random(7)
+
+    def verdicts(agreement: float) -> tuple[list[bool | None], bool]:
+        compared = agreed = 0
+        found, plain_refuses = [], False
+        for _ in range(40):
+            agreed += sum(draw.random() < agreement for _ in range(50))
+            compared += 50
+            arms = Arms(new=Requests(compared=compared, agreed=agreed))
+            (measured,) = measure_shadow(Gates(agreement_min=0.95), arms, profiles=1)
+            found.append(measured.holds)
+            plain_refuses = plain_refuses or agreed / compared < 0.95
+        return found, plain_refuses
+
+    fair = [verdicts(0.95) for _ in range(200)]
+    assert sum(False in found for found, _ in fair) <= 200 * 0.01 + 4
+    assert sum(plain for _, plain in fair) > 100, "the control: the plain share refuses what is as good as it must be"
+    assert all(verdicts(0.85)[0][-1] is False for _ in range(20)), "caught within 2,000 comparisons"
+    assert all(verdicts(0.99)[0][-1] is True for _ in range(20)), "let through within 2,000 comparisons"

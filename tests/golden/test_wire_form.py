@@ -18,6 +18,7 @@ from edgeops.contracts.deployment import (
     Progress,
     Reported,
     SelfTestFigures,
+    Shadowing,
     Slot,
 )
 from edgeops.contracts.enrolment import (
@@ -33,7 +34,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry, TelemetryBatch
+from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, ShadowFigures, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import Wire, decode, encode
 
 FOLDER = Path(__file__).parent / "wire"
@@ -50,7 +51,10 @@ ONE_OF_EACH: dict[str, Wire] = {
     "desired": Desired(
         fleet="demo", connection="pi-1", unit="self", generation=7, issued_at_s=T0, expires_at_s=T0 + 3600,
         components=(
-            Component(name="m", kind=ComponentKind.MODEL, release="1.1.0", target="m/1.1.0/p.edgeops", digest=DIGEST),
+            Component(
+                name="m", kind=ComponentKind.MODEL, release="1.1.0", target="m/1.1.0/p.edgeops", digest=DIGEST,
+                shadow=Shadowing(share=0.1, cpu=0.25),
+            ),
         ),
     ),
     "reported": Reported(
@@ -74,6 +78,9 @@ ONE_OF_EACH: dict[str, Wire] = {
             ModelWindow(
                 model="m", release="1.1.0", digest=DIGEST, latency_ms=QuantileSketch.of([1.0, 2.0, 0.0]), requests=3,
                 errors={"E-RUNTIME-RUN": 1}, inputs={"image": (1, 2)}, outputs={"p": (0, 3)}, class_mix=(1, 2),
+                shadow=ShadowFigures(
+                    compared=2, agreed=1, skipped=3, distance=QuantileSketch.of([0.5]), errors={"E-RUNTIME-RUN": 1}
+                ),
             ),
         ),
         device=DeviceWindow(uptime_s=100.0, temperature_c=51.5),

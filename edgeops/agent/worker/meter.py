@@ -96,7 +96,7 @@ class _Drift:
         self._inputs = {name: _Bins(part) for name, part in reference.inputs.items() if name in sizes}
         self._outputs = {name: _Bins(part) for name, part in reference.outputs.items() if name in sizes}
         self._confidence = _Bins(reference.confidence) if reference.confidence is not None else None
-        self._classed = _first_classed(manifest.outputs)
+        self._classed = classed_output(manifest.outputs)
         self._classes = len(reference.class_mix)
         self._mix = np.zeros(self._classes, np.int64)
         self._waiting: list[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]] = []
@@ -159,7 +159,8 @@ class _Bins:
         return counts
 
 
-def _first_classed(outputs: tuple[OutputInfo, ...]) -> OutputInfo | None:
+def classed_output(outputs: tuple[OutputInfo, ...]) -> OutputInfo | None:
+    """Return the first output that gives every class a value; None: there is none."""
     for info in outputs:
         if info.kind in _CLASS_KINDS and info.tensor.shape:
             return info

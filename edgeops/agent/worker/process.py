@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import resource
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,13 @@ from edgeops.agent.worker.engine import Engine
 from edgeops.agent.worker.meter import Meter
 from edgeops.agent.worker.server import InferenceServer
 from edgeops.agent.worker.service import Service
+from edgeops.agent.worker.shadow import Mirror, Shadow
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.runtimes import measure
 
 REPORT_EVERY_S = 2.0
 OOM_SCORE_ADJ = 500
+_MAX_DESCRIPTORS = 8
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _PR_SET_PDEATHSIG = 1
 
@@ -46,7 +50,10 @@ class Worker:
         self._framing = Framing(ToWorker)
         self._engine: Engine | None = None
         self._meter: Meter | None = None
+        self._service: Service | None = None
         self._server: InferenceServer | None = None
+        self._shadow: Shadow | None = None
+        self._descriptors: deque[int] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
 
@@ -59,7 +66,8 @@ class Worker:
         loop.remove_reader(self._control.fileno())
 
     def _readable(self) -> None:
-        data = self._control.recv(1 << 16)
+        data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, _MAX_DESCRIPTORS)
+        self._descriptors.extend(descriptors)
         if not data:
             # The supervisor is gone: nobody may serve without it.
             os._exit(0)
@@ -81,7 +89,13 @@ class Worker:
         if isinstance(message, channel.Test):
             self._say(channel.Tested(engine.self_test()))
         elif isinstance(message, channel.Serve):
+            if self._shadow is not None:
+                self._shadow.close()
             self._start(self._serve(engine))
+        elif isinstance(message, channel.Shadow):
+            self._start(self._follow(engine, message, self._line()))
+        elif isinstance(message, channel.Mirror):
+            self._start(self._mirror(message, self._line()))
         elif isinstance(message, channel.Probe):
             self._start(self._probe(engine, message))
         else:
@@ -90,7 +104,8 @@ class Worker:
     async def _serve(self, engine: Engine) -> None:
         self._meter = Meter(engine.manifest, engine.release, engine.digest)
         typical_ms = measure.latency(engine.probe, warmup=1, runs=3).p50_ms
-        self._server = InferenceServer(Service(engine, self._meter, self._busy), typical_ms)
+        self._service = Service(engine, self._meter, self._busy)
+        self._server = InferenceServer(self._service, typical_ms)
         engine.limit_memory()
         await self._server.start(self._listener)
         self._say(channel.Serving())
@@ -98,6 +113,37 @@ class Worker:
             await asyncio.sleep(REPORT_EVERY_S)
             await self._server.call(self._report)
             limits.check_room()
+
+    def _line(self) -> socket.socket:
+        if not self._descriptors:
+            raise EdgeopsError("E-AGENT-WORKER", "a descriptor is missing")
+        return socket.socket(fileno=self._descriptors.popleft())
+
+    async def _follow(self, engine: Engine, wish: channel.Shadow, line: socket.socket) -> None:
+        """Run beside what serves, until the line ends: that worker has ended, or this one is to serve."""
+        if self._shadow is not None:
+            self._shadow.close()
+        ended = asyncio.Event()
+        shadow = self._shadow = Shadow(engine, wish.cpu, lambda _: ended.set())
+        await shadow.start(line)
+        while not ended.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), REPORT_EVERY_S)
+            window = shadow.take()
+            if window is not None:
+                self._say(channel.Counted(window))
+        if self._shadow is shadow:
+            self._shadow = None
+
+    async def _mirror(self, wish: channel.Mirror, line: socket.socket) -> None:
+        if self._service is None:
+            line.close()
+            return
+        if self._service.mirror is not None:
+            self._service.mirror.close()
+        mirror = Mirror(wish.share)
+        await mirror.start(line)
+        self._service.mirror = mirror
 
     async def _probe(self, engine: Engine, probe: channel.Probe) -> None:
         # Through the queue of inferences in any case: a runtime that hangs must not look alive.

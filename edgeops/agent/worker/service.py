@@ -13,6 +13,7 @@ from edgeops import __version__
 from edgeops.agent.worker.engine import Engine
 from edgeops.agent.worker.meter import Meter
 from edgeops.agent.worker.oip import InferCodec, metadata
+from edgeops.agent.worker.shadow import Mirror
 from edgeops.contracts.errors import EdgeopsError
 
 JSON = b"application/json"
@@ -60,6 +61,7 @@ class Service:
 
     def __init__(self, engine: Engine, meter: Meter, on_busy: Callable[[float], None]) -> None:
         self._engine, self._meter, self._on_busy = engine, meter, on_busy
+        self.mirror: Mirror | None = None
         self._codec = InferCodec(engine.manifest, engine.release)
         self._metadata = msgspec.json.encode(metadata(engine.manifest, engine.release))
         base = f"/v2/models/{engine.manifest.model}"
@@ -139,6 +141,8 @@ class Service:
             flagged = True
         response = self._codec.write(asked, answer, flagged=flagged)
         self._meter.answered((time.perf_counter() - start_s) * 1e3, asked.feeds, answer)
+        if self.mirror is not None and not self.mirror.ended:
+            self.mirror.offer(asked.feeds, answer)
         if response.json_length is None:
             return HttpResponse(200, response.body)
         mark = ((b"Inference-Header-Content-Length", b"%d" % response.json_length),)

@@ -29,7 +29,7 @@ from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
 from edgeops.control.ingest import rollups
 from edgeops.control.rollout import freeze, manage
-from edgeops.control.rollout.policy import Gates, Policy, Rate
+from edgeops.control.rollout.policy import Gates, Policy, Rate, Shadow
 from edgeops.control.rollout.schedule import Schedule
 from edgeops.control.rollout.selection import Selection
 
@@ -302,6 +302,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             retries=wish.retries,
             on_failure=wish.on_failure,
             override_holds=wish.override_holds,
+            shadow=None if wish.shadow is None else Shadow(**wish.shadow.model_dump()),
         )
         selection = Selection(
             devices=tuple(wish.devices),

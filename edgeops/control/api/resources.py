@@ -208,6 +208,7 @@ class GatesResource(Request):
     latency_p95_ratio_max: Annotated[float, Field(gt=0, le=1000)] | None = None
     drift_max: Annotated[float, Field(gt=0, le=1)] | None = None
     temperature_c_max: Annotated[float, Field(gt=-90, le=250)] | None = None
+    agreement_min: Annotated[float, Field(gt=0, lt=1)] | None = None
     false_alarm: Annotated[float, Field(gt=0, le=0.5)] = 0.01
 
 
@@ -216,6 +217,13 @@ class RateResource(Request):
 
     per_minute: Annotated[int, Field(ge=1)]
     factor: Annotated[float, Field(ge=1, le=100)] = 1.0
+
+
+class ShadowResource(Request):
+    """The release first runs beside what serves: which share of the requests it sees, at how much of a processor."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    cpu: Annotated[float, Field(gt=0, le=1)] = 0.25
 
 
 class ScheduleResource(Request):
@@ -246,7 +254,19 @@ class RolloutRequest(Request):
     group: Name | None = None
     approval: bool = False
     override_holds: bool = False
+    shadow: ShadowResource | None = None
     start: bool = False
+
+
+class ComparedResource(BaseModel):
+    """How a release that ran as a shadow compares with what served: see `edgeops rollout create --shadow`."""
+
+    compared: int
+    agreed: int
+    skipped: int
+    errors: dict[str, int]
+    distance: dict[str, float]
+    latency_ms: dict[str, float]
 
 
 class TelemetryResource(BaseModel):
@@ -263,6 +283,7 @@ class TelemetryResource(BaseModel):
     latency_ms: dict[str, float]
     temperature_max_c: float | None
     histograms: dict[str, list[int]]
+    shadow: ComparedResource | None
 
 
 class TelemetryHistory(BaseModel):
@@ -328,6 +349,7 @@ class CountsResource(BaseModel):
     held: int
     silent: int
     retriable: int
+    shadowing: int
     codes: dict[str, int]
 
 
@@ -337,6 +359,7 @@ class GroupResource(BaseModel):
     label: str
     started_at_s: float | None
     deadline_s: float | None
+    promoted_at_s: float | None
     finished_at_s: float | None
     profiles: dict[str, CountsResource]
 

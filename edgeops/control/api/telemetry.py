@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.telemetry import ShadowFigures
 from edgeops.control.api import resources, views
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
@@ -77,9 +78,21 @@ def _history(
                 latency_ms=_latency(traffic.latency_ms),
                 temperature_max_c=traffic.temperature_max_c,
                 histograms={name: list(counts) for name, counts in traffic.histograms.items()},
+                shadow=None if traffic.shadow is None else _compared(traffic.shadow),
             )
             for place, traffic in history.merged(session, asked).items()
         ]
+    )
+
+
+def _compared(shadow: ShadowFigures) -> resources.ComparedResource:
+    return resources.ComparedResource(
+        compared=shadow.compared,
+        agreed=shadow.agreed,
+        skipped=shadow.skipped,
+        errors=shadow.errors,
+        distance=_latency(shadow.distance),
+        latency_ms=_latency(shadow.latency_ms),
     )
 
 

@@ -155,6 +155,7 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
             label=row.label,
             started_at_s=row.started_at_s,
             deadline_s=row.window_from_s + gates.timeout_s if row.window_from_s is not None and gates else None,
+            promoted_at_s=row.promoted_at_s,
             finished_at_s=row.finished_at_s,
             profiles={
                 name: resources.CountsResource(**counts._asdict()) for name, counts in sorted(seen.profiles.items())

@@ -168,7 +168,7 @@ class Batch:
             release, traffic = _text(window.release, 64), traffic_of(window, temperature_c)
             key = (telemetry.connection, telemetry.unit, window.model, release)
             # What values look like is of interest over many devices, and over time: totals go without.
-            plain = traffic._replace(histograms={}, temperature_max_c=None)
+            plain = traffic._replace(histograms={}, temperature_max_c=None, shadow=None)
             self._new_traffic[key] = self._new_traffic.get(key, Traffic()).plus(plain)
             self._rollups.add(device.profile, window.model, release, traffic)
 

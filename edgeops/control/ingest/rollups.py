@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from edgeops.contracts.bundle import DriftReference, Histogram
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import ModelWindow
+from edgeops.contracts.telemetry import ModelWindow, ShadowFigures
 from edgeops.contracts.wire import encode
 from edgeops.control.models import DeviceRollup, TelemetryRollup
 
@@ -32,6 +32,7 @@ OTHER_CODES = "other"
 # What a device may say of its values: beyond this it is not counted.
 MAX_HISTOGRAMS, MAX_BINS = 64, 512
 _COLDEST_C, _HOTTEST_C = -90.0, 250.0
+_SHADOW = msgspec.json.Decoder(ShadowFigures)
 _SKETCH = msgspec.json.Decoder(QuantileSketch)
 
 
@@ -44,6 +45,7 @@ class Traffic(NamedTuple):
         latency_ms: Of those that were answered.
         histograms: What values looked like: counts on the bins of the bundle's reference, by `histograms_of`.
         temperature_max_c: Hottest that a device said it was meanwhile; None: none did.
+        shadow: How it compared with what served, where it ran beside that; None: it did not.
     """
 
     requests: int = 0
@@ -51,6 +53,7 @@ class Traffic(NamedTuple):
     latency_ms: QuantileSketch = QuantileSketch()
     histograms: Mapping[str, tuple[int, ...]] = {}
     temperature_max_c: float | None = None
+    shadow: ShadowFigures | None = None
 
     @property
     def failed(self) -> int:
@@ -59,21 +62,29 @@ class Traffic(NamedTuple):
 
     def plus(self, other: Traffic) -> Traffic:
         """Return both; codes beyond the 64 most frequent become one."""
-        errors = dict(self.errors)
-        for code, count in other.errors.items():
-            errors[code] = errors.get(code, 0) + count
-        if len(errors) > MAX_CODES:
-            frequent = sorted(errors, key=lambda code: (code == OTHER_CODES, -errors[code], code))[: MAX_CODES - 1]
-            kept = {code: errors[code] for code in frequent if code != OTHER_CODES}
-            errors = {**kept, OTHER_CODES: sum(errors.values()) - sum(kept.values())}
+        shadow = self.shadow.merge(other.shadow) if self.shadow and other.shadow else self.shadow or other.shadow
         hottest = [one for one in (self.temperature_max_c, other.temperature_max_c) if one is not None]
         return Traffic(
             self.requests + other.requests,
-            errors,
+            _codes(self.errors, other.errors),
             self.latency_ms.merge(other.latency_ms),
             _added(self.histograms, other.histograms),
             max(hottest, default=None),
+            shadow and msgspec.structs.replace(shadow, errors=_codes(shadow.errors)),
         )
+
+
+def _codes(*parts: Mapping[str, int]) -> dict[str, int]:
+    """Return the sums; of more than 64 codes those that are not the most frequent become one."""
+    errors: dict[str, int] = {}
+    for part in parts:
+        for code, count in part.items():
+            errors[code] = errors.get(code, 0) + count
+    if len(errors) <= MAX_CODES:
+        return errors
+    frequent = sorted(errors, key=lambda code: (code == OTHER_CODES, -errors[code], code))[: MAX_CODES - 1]
+    kept = {code: errors[code] for code in frequent if code != OTHER_CODES}
+    return {**kept, OTHER_CODES: sum(errors.values()) - sum(kept.values())}
 
 
 def histograms_of(window: ModelWindow | DriftReference) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -94,10 +105,31 @@ def traffic_of(window: ModelWindow, temperature_c: float | None = None) -> Traff
         if 0 < len(counts) <= MAX_BINS and min(counts) >= 0 and max(counts) < 1 << 53
     }
     hot = temperature_c is not None and _COLDEST_C < temperature_c < _HOTTEST_C
-    traffic = Traffic(window.requests, {}, window.latency_ms, _added(usable, {}), temperature_c if hot else None)
-    for code, count in window.errors.items():
-        traffic = traffic.plus(Traffic(errors={code.replace("\0", "")[:64]: count}))
-    return traffic
+    traffic = Traffic(
+        window.requests,
+        {},
+        window.latency_ms,
+        _added(usable, {}),
+        temperature_c if hot else None,
+        _usable(window.shadow),
+    )
+    return traffic.plus(Traffic(errors=_readable(window.errors)))
+
+
+def _usable(shadow: ShadowFigures | None) -> ShadowFigures | None:
+    """Return what a device says of a shadow, if it can be."""
+    if shadow is None or not 0 <= shadow.agreed <= shadow.compared < 1 << 53 or not 0 <= shadow.skipped < 1 << 53:
+        return None
+    return msgspec.structs.replace(shadow, errors=_codes(_readable(shadow.errors)))
+
+
+def _readable(errors: Mapping[str, int]) -> dict[str, int]:
+    """Return counts by codes as any database can hold them."""
+    found: dict[str, int] = {}
+    for code, count in errors.items():
+        short = code.replace("\0", "")[:64]
+        found[short] = found.get(short, 0) + count
+    return found
 
 
 Table = type[TelemetryRollup] | type[DeviceRollup]
@@ -202,6 +234,7 @@ def _add(session: Session, table: Table, key: Key, traffic: Traffic) -> None:
     row.requests, row.errors, row.latency_ms = merged.requests, merged.errors, encode(merged.latency_ms)
     row.histograms = {name: list(counts) for name, counts in merged.histograms.items()}
     row.temperature_max_c = merged.temperature_max_c
+    row.shadow = None if merged.shadow is None else encode(merged.shadow)
 
 
 def traffic_in(row: TelemetryRollup | DeviceRollup) -> Traffic:
@@ -212,6 +245,7 @@ def traffic_in(row: TelemetryRollup | DeviceRollup) -> Traffic:
         _SKETCH.decode(row.latency_ms),
         {name: tuple(counts) for name, counts in row.histograms.items()},
         row.temperature_max_c,
+        None if row.shadow is None else _SHADOW.decode(row.shadow),
     )
 
 

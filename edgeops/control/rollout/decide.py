@@ -10,6 +10,7 @@ one that is offline for weeks neither passes a gate nor stalls it for ever.
     all gates hold for good            next group
     time is over, too few reported     pause
     a failed device has tries left     give it the release again
+    the group's shadows hold all       let them serve
     all hold, the schedule is shut     wait
     otherwise                          wait
 """
@@ -19,12 +20,12 @@ from __future__ import annotations
 import datetime
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.rollout.policy import Gates, Policy, read_policy
-from edgeops.control.rollout.regression import TELEMETRY_GATES, Arms, measure
+from edgeops.control.rollout.regression import AGREEMENT, TELEMETRY_GATES, Arms, Measured, measure, measure_shadow
 from edgeops.control.rollout.schedule import opens_at
 
 
@@ -39,6 +40,7 @@ class Action(enum.Enum):
     PAUSE = "pause"
     STOP = "stop"
     REVERT = "revert"
+    PROMOTE = "promote"
 
 
 _ON_FAILURE = {"stop": Action.STOP, "pause": Action.PAUSE, "revert": Action.REVERT}
@@ -56,6 +58,7 @@ class Counts(NamedTuple):
         held: Heard of, and waiting for a reason of their own: window, busy, memory.
         silent: Not heard of since the group began.
         retriable: Failed or were not through in time, and are to get the release once more.
+        shadowing: Run the release beside what serves.
         codes: Failure code → devices, over failed, rejected and timed-out.
     """
 
@@ -67,6 +70,7 @@ class Counts(NamedTuple):
     held: int = 0
     silent: int = 0
     retriable: int = 0
+    shadowing: int = 0
     codes: Mapping[str, int] = {}
 
     @property
@@ -82,7 +86,7 @@ class Counts(NamedTuple):
     @property
     def open(self) -> int:
         """Devices without an outcome."""
-        return self.running + self.held + self.silent + self.retriable
+        return self.running + self.held + self.silent + self.retriable + self.shadowing
 
     @property
     def total(self) -> int:
@@ -103,17 +107,22 @@ class Counts(NamedTuple):
             self.held + other.held,
             self.silent + other.silent,
             self.retriable + other.retriable,
+            self.shadowing + other.shadowing,
             codes,
         )
 
 
 class GroupView(NamedTuple):
-    """One group: its name, when its time began to count (None: not started), whether it is through, its profiles."""
+    """One group: its name, when its time began to count (None: not started), whether it is through, its profiles.
+
+    `shadows`: its devices run the release beside what serves, and are not to serve it yet.
+    """
 
     label: str
     window_from_s: float | None
     finished: bool
     profiles: Mapping[str, Counts]
+    shadows: bool = False
 
 
 class RolloutView(NamedTuple):
@@ -169,10 +178,15 @@ class Figure(NamedTuple):
             return f"{who}: {self.gate} has no reports"
         if self.gate in TELEMETRY_GATES:
             between = f"{_bound(self.lower)} to {_bound(self.upper)}"
-            said = {True: "is within", False: "is beyond", None: "may be beyond"}[self.holds]
+            words = _AT_LEAST if self.gate == AGREEMENT else _AT_MOST
+            said = words[self.holds]
             return f"{who}: {self.gate} {self.value:.4g} ({between}) {said} {self.limit:.4g}, {self.reported} requests"
         relation = ("≥" if self.holds else "<") if self.gate == "success_min" else ("≤" if self.holds else ">")
         return f"{who}: {self.gate} {self.value:.4g} {relation} {self.limit:.4g} over {self.reported} reports"
+
+
+_AT_MOST = {True: "is within", False: "is beyond", None: "may be beyond"}
+_AT_LEAST = {True: "is at least", False: "is below", None: "may be below"}
 
 
 class Decision(NamedTuple):
@@ -239,7 +253,8 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
     assert group.window_from_s is not None
     deadline_s = group.window_from_s + gates.timeout_s
     over = now_s >= deadline_s
-    live = {name: counts for name, counts in group.profiles.items() if name not in view.stopped_profiles}
+    seen = {name: _as_judged(counts, shadows=group.shadows) for name, counts in group.profiles.items()}
+    live = {name: counts for name, counts in seen.items() if name not in view.stopped_profiles}
     if over and any(counts.running for counts in live.values()):
         return Decision(Action.TIME_OUT, f"group {group.label} had {gates.timeout_s:.0f} s", group=position)
 
@@ -248,12 +263,13 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
 
     # A stopped profile's failures still count for the group; nobody waits for the rest of it.
     everyone = Counts()
-    for name, counts in group.profiles.items():
+    for name, counts in seen.items():
         everyone = everyone.plus(counts if name in live else counts._replace(running=0, held=0, silent=0, retriable=0))
     whole = _verdict(group.label, "", everyone, gates, over)
+    measuring = measure_shadow if group.shadows else measure
     by_profile = {
         name: _verdict(group.label, name, live[name], gates, over).along_with(
-            _requests_verdict(group.label, name, view.requests.get(name, Arms()), gates, len(view.profiles))
+            _requests_verdict(group.label, name, measuring(gates, view.requests.get(name, Arms()), len(view.profiles)))
         )
         for name in sorted(live)
         if live[name].total
@@ -266,6 +282,9 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
     if stop and len(stop) == len(by_profile):
         return Decision(failed, "; ".join(stop.values()), position, figures, stop)
     waiting = [v for name, v in {"": whole, **by_profile}.items() if not v.passes and name not in stop]
+    if not waiting and group.shadows:
+        reason = f"group {group.label}: the shadows hold every gate, and are to serve"
+        return Decision(Action.PROMOTE, reason, position, figures, stop)
     served_s = group.window_from_s + policy.serves_s
     if not waiting and now_s < served_s:
         reason = f"group {group.label}: every gate holds; it serves {policy.serves_s:.0f} s before it passes"
@@ -282,6 +301,13 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
         return Decision(Action.PAUSE, reason, position, figures, stop)
     reason = f"group {group.label}: {everyone.reported} of {everyone.total} devices have reported"
     return Decision(Action.WAIT, reason, position, figures, stop, until_s=deadline_s)
+
+
+def _as_judged(counts: Counts, *, shadows: bool) -> Counts:
+    """Return counts with the shadows where they belong: through while the group has only shadows, under way later."""
+    if shadows:
+        return counts._replace(confirmed=counts.confirmed + counts.shadowing, shadowing=0)
+    return counts._replace(running=counts.running + counts.shadowing, shadowing=0)
 
 
 def _after(view: RolloutView, position: int, stopped: frozenset[str]) -> Decision:
@@ -307,7 +333,7 @@ class _Verdict(NamedTuple):
         return _Verdict(self.figures + other.figures, self.passes and other.passes, self.fails or other.fails, lacking)
 
 
-def _requests_verdict(label: str, profile: str, arms: Arms, gates: Gates, profiles: int) -> _Verdict:
+def _requests_verdict(label: str, profile: str, measured: Iterable[Measured]) -> _Verdict:
     """Judge what requests came to. What cannot be said yet neither passes nor fails."""
     figures = tuple(
         Figure(
@@ -321,7 +347,7 @@ def _requests_verdict(label: str, profile: str, arms: Arms, gates: Gates, profil
             lower=_finite(one.interval.lower),
             upper=_finite(one.interval.upper),
         )
-        for one in measure(gates, arms, profiles)
+        for one in measured
     )
     return _Verdict(
         figures,

@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from edgeops.contracts.deployment import TERMINAL_STATES, Component, DeploymentState, kind_of
+from edgeops.contracts.deployment import (
+    SHADOW_FEATURE,
+    TERMINAL_STATES,
+    Component,
+    DeploymentState,
+    Reported,
+    Shadowing,
+    kind_of,
+)
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError, Fault
 from edgeops.contracts.rollouts import RolloutState
+from edgeops.contracts.telemetry import ShadowFigures
+from edgeops.contracts.wire import decode
 from edgeops.control import audit
 from edgeops.control.assignment import assign, components_of
 from edgeops.control.database import Database
@@ -69,7 +80,7 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
         .group_by(member.position, member.profile, member.state, member.reached, member.code, member.attempts)
     )
     counts: dict[int, dict[str, Counts]] = {}
-    retries = _retries(rollout)
+    retries, shadows = _tries_and_shadows(rollout)
     for position, profile, state, reached, code, attempts, number in rows:
         group = counts.setdefault(position, {})
         outcome = _counts(DeploymentState(state), reached, code, number, may_retry=attempts <= retries)
@@ -85,7 +96,13 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
     return RolloutView(
         policy=rollout.policy,
         groups=[
-            GroupView(group.label, group.window_from_s, group.finished_at_s is not None, counts.get(group.position, {}))
+            GroupView(
+                group.label,
+                group.window_from_s,
+                group.finished_at_s is not None,
+                counts.get(group.position, {}),
+                shadows=shadows and group.promoted_at_s is None,
+            )
             for group in groups
         ],
         stopped_profiles=frozenset(stopped),
@@ -103,7 +120,16 @@ def _requests(session: Session, rollout: Rollout) -> dict[str, Arms]:
     for (profile, version), traffic in rollups.traffic(session, rollout.model, since_s=rollout.started_at_s).items():
         # What a client did wrong is no fault of the release.
         failed = sum(count for code, count in traffic.errors.items() if not _is_clients(code))
-        requests = Requests(traffic.requests, failed, traffic.latency_ms, traffic.histograms, traffic.temperature_max_c)
+        shadow = traffic.shadow or ShadowFigures(compared=0, agreed=0)
+        requests = Requests(
+            traffic.requests,
+            failed,
+            traffic.latency_ms,
+            traffic.histograms,
+            traffic.temperature_max_c,
+            compared=shadow.compared,
+            agreed=shadow.agreed,
+        )
         so_far = arms.get(profile, Arms(reference=references.get(profile, {})))
         if version == rollout.version:
             arms[profile] = so_far._replace(new=requests)
@@ -116,11 +142,12 @@ def _is_clients(code: str) -> bool:
     return code in ERROR_CODES and ERROR_CODES[code].fault is Fault.USAGE
 
 
-def _retries(rollout: Rollout) -> int:
+def _tries_and_shadows(rollout: Rollout) -> tuple[int, bool]:
     try:
-        return read_policy(rollout.policy).retries
+        policy = read_policy(rollout.policy)
     except EdgeopsError:
-        return 0  # `decide` will stop it
+        return 0, False  # `decide` will stop it
+    return policy.retries, policy.shadow is not None
 
 
 def _counts(state: DeploymentState, reached: bool, code: str | None, number: int, *, may_retry: bool) -> Counts:
@@ -137,6 +164,8 @@ def _counts(state: DeploymentState, reached: bool, code: str | None, number: int
         return Counts(confirmed=number)
     if not reached:
         return Counts(silent=number)
+    if state is DeploymentState.SHADOW:
+        return Counts(shadowing=number)
     return Counts(held=number) if state is DeploymentState.HELD else Counts(running=number)
 
 
@@ -149,8 +178,9 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         if row.stopped_at_s is None:
             row.stopped_at_s, row.reason = now_s, reason
             _note(session, rollout, "rollout.stop-profile", now_s, profile=profile, reason=reason)
-            if decision.profiles_go_back:
-                going_back |= give_back(session, rollout, now_s, profile=profile).back > 0
+            going_back |= (
+                give_back(session, rollout, now_s, profile=profile, only_shadows=not decision.profiles_go_back).back > 0
+            )
     if decision.finish_group is not None:
         session.get_one(RolloutGroup, (rollout.id, decision.finish_group)).finished_at_s = now_s
     if decision.action is Action.WAIT:
@@ -158,6 +188,9 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
     if decision.action is Action.START_GROUP:
         assert decision.group is not None
         return _start_group(session, rollout, decision.group, now_s) or going_back
+    if decision.action is Action.PROMOTE:
+        assert decision.group is not None
+        return _promote(session, rollout, decision.group, now_s) or going_back
     if decision.action is Action.RETRY:
         assert decision.group is not None
         return _retry(session, rollout, decision.group, now_s)
@@ -176,7 +209,10 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
     if state is not RolloutState.PAUSED:
         rollout.ended_at_s = now_s
     _note(session, rollout, f"rollout.{state}", now_s, reason=decision.reason)
-    return going_back or (decision.action is Action.REVERT and give_back(session, rollout, now_s).back > 0)
+    if decision.action in (Action.REVERT, Action.STOP):
+        only_shadows = decision.action is Action.STOP
+        going_back |= give_back(session, rollout, now_s, only_shadows=only_shadows).back > 0
+    return going_back
 
 
 def _start_group(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
@@ -187,6 +223,45 @@ def _start_group(session: Session, rollout: Rollout, position: int, now_s: float
     _note(session, rollout, "rollout.start-group", now_s, group=group.label, devices=given)
     log.info("rollout %d: group %s started with %d devices", rollout.id, group.label, given)
     return given > 0
+
+
+def _promote(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
+    """Have a group's shadows serve: the same release as a new generation. Its time runs anew."""
+    group = session.get_one(RolloutGroup, (rollout.id, position))
+    group.promoted_at_s = group.window_from_s = now_s
+    policy = read_policy(rollout.policy)
+    stopped = select(RolloutProfile.profile).where(
+        RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None)
+    )
+    rows = session.execute(
+        select(RolloutMember, Unit)
+        .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
+        .join(Device, Device.connection == RolloutMember.connection)
+        .where(
+            RolloutMember.rollout_id == rollout.id,
+            RolloutMember.position == position,
+            RolloutMember.profile.not_in(stopped),
+            RolloutMember.state.not_in(TERMINAL_STATES),
+            Device.revoked_at_s.is_(None),
+        )
+        .order_by(RolloutMember.connection, RolloutMember.unit)
+        .with_for_update(of=[RolloutMember, Unit])
+    ).all()
+    promoted = []
+    for member, unit in rows:
+        wanted = next((part for part in components_of(unit) if part.name == member.component), None)
+        if wanted is None or wanted.release != rollout.version or wanted.shadow is None:
+            continue  # it has got another release since
+        serving = msgspec.structs.replace(wanted, shadow=None)
+        cause = f"rollout {rollout.id}, promoted"
+        member.generation = assign(
+            session, unit, serving, cause=cause, now_s=now_s, override_holds=policy.override_holds
+        )
+        member.state, member.step, member.code, member.detail = DeploymentState.IDLE, 0, None, ""
+        member.changed_at_s = now_s
+        promoted.append(member.connection)
+    _note(session, rollout, "rollout.promote", now_s, group=group.label, devices=promoted)
+    return bool(promoted)
 
 
 def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
@@ -272,9 +347,16 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
         .with_for_update(of=[RolloutMember, Unit])
     ).all()
     given, policy = 0, read_policy(rollout.policy)
+    promoted = session.get_one(RolloutGroup, (rollout.id, position)).promoted_at_s is not None
+    shadow = None if policy.shadow is None or promoted else Shadowing(share=policy.shadow.share, cpu=policy.shadow.cpu)
     for member, unit, online in rows:
         bundle = profiles[member.profile]
         if bundle.stopped_at_s is not None:
+            continue
+        if shadow is not None and not _knows_shadows(unit):
+            # It would let the release serve at once.
+            member.state, member.code = DeploymentState.REJECTED, "E-AGENT-FEATURE"
+            member.detail, member.changed_at_s = "its agent has not said that it knows shadows", now_s
             continue
         component = Component(
             name=member.component,
@@ -282,6 +364,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
             release=rollout.version,
             target=bundle.target,
             digest=bundle.digest,
+            shadow=shadow,
         )
         cause = f"rollout {rollout.id}"
         member.generation = assign(
@@ -293,9 +376,17 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
     return given
 
 
+def _knows_shadows(unit: Unit) -> bool:
+    if unit.reported is None:
+        return False
+    return SHADOW_FEATURE in decode(unit.reported, Reported, what="stored report").features
+
+
 def _time_out(session: Session, rollout_id: int, position: int, now_s: float) -> None:
-    """Set those who were heard of and are not through to timed-out."""
+    """Set those who were heard of and are not through to timed-out. A shadow is through until it is to serve."""
     through = TERMINAL_STATES | {DeploymentState.HELD}
+    if session.get_one(RolloutGroup, (rollout_id, position)).promoted_at_s is None:
+        through |= {DeploymentState.SHADOW}
     session.execute(
         update(RolloutMember)
         .where(

@@ -96,6 +96,7 @@ def create(
                     label=label,
                     started_at_s=None,
                     window_from_s=None,
+                    promoted_at_s=None,
                     finished_at_s=None,
                 )
             )
@@ -184,7 +185,7 @@ def approve(database: Database, rollout_id: int, *, actor: str, now_s: float) ->
 
 
 def abort(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
-    """End a rollout: no further device gets the release; who has it keeps it.
+    """End a rollout: no further device gets the release; who has it keeps it, shadows end.
 
     Raises:
         EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it has ended already.
@@ -193,6 +194,7 @@ def abort(database: Database, rollout_id: int, *, actor: str, now_s: float) -> N
         not_ended = tuple(set(RolloutState) - ENDED_STATES - {RolloutState.UNKNOWN})
         rollout = _change(session, rollout_id, not_ended, RolloutState.ABORTED, actor, now_s)
         rollout.reason, rollout.ended_at_s = f"aborted by {actor}", now_s
+        give_back(session, rollout, now_s, only_shadows=True)
 
 
 def revert(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:

@@ -44,6 +44,7 @@ class Gates(Declared, frozen=True, kw_only=True):
         drift_max: Largest distance of what inputs, outputs, confidence and classes look like from what the bundle was
             compiled with: total variation, in (0, 1].
         temperature_c_max: No device may say that it is hotter, in °C, while it serves the release.
+        agreement_min: Smallest share of requests on which the release, as a shadow, agrees with what served, in (0, 1).
         false_alarm: Probability that any of the gates on telemetry but that on temperature is tripped over the whole
             rollout though it holds, in (0, 0.5].
     """
@@ -58,6 +59,7 @@ class Gates(Declared, frozen=True, kw_only=True):
     latency_p95_ratio_max: float | None = None
     drift_max: float | None = None
     temperature_c_max: float | None = None
+    agreement_min: float | None = None
     false_alarm: float = 0.01
 
 
@@ -71,6 +73,18 @@ class Rate(Declared, frozen=True, kw_only=True):
 
     per_minute: int
     factor: float = 1.0
+
+
+class Shadow(Declared, frozen=True, kw_only=True):
+    """A group first runs the release beside what serves; it is to serve once the gate on agreement holds.
+
+    Args:
+        share: Share of the live requests that it sees, in (0, 1].
+        cpu: How much of one processor it may take for them on a device, in (0, 1].
+    """
+
+    share: float = 0.1
+    cpu: float = 0.25
 
 
 class Policy(Declared, frozen=True, kw_only=True):
@@ -87,6 +101,7 @@ class Policy(Declared, frozen=True, kw_only=True):
         retries: How often a device that failed gets the release again before it counts as failed.
         on_failure: What a tripped gate does: `stop`, `pause`, or `revert` the devices that have the release.
         override_holds: Devices do not wait for maintenance window, application, temperature and the like.
+        shadow: Each group runs it as a shadow first; None: it serves at once.
     """
 
     groups: tuple[str, ...] = ()
@@ -98,6 +113,7 @@ class Policy(Declared, frozen=True, kw_only=True):
     retries: int = 0
     on_failure: Literal["stop", "pause", "revert"] = "stop"
     override_holds: bool = False
+    shadow: Shadow | None = None
 
     @property
     def serves_s(self) -> float:
@@ -141,8 +157,19 @@ def _check(policy: Policy) -> None:
             f"a group serves {policy.serves_s:g} s and has {policy.gates.timeout_s:g} s",
             "Make timeout_s larger than bake_s (a ramp's minute: 60 s).",
         )
+    _check_shadow(policy)
     if not 0 <= policy.retries <= MAX_RETRIES:
         raise _invalid(f"retries is {policy.retries}", f"Give 0 to {MAX_RETRIES}.")
+
+
+def _check_shadow(policy: Policy) -> None:
+    shadow, least = policy.shadow, policy.gates.agreement_min
+    if least is not None and shadow is None:
+        raise _invalid("agreement_min without a shadow", "Give how large a share of the requests the shadow sees.")
+    if least is not None and not 0 < least < 1:
+        raise _invalid(f"agreement_min is {least}", "Give a share between 0 and 1: no sample can show full agreement.")
+    if shadow is not None and not (0 < shadow.share <= 1 and 0 < shadow.cpu <= 1):
+        raise _invalid(f"a shadow of share {shadow.share}, cpu {shadow.cpu}", "Give shares above 0, up to 1.")
 
 
 def check_gates(gates: Gates) -> None:

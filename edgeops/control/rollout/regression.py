@@ -24,13 +24,15 @@ SAMPLED_GATES = (
     "latency_p95_ratio_max",
     "drift_max",
 )
-TELEMETRY_GATES = (*SAMPLED_GATES, "temperature_c_max")
+AGREEMENT = "agreement_min"
+TELEMETRY_GATES = (*SAMPLED_GATES, "temperature_c_max", AGREEMENT)
 
 
 class Requests(NamedTuple):
     """What requests to one release came to: how many were answered, how many failed, and their latency in ms.
 
-    `histograms` say what values looked like, `temperature_max_c` how hot the hottest device was meanwhile.
+    `histograms` say what values looked like, `temperature_max_c` how hot the hottest device was meanwhile. As a shadow
+    it was `compared` on so many, and `agreed` on so many of those.
     """
 
     answered: int = 0
@@ -38,6 +40,8 @@ class Requests(NamedTuple):
     latency_ms: QuantileSketch = QuantileSketch()
     histograms: Mapping[str, Sequence[int]] = {}
     temperature_max_c: float | None = None
+    compared: int = 0
+    agreed: int = 0
 
     @property
     def total(self) -> int:
@@ -113,6 +117,22 @@ def measure(gates: Gates, arms: Arms, profiles: int) -> Iterator[Measured]:
         hottest = new.temperature_max_c
         interval = Interval(-math.inf, math.inf) if hottest is None else Interval(hottest, hottest)
         yield _measured("temperature_c_max", hottest, gates.temperature_c_max, interval, new.total)
+
+
+def measure_shadow(gates: Gates, arms: Arms, profiles: int) -> Iterator[Measured]:
+    """Evaluate the gate on agreement, if it was asked for; `false_alarm` is shared out over the profiles.
+
+    Args:
+        gates: The policy's.
+        arms: One profile's requests.
+        profiles: How many profiles the rollout has.
+    """
+    least, new = gates.agreement_min, arms.new
+    if least is not None:
+        interval = share_interval(new.agreed, new.compared, gates.false_alarm / max(1, profiles))
+        value = new.agreed / new.compared if new.compared else None
+        holds = False if interval.upper < least else True if interval.lower >= least else None
+        yield Measured(AGREEMENT, value, least, interval, new.compared, holds)
 
 
 def _measured(gate: str, value: float | None, limit: float, interval: Interval, requests: int) -> Measured:

@@ -19,10 +19,13 @@ class Reverted(NamedTuple):
     back: int
 
 
-def give_back(session: Session, rollout: Rollout, now_s: float, *, profile: str | None = None) -> Reverted:
+def give_back(
+    session: Session, rollout: Rollout, now_s: float, *, profile: str | None = None, only_shadows: bool = False
+) -> Reverted:
     """Give the devices of a rollout, or of one profile in it, what they were to run before.
 
-    A device that had no release before, or has got another one since, is left as it is.
+    A device that had no release before, or has got another one since, is left as it is. With `only_shadows` so are
+    those that are to let it serve.
     """
     query = (
         select(RolloutMember, Unit)
@@ -34,13 +37,18 @@ def give_back(session: Session, rollout: Rollout, now_s: float, *, profile: str 
     if profile is not None:
         query = query.where(RolloutMember.profile == profile)
     members = session.execute(query).all()
-    return Reverted(len(members), sum(_give_back(session, rollout, member, unit, now_s) for member, unit in members))
+    back = (_give_back(session, rollout, member, unit, now_s, only_shadows=only_shadows) for member, unit in members)
+    return Reverted(len(members), sum(back))
 
 
-def _give_back(session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float) -> bool:
+def _give_back(
+    session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float, *, only_shadows: bool
+) -> bool:
     """Give one unit what it was to run before the rollout; say whether there was something."""
     now = next((part for part in components_of(unit) if part.name == member.component), None)
     if now is None or now.release != rollout.version or member.generation is None:
+        return False
+    if only_shadows and now.shadow is None:
         return False
     before = previous_component(session, unit, member.component, below=member.first_generation or member.generation)
     if before is None:
