@@ -152,7 +152,7 @@ class RoleWorker:
             broker,
             identity,
             on_message=ingest.receive,
-            on_connect=ingest.new_session,
+            on_connect=lambda: ingest.new_session(kept=True),
             subscriptions=[f"$share/ingest/{topic}" for topic in ingest_filters(trust.fleet, SHARED_LEAVES)],
             tls=tls,
             receive_maximum=_RECEIVE_MAXIMUM,

@@ -42,7 +42,7 @@ from edgeops.control.retention import prune
 from edgeops.control.revocation import Gatekeeper, revoked_serials
 from edgeops.control.roles import READY_NAME, Role, RoleWorker, check_role
 from edgeops.control.rollout.engine import RolloutEngine
-from edgeops.transport.mqtt import MqttLink, TlsFiles
+from edgeops.transport.mqtt import SESSION_WITHOUT_END_S, MqttLink, TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -262,6 +262,7 @@ class ControlPlane:
             on_connect=self._on_connect,
             subscriptions=ingest_filters(trust.fleet, leaves),
             tls=TlsFiles(trust.ca_file, identity.certificate, identity.key) if address.tls else None,
+            session_expiry_s=SESSION_WITHOUT_END_S,
             receive_maximum=RECEIVE_MAXIMUM,
             keepalive_s=60,
             manual_ack=True,
@@ -280,7 +281,7 @@ class ControlPlane:
         return msgspec.structs.replace(self._broker.address, host=local_host(self._options.host))
 
     def _on_connect(self) -> None:
-        self._ingest.new_session()
+        self._ingest.new_session(kept=self._link.session_kept)
         if self._publisher is not None:
             self._publisher.wake_all()
 

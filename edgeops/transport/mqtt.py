@@ -22,6 +22,7 @@ from edgeops.contracts.errors import EdgeopsError
 log = logging.getLogger(__name__)
 
 MAX_PACKET_BYTES = 1 << 20
+SESSION_WITHOUT_END_S = 0xFFFF_FFFF
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
 _LOOPBACK = ("127.", "localhost", "::1")
@@ -71,7 +72,8 @@ class MqttLink:
         subscriptions: Topic filters, subscribed with QoS 1 at each connection.
         tls: PEM files for mutual TLS; required if `broker.tls`.
         will: Last will.
-        session_expiry_s: How long the broker keeps the session and its queue while the link is down.
+        session_expiry_s: How long the broker keeps the session and its queue while the link is down;
+            SESSION_WITHOUT_END_S: for ever.
         keepalive_s: MQTT keep-alive.
         receive_maximum: How many unacknowledged messages the broker may send.
         manual_ack: Messages are acknowledged by `Message.ack`, not on return of `on_message`.
@@ -102,6 +104,7 @@ class MqttLink:
         self._attempt = 0
         self._context: ssl.SSLContext | None = None
         self._connected = threading.Event()
+        self._session_kept = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=manual_ack
         )
@@ -134,6 +137,11 @@ class MqttLink:
     def connected(self) -> bool:
         """Whether the link is up now."""
         return self._connected.is_set()
+
+    @property
+    def session_kept(self) -> bool:
+        """Whether the broker still had this identity's session, with its queue, at the last connection."""
+        return self._session_kept
 
     def start(self) -> None:
         """Begin to connect, and keep trying until `stop`. Returns at once; a broker that is away is no error."""
@@ -178,12 +186,13 @@ class MqttLink:
         return self._client.publish(topic, payload, qos=qos, retain=retain)
 
     def _connected_to_broker(
-        self, client: paho.Client, _userdata: object, _flags: object, reason: Any, _properties: object
+        self, client: paho.Client, _userdata: object, flags: Any, reason: Any, _properties: object
     ) -> None:
         if reason.is_failure:
             self._lost(str(reason))
             return
         self._attempt = 0
+        self._session_kept = bool(flags.session_present)
         if self._subscriptions:
             client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
         self._connected.set()

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -376,6 +377,21 @@ def test_presence_says_who_is_online(house: House) -> None:
     assert not online()
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["the broker queued what came since", "nothing came live"])
+def test_retained_presence_counts_only_where_nothing_was_queued(house: House, kept: bool) -> None:
+    """A device that comes before a new control plane subscribes is online; one that died while it was away is not."""
+    ingest = Ingest(house.database, FLEET, lambda: None, live_presence_only=True)
+    ingest.start()
+    ingest.new_session(kept=kept)
+    done = threading.Event()
+    said = encode(Presence(online=True, boot_id="b1"))
+    ingest.receive(Message(presence_topic(FLEET, "dev-a"), said, True, done.set))
+    assert done.wait(20)
+    ingest.stop()
+    with house.database.read() as session:
+        assert session.get_one(Device, "dev-a").online is not kept
+
+
 def test_a_newer_agents_words_are_read(house: House) -> None:
     """An unknown state and unknown fields of a newer agent are no errors."""
     fields = msgspec.to_builtins(progress(1)) | {"state": "teleporting", "colour": "blue"}
@@ -453,7 +469,7 @@ def test_acknowledgements_of_a_lost_link_are_not_given_to_the_next(house: House)
     given: list[str] = []
     first = Message(*house.sealed(report()), False, lambda: given.append("old"))
     house.ingest.receive(first)
-    house.ingest.new_session()
+    house.ingest.new_session(kept=True)
     house.ingest.receive(Message(*house.sealed(progress(2)), False, lambda: given.append("new")))
     house.ingest.start()
     deadline = time.monotonic() + 20

@@ -78,7 +78,6 @@ user {user}
 persistence true
 persistence_location data/
 autosave_interval 30
-persistent_client_expiration 14d
 
 # The defaults drop QoS 1 messages under fan-in although publishers were acknowledged.
 max_inflight_messages 1000

@@ -63,7 +63,8 @@ class Ingest:
         fleet: The fleet.
         on_change: Called after each commit that may concern a rollout or a desired state.
         live_presence_only: The broker keeps retained messages and this worker's session over its own death: a retained
-            `online` may be of a device that died meanwhile, while what was said since comes as a live message.
+            `online` may be of a device that died meanwhile, while what was said since comes as a live message. Only
+            with a session that is new to the broker nothing came live, and what it retains is all there is.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Ingest:
         self._live_presence_only = live_presence_only
         self._queue: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
         self._session = 0
+        self._believes_retained = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self.accepted = 0
@@ -94,12 +96,19 @@ class Ingest:
         if self._thread.is_alive():
             self._thread.join()
 
-    def new_session(self) -> None:
-        """Say that the link was made anew: acknowledgements of earlier messages would now mean other ones."""
+    def new_session(self, *, kept: bool) -> None:
+        """Say that the link was made anew: acknowledgements of earlier messages would now mean other ones.
+
+        Args:
+            kept: The broker knows the session of before, and queued what was said since.
+        """
         self._session += 1
+        self._believes_retained = not kept
 
     def receive(self, message: Message) -> None:
         """Take a message from the link; returns at once."""
+        if self._believes_retained:
+            message = message._replace(retain=False)
         self._queue.put((message, self._session))
 
     def _run(self) -> None:
