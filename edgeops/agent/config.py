@@ -10,7 +10,7 @@ import msgspec
 from edgeops.agent import downloads, holds
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
-from edgeops.agent.settings import SelfUpdateRules
+from edgeops.agent.settings import SelfUpdateRules, ServingRules
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Declared
 
@@ -29,11 +29,13 @@ class AgentConfig(Declared, frozen=True, kw_only=True):
         holds: Reasons to wait with an update.
         downloads: How bundles are fetched.
         self_update: How the agent takes up a new version of itself.
+        serving: How applications reach the models.
     """
 
     holds: HoldRules = HoldRules()
     downloads: DownloadRules = DownloadRules()
     self_update: SelfUpdateRules = SelfUpdateRules()
+    serving: ServingRules = ServingRules()
 
 
 def read_config(root: Path) -> AgentConfig:

@@ -68,7 +68,8 @@ class Deployment:
             self._trial_rules = self._trial_rules._replace(confirm_within_s=house.settings.self_update.trial_s)
         else:
             kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
-            self.serving = ModelServing(house.loop, self, [*kept, *ports])
+            socket_path = (house.settings.socket_dir or house.state.sockets) / f"{name}.sock"
+            self.serving = ModelServing(house.loop, self, [*kept, *ports], socket_path)
         self._floor_number = floor_number
         self._job: FetchJob | None = None
         self._hold: Timer | None = None

@@ -58,6 +58,7 @@ class AgentServing:
 
     port: int | None = None
     endpoint = ""
+    socket_path = Path()
     ended = is_alone = True
 
     def __init__(self, loop: Loop, events: ServingEvents, life: AgentLife) -> None:

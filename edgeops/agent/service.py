@@ -44,6 +44,8 @@ OOMPolicy=continue
 MemoryMax=95%
 TasksMax=1024
 UMask=0077
+RuntimeDirectory=edgeops
+RuntimeDirectoryMode=0755
 Environment=PYTHONDONTWRITEBYTECODE=1
 {storage}
 CapabilityBoundingSet=

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from edgeops.agent import channel
@@ -14,6 +15,7 @@ from edgeops.agent.workers import WorkerProcess
 from edgeops.contracts.deployment import SelfTestFigures, Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
+from edgeops.transport import unix
 from edgeops.transport.mqtt import backoff_s
 
 log = logging.getLogger(__name__)
@@ -69,14 +71,22 @@ class ModelServing:
         loop: The supervisor's loop.
         events: Who hears of it.
         ports: Ports to try, in this order; 0: any.
+        socket_path: Where to listen for frames.
 
     Raises:
-        EdgeopsError: E-CONFIG; none of the ports is free.
+        EdgeopsError: E-CONFIG; none of the ports is free, or no socket can be made there.
     """
 
-    def __init__(self, loop: Loop, events: ServingEvents, ports: list[int]) -> None:
+    def __init__(self, loop: Loop, events: ServingEvents, ports: list[int], socket_path: Path) -> None:
         self._loop, self._events = loop, events
         self._listener = _listen(ports)
+        self.socket_path = socket_path
+        try:
+            self._lines_listener = unix.listen(socket_path, backlog=_BACKLOG)
+        except EdgeopsError:
+            self._listener.close()
+            raise
+        self._lines_listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self.is_serving = False
         self._current: _Running | None = None
@@ -165,6 +175,8 @@ class ModelServing:
         """Stop, and give the port back."""
         self.stop()
         self._listener.close()
+        self._lines_listener.close()
+        self.socket_path.unlink(missing_ok=True)
 
     @property
     def ended(self) -> bool:
@@ -275,7 +287,7 @@ class ModelServing:
         self._probe_sent_s = None
 
     def _spawn(self, load: Load) -> _Running:
-        process = WorkerProcess(self._loop, self._listener, self._said, self._gone)
+        process = WorkerProcess(self._loop, (self._listener, self._lines_listener), self._said, self._gone)
         self._set_deadline(process, LOAD_WITHIN_S)
         process.send(load)
         return _Running(process, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -43,6 +44,17 @@ class SelfUpdateRules(Declared, frozen=True, kw_only=True):
     trial_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 600.0
 
 
+class ServingRules(Declared, frozen=True, kw_only=True):
+    """How applications of this device reach its models.
+
+    Args:
+        socket_dir: Absolute path of the folder of the models' Unix sockets; None: the state directory's `sockets`, or
+            the folder that systemd made for the service.
+    """
+
+    socket_dir: Annotated[str, msgspec.Meta(pattern="^/")] | None = None
+
+
 class Settings(NamedTuple):
     """An agent's settings.
 
@@ -54,6 +66,7 @@ class Settings(NamedTuple):
         holds: Reasons to wait with an update.
         downloads: How bundles are fetched.
         self_update: How the agent takes up a new version of itself.
+        socket_dir: Where the models' Unix sockets are; None: in the state directory.
     """
 
     http_port: int = 0
@@ -63,3 +76,4 @@ class Settings(NamedTuple):
     holds: HoldRules = HoldRules()
     downloads: DownloadRules = DownloadRules()
     self_update: SelfUpdateRules = SelfUpdateRules()
+    socket_dir: Path | None = None

@@ -38,11 +38,11 @@ def read_status(root: Path) -> dict[str, Any]:
         "profile": enrolment.profile if enrolment is not None else None,
         "generation": unit.generation,
         "queued_telemetry": len(list((root / "queue").glob("*.json"))),
-        "components": [_component(folder, facts.get("endpoints", {})) for folder in folders],
+        "components": [_component(folder, facts) for folder in folders],
     }
 
 
-def _component(folder: Path, endpoints: dict[str, str]) -> dict[str, Any]:
+def _component(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     record = _read(folder / "state.json", ComponentRecord) or ComponentRecord(name=folder.name)
     slots = Slots(folder)
     return {
@@ -56,7 +56,8 @@ def _component(folder: Path, endpoints: dict[str, str]) -> dict[str, Any]:
         "held_reason": record.held_reason,
         "failure": msgspec.to_builtins(record.failure),
         "self_test": msgspec.to_builtins(record.self_test),
-        "endpoint": endpoints.get(record.name),
+        "endpoint": facts.get("endpoints", {}).get(record.name),
+        "socket": facts.get("sockets", {}).get(record.name),
     }
 
 

@@ -148,6 +148,11 @@ class StateDirectory:
         return self.root / "queue"
 
     @property
+    def sockets(self) -> Path:
+        """Unix sockets of the models, unless they lie elsewhere."""
+        return self.root / "sockets"
+
+    @property
     def downloads(self) -> Path:
         """Bundles that are on their way."""
         return self.root / "downloads"

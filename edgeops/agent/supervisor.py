@@ -474,12 +474,17 @@ class Supervisor:
 
     def _write_facts(self) -> None:
         """Tell programs on this device where models are served."""
-        endpoints = {
-            name: deployment.serving.endpoint
+        serving = {
+            name: deployment.serving
             for name, deployment in self._deployments.items()
             if deployment.active is not None and deployment.serving.endpoint
         }
-        facts = {"pid": os.getpid(), "connection": self._enrolment.connection, "endpoints": endpoints}
+        facts = {
+            "pid": os.getpid(),
+            "connection": self._enrolment.connection,
+            "endpoints": {name: model.endpoint for name, model in serving.items()},
+            "sockets": {name: f"unix:{model.socket_path}" for name, model in serving.items()},
+        }
         if facts != self._facts:
             self._facts = facts
             write_facts(self._state.root, facts)

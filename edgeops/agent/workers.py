@@ -27,7 +27,7 @@ class WorkerProcess:
 
     Args:
         loop: Where the callbacks run.
-        listener: The model's listening socket.
+        listeners: The model's listening sockets, for HTTP and for frames.
         on_message: Called with each message of the worker.
         on_gone: Called once with how the process ended, after its last message.
     """
@@ -35,7 +35,7 @@ class WorkerProcess:
     def __init__(
         self,
         loop: Loop,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         on_message: Callable[[WorkerProcess, object], None],
         on_gone: Callable[[WorkerProcess, str], None],
     ) -> None:
@@ -49,11 +49,11 @@ class WorkerProcess:
                     "-m",
                     "edgeops.agent.worker",
                     str(theirs.fileno()),
-                    str(listener.fileno()),
+                    *(str(listener.fileno()) for listener in listeners),
                     str(os.getpid()),
                 ],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno()),
+                pass_fds=(theirs.fileno(), *(listener.fileno() for listener in listeners)),
             )
         except OSError as error:
             self._channel.close()

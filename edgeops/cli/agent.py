@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ def run(
         elif profile is not None and profile != enrolment.profile:
             raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
         trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
+        sockets = config.serving.socket_dir or os.environ.get("RUNTIME_DIRECTORY")
         settings = Settings(
             http_port,
             telemetry_window_s,
@@ -107,6 +109,7 @@ def run(
             holds=config.holds,
             downloads=config.downloads,
             self_update=config.self_update,
+            socket_dir=Path(sockets) if sockets else None,
         )
         relaunching = Supervisor(state, enrolment, settings, running).run()
     finally:

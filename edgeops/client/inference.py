@@ -1,17 +1,20 @@
-"""A small client of a device's local inference server: Open Inference Protocol v2 with binary tensors."""
+"""Clients of a device's models: over HTTP (Open Inference Protocol v2 with binary tensors); others by their address."""
 
 from __future__ import annotations
 
 import http.client
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeops.client.inference_local import LocalModel
+from edgeops.client.inference_socket import SocketClient
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.tensors import DTYPES
 
@@ -20,6 +23,42 @@ MAX_RESPONSE_BYTES = 1 << 30
 _HEADER = "Inference-Header-Content-Length"
 _BY_OIP_NAME = {oip: name for name, (oip, _) in DTYPES.items()}
 _BROKEN = (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest)
+
+
+class InferenceModel(Protocol):
+    """What every client can do, whatever it reaches the model by."""
+
+    def infer(
+        self, model: str, feeds: Mapping[str, NDArray[Any]], *, outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """Run the model."""
+
+    def ready(self) -> bool:
+        """Say whether it can answer."""
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Return what it is."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+def open_model(address: str, *, timeout_s: float = TIMEOUT_S) -> InferenceModel:
+    """Return a client by what it is to reach.
+
+    Args:
+        address: `http://host:port`; `unix:/path/of/the.sock`, the fastest across processes; or a bundle's directory,
+            which is then loaded in this process. `edgeops agent status` tells the first two.
+        timeout_s: How long to wait for an answer.
+
+    Raises:
+        EdgeopsError: As `InferenceClient`, `SocketClient` or `LocalModel`.
+    """
+    if address.startswith("unix:"):
+        return SocketClient(Path(address.removeprefix("unix:")), timeout_s=timeout_s)
+    if "://" in address:
+        return InferenceClient(address, timeout_s=timeout_s)
+    return LocalModel(Path(address))
 
 
 class InferenceClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from edgeops.contracts.bundle import Binding, BundleManifest
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
-from edgeops.runtimes.protocol import LoadOptions, Session, Tensors, check_feeds
+from edgeops.runtimes.protocol import FeedCheck, LoadOptions, Session, Tensors
 from edgeops.runtimes.registry import backend
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "int32")
@@ -32,10 +33,7 @@ class BundleSession:
 
     def __init__(self, session: Session, manifest: BundleManifest) -> None:
         self._session = session
-        self._inputs = manifest.inputs
-        self._outputs = {info.tensor.name: info.tensor for info in manifest.outputs}
-        self._input_bindings = manifest.input_bindings
-        self._output_bindings = manifest.output_bindings
+        self._check = FeedCheck(manifest.inputs)
         _check_present(manifest.input_bindings, session.inputs, "input")
         _check_present(manifest.output_bindings, session.outputs, "output")
         bound = {item.artifact.name for item in manifest.input_bindings}
@@ -43,6 +41,15 @@ class BundleSession:
             raise EdgeopsError("E-RUNTIME-LOAD", f"the manifest binds nothing to the artifact's input {free[0]!r}")
         for spec, item in _pairs(manifest):
             _check_binding(item, spec, incoming=item in manifest.input_bindings)
+        inputs = {spec.name: spec for spec in manifest.inputs}
+        outputs = {info.tensor.name: info.tensor for info in manifest.outputs}
+        self._incoming = [
+            (item.device, item.artifact.name, _incoming(item, inputs[item.device])) for item in manifest.input_bindings
+        ]
+        self._outgoing = [
+            (item.device, item.artifact.name, _outgoing(item, outputs[item.device]))
+            for item in manifest.output_bindings
+        ]
 
     @property
     def provider(self) -> str:
@@ -61,13 +68,9 @@ class BundleSession:
             EdgeopsError: E-RUNTIME-INPUT; a tensor has a wrong name, type or shape. E-RUNTIME-RUN; the runtime failed,
                 or gave a tensor of another size than the manifest says.
         """
-        check_feeds(feeds, self._inputs)
-        bound = {item.artifact.name: _to_artifact(feeds[item.device], item) for item in self._input_bindings}
-        raw = self._session.run(bound)
-        return {
-            item.device: _to_device(raw[item.artifact.name], item, self._outputs[item.device])
-            for item in self._output_bindings
-        }
+        self._check(feeds)
+        raw = self._session.run({artifact: adapt(feeds[device]) for device, artifact, adapt in self._incoming})
+        return {device: adapt(raw[artifact]) for device, artifact, adapt in self._outgoing}
 
     def close(self) -> None:
         """Free the artifact's memory."""
@@ -148,6 +151,34 @@ def _check_binding(item: Binding, device: TensorSpec, *, incoming: bool) -> None
         raise EdgeopsError(
             "E-BUNDLE-INVALID", f"binding of {item.device!r} to {item.artifact.name!r}: {problem}", "Compile it again."
         )
+
+
+def _incoming(item: Binding, device: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what takes a device's tensor to the artifact's."""
+    if _is_plain(item) and device.dtype == item.artifact.dtype and device.shape == item.artifact.shape:
+        return np.ascontiguousarray if device.shape else _same
+    return lambda value: _to_artifact(value, item)
+
+
+def _outgoing(item: Binding, device: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what takes the artifact's tensor to the device's."""
+    if not _is_plain(item):
+        return lambda value: _to_device(value, item, device)
+    dtype, shape = np.dtype(device.dtype), device.shape
+
+    def adapt(value: NDArray[Any]) -> NDArray[Any]:
+        plain = value.shape == shape and value.dtype == dtype and value.flags.c_contiguous
+        return value if plain else _to_device(value, item, device)
+
+    return adapt
+
+
+def _is_plain(item: Binding) -> bool:
+    return item.transpose is None and item.scale is None
+
+
+def _same(value: NDArray[Any]) -> NDArray[Any]:
+    return value
 
 
 def _to_artifact(value: NDArray[Any], item: Binding) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import DTYPES, TensorSpec
-from edgeops.runtimes.protocol import Availability, LoadOptions, Session, Tensors, check_feeds
+from edgeops.runtimes.protocol import Availability, FeedCheck, LoadOptions, Session, Tensors
 
 _PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
 _FLATBUFFER_MARK = b"TFL3"
@@ -71,6 +71,7 @@ class _LiteRtSession:
         self._provider = provider
         self._ins, self._outs = ends(interpreter)
         self._inputs = tuple(_spec(name, item) for name, item in self._ins)
+        self._check = FeedCheck(self._inputs)
         self._outputs = tuple(_spec(name, item) for name, item in self._outs)
         self._shapes = {name: tuple(item["shape"].tolist()) for name, item in self._ins}
 
@@ -95,7 +96,7 @@ class _LiteRtSession:
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
-        check_feeds(feeds, self._inputs)
+        self._check(feeds)
         if self._interpreter is None:
             raise EdgeopsError("E-RUNTIME-RUN", "LiteRT: the session is closed")
         try:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import DTYPES, TensorSpec
 from edgeops.runtimes.mcu_interpreter import Answer, Feeds, FromInterpreter, Model, Refusal, read_frame, write_frame
-from edgeops.runtimes.protocol import Availability, LoadOptions, Session, Tensors, check_feeds
+from edgeops.runtimes.protocol import Availability, FeedCheck, LoadOptions, Session, Tensors
 
 _PACKAGE = "tflite-micro"
 _FLATBUFFER_MARK = b"TFL3"
@@ -76,6 +76,7 @@ class _McuSession:
             tuple(TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in ends)
             for ends in (said.inputs, said.outputs)
         )
+        self._check = FeedCheck(self._inputs)
         self._arena_bytes = said.arena_bytes
 
     @property
@@ -100,7 +101,7 @@ class _McuSession:
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
-        check_feeds(feeds, self._inputs)
+        self._check(feeds)
         if self._process is None:
             raise EdgeopsError("E-RUNTIME-RUN", "tflite-micro: the session is closed")
         said = self._ask(

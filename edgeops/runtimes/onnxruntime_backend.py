@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import TensorSpec
-from edgeops.runtimes.protocol import Availability, LoadOptions, Session, Tensors, check_feeds
+from edgeops.runtimes.protocol import Availability, FeedCheck, LoadOptions, Session, Tensors
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -91,6 +91,7 @@ class _OnnxSession:
         self._session = session
         self._provider = provider
         self._inputs = tuple(_spec(item) for item in session.get_inputs())
+        self._check = FeedCheck(self._inputs)
         self._outputs = tuple(_spec(item) for item in session.get_outputs())
         self._names = [spec.name for spec in self._outputs]
 
@@ -115,7 +116,7 @@ class _OnnxSession:
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
-        check_feeds(feeds, self._inputs)
+        self._check(feeds)
         if self._session is None:
             raise EdgeopsError("E-RUNTIME-RUN", "onnxruntime: the session is closed")
         try:

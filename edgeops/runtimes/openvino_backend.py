@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import TensorSpec
-from edgeops.runtimes.protocol import Availability, LoadOptions, Session, Tensors, check_feeds
+from edgeops.runtimes.protocol import Availability, FeedCheck, LoadOptions, Session, Tensors
 
 # The plugin's own default may be bf16 on a host and f32 on a device: parity needs it stated.
 DEFAULT_PRECISION = "f32"
@@ -62,6 +62,7 @@ class _OpenVinoSession:
     def __init__(self, model: Any) -> None:
         self._request = model.create_infer_request()
         self._inputs = tuple(_spec(port) for port in model.inputs)
+        self._check = FeedCheck(self._inputs)
         self._outputs = tuple(_spec(port) for port in model.outputs)
 
     @property
@@ -80,7 +81,7 @@ class _OpenVinoSession:
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Run one inference; see `Session.run`."""
-        check_feeds(feeds, self._inputs)
+        self._check(feeds)
         if self._request is None:
             raise EdgeopsError("E-RUNTIME-RUN", "OpenVINO: the session is closed")
         try:

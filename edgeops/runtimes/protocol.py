@@ -91,22 +91,33 @@ class Backend(Protocol):
         """
 
 
-def check_feeds(feeds: Tensors, inputs: tuple[TensorSpec, ...]) -> None:
-    """Check tensors against a signature: the same names, and each of the declared dtype and shape (-1: any size).
+class FeedCheck:
+    """Checks tensors against a signature, before each inference: the right way through is short.
 
-    Raises:
-        EdgeopsError: E-RUNTIME-INPUT.
+    Args:
+        inputs: The names, and each one's dtype and shape; -1 in a shape: any size.
     """
-    names = [spec.name for spec in inputs]
-    if sorted(feeds) != sorted(names):
-        raise EdgeopsError("E-RUNTIME-INPUT", f"expected inputs {sorted(names)}, got {sorted(feeds)}")
-    for spec in inputs:
-        got = feeds[spec.name]
-        fits = len(got.shape) == len(spec.shape) and all(
-            want in (-1, have) for want, have in zip(spec.shape, got.shape, strict=True)
-        )
-        if got.dtype != np.dtype(spec.dtype) or not fits:
-            raise EdgeopsError(
-                "E-RUNTIME-INPUT",
-                f"input {spec.name!r}: expected {spec.dtype}{list(spec.shape)}, got {got.dtype}{list(got.shape)}",
-            )
+
+    def __init__(self, inputs: tuple[TensorSpec, ...]) -> None:
+        self._wanted = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
+        self._names = {spec.name for spec in inputs}
+
+    def __call__(self, feeds: Tensors) -> None:
+        """Check tensors.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-INPUT; other names, or a tensor of another dtype or shape.
+        """
+        if feeds.keys() != self._names:
+            raise EdgeopsError("E-RUNTIME-INPUT", f"expected inputs {sorted(self._names)}, got {sorted(feeds)}")
+        for name, dtype, shape in self._wanted:
+            got = feeds[name]
+            if got.dtype != dtype or (got.shape != shape and not _fits(got.shape, shape)):
+                raise EdgeopsError(
+                    "E-RUNTIME-INPUT",
+                    f"input {name!r}: expected {dtype}{list(shape)}, got {got.dtype}{list(got.shape)}",
+                )
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, have) for want, have in zip(wanted, shape, strict=True))

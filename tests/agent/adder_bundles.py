@@ -38,6 +38,7 @@ def small_bundle(
     nan_policy: str = "fail",
     divide: bool = False,
     hungry: bool = False,
+    slow: bool = False,
     largest: float = 9.0,
     budgets: Budgets | None = None,
 ) -> Bundle:
@@ -49,10 +50,12 @@ def small_bundle(
         lie: What its golden vectors are wrong by.
         divide: `y = (x + add) / x`: not finite at 0.
         hungry: Takes 4 KiB of memory per unit of its largest input, for a moment.
+        slow: Takes some milliseconds.
         largest: Upper end of the golden vectors' inputs.
     """
     (directory / "golden").mkdir(parents=True)
-    onnx.save(_hungry_graph(add) if hungry else _graph(add, divide), directory / "model.onnx")
+    graph = _hungry_graph(add) if hungry else _slow_graph(add) if slow else _graph(add, divide)
+    onnx.save(graph, directory / "model.onnx")
     x = np.random.default_rng(1).uniform(1, largest, (VECTORS, *SHAPE)).astype(np.float32)
     y = x + np.float32(add)
     if divide:
@@ -128,6 +131,31 @@ def _hungry_graph(add: float) -> onnx.ModelProto:
             numpy_helper.from_array(np.array(add, np.float32), "c"),
             numpy_helper.from_array(np.array(1024, np.float32), "per_unit"),
             numpy_helper.from_array(np.array([1], np.int64), "one"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _slow_graph(add: float) -> onnx.ModelProto:
+    """`y = x + add + sum(Z·Z)`, where Z is 0 times the largest of x, 800 by 800: some milliseconds."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "nought"], ["zero"]),
+        helper.make_node("Expand", ["zero", "side"], ["zeros"]),
+        helper.make_node("MatMul", ["zeros", "zeros"], ["product"]),
+        helper.make_node("ReduceSum", ["product"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["x", "nothing"], ["same"]),
+        helper.make_node("Add", ["same", "c"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
+        [
+            numpy_helper.from_array(np.array(add, np.float32), "c"),
+            numpy_helper.from_array(np.array(0, np.float32), "nought"),
+            numpy_helper.from_array(np.array([800, 800], np.int64), "side"),
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -48,7 +48,7 @@ class StandInServing:
     is_serving = is_alone = True
     ended = True
 
-    def __init__(self, loop: Loop, events: Deployment, ports: list[int]) -> None:
+    def __init__(self, loop: Loop, events: Deployment, ports: list[int], socket_path: Path) -> None:
         self._loop, self._events = loop, events
         self.current: Load | None = None
         self._candidate: Load | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from edgeops.agent.channel import Load
@@ -25,7 +27,8 @@ class ServingRig:
         self.loop = Loop()
         self.said: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.windows: list[ModelWindow] = []
-        self.serving = ModelServing(self.loop, self, [0])
+        self._folder = tempfile.TemporaryDirectory()
+        self.serving = ModelServing(self.loop, self, [0], Path(self._folder.name) / "model.sock")
         self._thread = threading.Thread(target=self.loop.run, daemon=True)
         self._thread.start()
 
@@ -60,6 +63,10 @@ class ServingRig:
         return self.serving.endpoint
 
     @property
+    def socket(self) -> str:
+        return f"unix:{self.serving.socket_path}"
+
+    @property
     def pid(self) -> int:
         current = self.serving._current
         assert current is not None
@@ -79,6 +86,7 @@ class ServingRig:
         self.loop.post(look)
         assert ended.wait(WITHIN_S)
         self._thread.join()
+        self._folder.cleanup()
 
     def tested(self, figures: SelfTestFigures) -> None:
         self.said.put(("tested", figures))

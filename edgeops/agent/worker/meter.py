@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,8 @@ class Meter:
     def __init__(self, manifest: BundleManifest, release: str, digest: str) -> None:
         self._model, self._release, self._digest = manifest.model, release, digest
         self._drift = _Drift(manifest, manifest.drift) if manifest.drift is not None else None
+        self._errors: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._clear()
 
     def _clear(self) -> None:
@@ -36,7 +39,6 @@ class Meter:
         self._zeros = 0
         self._total_ms = self._max_ms = 0.0
         self._requests = 0
-        self._errors: Counter[str] = Counter()
 
     @property
     def empty(self) -> bool:
@@ -58,12 +60,15 @@ class Meter:
             self._drift.add(feeds, answer)
 
     def failed(self, code: str) -> None:
-        """Count an error."""
-        self._errors[code] += 1
+        """Count an error. May be called from any thread."""
+        with self._lock:
+            self._errors[code] += 1
 
     def take(self) -> ModelWindow:
         """Return what was counted, and begin anew."""
         drift = self._drift.take() if self._drift is not None else {}
+        with self._lock:
+            errors, self._errors = self._errors, Counter()
         window = ModelWindow(
             model=self._model,
             release=self._release,
@@ -75,7 +80,7 @@ class Meter:
                 maximum=self._max_ms,
             ),
             requests=self._requests,
-            errors=dict(self._errors),
+            errors=dict(errors),
             **drift,
         )
         self._clear()

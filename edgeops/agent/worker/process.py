@@ -22,10 +22,12 @@ from edgeops.agent import channel
 from edgeops.agent.channel import Framing, ToWorker
 from edgeops.agent.worker import limits
 from edgeops.agent.worker.engine import Engine
+from edgeops.agent.worker.lines import Lines
 from edgeops.agent.worker.meter import Meter
 from edgeops.agent.worker.server import InferenceServer
 from edgeops.agent.worker.service import Service
 from edgeops.agent.worker.shadow import Mirror, Shadow
+from edgeops.agent.worker.turns import Turns
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.runtimes import measure
 
@@ -41,11 +43,11 @@ class Worker:
 
     Args:
         control: Channel to the supervisor.
-        listener: Socket that listens; the supervisor owns it too.
+        listeners: Sockets that listen, for HTTP and for frames; the supervisor owns them too.
     """
 
-    def __init__(self, control: socket.socket, listener: socket.socket) -> None:
-        self._control, self._listener = control, listener
+    def __init__(self, control: socket.socket, listeners: tuple[socket.socket, socket.socket]) -> None:
+        self._control, self._listeners = control, listeners
         self._sending = threading.Lock()
         self._framing = Framing(ToWorker)
         self._engine: Engine | None = None
@@ -105,13 +107,15 @@ class Worker:
         self._meter = Meter(engine.manifest, engine.release, engine.digest)
         typical_ms = measure.latency(engine.probe, warmup=1, runs=3).p50_ms
         self._service = Service(engine, self._meter, self._busy)
-        self._server = InferenceServer(self._service, typical_ms)
+        turns = Turns(typical_ms)
+        lines = Lines(self._service, turns, engine.manifest, engine.release, engine.digest)
+        self._server = InferenceServer(self._service, lines, turns)
         engine.limit_memory()
-        await self._server.start(self._listener)
+        await self._server.start(*self._listeners)
         self._say(channel.Serving())
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            await self._server.call(self._report)
+            await turns.call(self._report)
             limits.check_room()
 
     def _line(self) -> socket.socket:
@@ -151,13 +155,13 @@ class Worker:
         if self._server is None:
             work()
         else:
-            await self._server.call(work)
+            await self._server.turns.call(work)
         self._say(channel.Alive(probe.number))
 
     async def _drain(self) -> None:
         if self._server is not None:
             await self._server.drain()
-            await self._server.call(self._report)
+            await self._server.turns.call(self._report)
         self._ended.set()
 
     def _report(self) -> None:
@@ -222,18 +226,19 @@ def be_expendable() -> None:
 
 
 def main() -> int:
-    """Run a worker on inherited descriptors: control channel, listening socket, and the parent's process id."""
-    control_fd, listener_fd, parent_pid = (int(word) for word in sys.argv[1:4])
+    """Run a worker on inherited descriptors: control channel, listening sockets, and the parent's process id."""
+    control_fd, http_fd, lines_fd, parent_pid = (int(word) for word in sys.argv[1:5])
     die_with_parent(parent_pid)
     be_expendable()
     # Ctrl-C reaches the whole process group; it is the supervisor that ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker_loop().run_until_complete(_main(socket.socket(fileno=control_fd), socket.socket(fileno=listener_fd)))
+    control, *listeners = (socket.socket(fileno=number) for number in (control_fd, http_fd, lines_fd))
+    worker_loop().run_until_complete(_main(control, (listeners[0], listeners[1])))
     return 0
 
 
-async def _main(control: socket.socket, listener: socket.socket) -> None:
-    await Worker(control, listener).run()
+async def _main(control: socket.socket, listeners: tuple[socket.socket, socket.socket]) -> None:
+    await Worker(control, listeners).run()
 
 
 def worker_loop() -> asyncio.AbstractEventLoop:

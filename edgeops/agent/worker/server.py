@@ -8,21 +8,21 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import httptools
 
+from edgeops.agent.worker.lines import Lines
 from edgeops.agent.worker.service import HttpRequest, HttpResponse, Service, refusal
+from edgeops.agent.worker.turns import Turns
+from edgeops.contracts.errors import EdgeopsError
 
 MAX_CONNECTIONS = 256
 MAX_HEADER_BYTES = 16 << 10
 MAX_PIPELINED = 16
-MAX_WAITING = 64
 REQUEST_WITHIN_S = 30.0
 IDLE_WITHIN_S = 300.0
 DRAIN_IDLE_S = 3.0
-SLOW_MS = 2.0
 _SWEEP_S = 1.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {
@@ -33,69 +33,60 @@ Answer = Callable[[HttpRequest], "HttpResponse | Awaitable[HttpResponse]"]
 
 
 class InferenceServer:
-    """Serves one model on a listening socket.
-
-    Inference is called on the event loop where it takes less than `SLOW_MS`: handing it to a thread would cost more
-    than it gains. Slower models run on one thread of their own, so that health is answered meanwhile.
+    """Serves one model on two listening sockets: HTTP, and frames on a Unix socket.
 
     Args:
-        service: What answers.
-        typical_ms: How long an inference takes here.
+        service: What answers HTTP.
+        lines: What answers frames.
+        turns: Where inferences run.
     """
 
-    def __init__(self, service: Service, typical_ms: float) -> None:
-        self.service = service
+    def __init__(self, service: Service, lines: Lines, turns: Turns) -> None:
+        self.service, self.turns = service, turns
         self.draining = False
         self.connections: set[_Connection] = set()
-        self._thread = ThreadPoolExecutor(1, "inference") if typical_ms >= SLOW_MS else None
-        self._waiting = 0
+        self._lines = lines
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def start(self, listener: socket.socket) -> None:
-        """Begin to accept connections on a socket that listens already."""
+    async def start(self, listener: socket.socket, lines_listener: socket.socket) -> None:
+        """Begin to accept connections on sockets that listen already: HTTP, and frames."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), sock=listener)
+        self._lines.start(lines_listener)
         self._sweeper = loop.create_task(self._sweep())
 
     async def drain(self) -> None:
-        """Accept no more, answer what is under way with `Connection: close`, and return once all have left."""
+        """Accept no more, answer what is under way and send each client away, and return once all have left."""
         self.draining = True
         if self._server is not None:
             self._server.close()
+        self._lines.close_door()
+        self._lines.say_bye()
         deadline = time.monotonic() + REQUEST_WITHIN_S
         idle_deadline = time.monotonic() + DRAIN_IDLE_S
-        while self.connections and time.monotonic() < deadline:
+        while (self.connections or self._lines.open) and time.monotonic() < deadline:
             if time.monotonic() > idle_deadline:
                 for connection in list(self.connections):
                     connection.close_if_idle()
             await asyncio.sleep(0.02)
         for connection in list(self.connections):
             connection.abort()
+        self._lines.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
-    async def call(self, function: Callable[[], None]) -> None:
-        """Run something that must not run at the same time as an inference."""
-        if self._thread is None:
-            function()
-        else:
-            await asyncio.get_running_loop().run_in_executor(self._thread, function)
-
     def answer(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """Answer a request at once, or later if it is to run the model and that takes long."""
-        if self._thread is None or not self.service.infers(request.path):
+        if self.turns.at_once or not self.service.infers(request.path):
             return self.service.handle(request)
-        if self._waiting >= MAX_WAITING:
-            return refusal(503, "E-INFER-BUSY", f"{self._waiting} requests wait already", ((b"Retry-After", b"1"),))
-        return self._later(self._thread, request)
+        return self._later(request)
 
-    async def _later(self, thread: ThreadPoolExecutor, request: HttpRequest) -> HttpResponse:
-        self._waiting += 1
+    async def _later(self, request: HttpRequest) -> HttpResponse:
         try:
-            return await asyncio.get_running_loop().run_in_executor(thread, self.service.handle, request)
-        finally:
-            self._waiting -= 1
+            return await self.turns.take(lambda: self.service.handle(request))
+        except EdgeopsError as error:
+            return self.service.refused(error)
 
     async def _sweep(self) -> None:
         while True:
@@ -103,6 +94,7 @@ class InferenceServer:
             now_s = time.monotonic()
             for connection in list(self.connections):
                 connection.check_time(now_s)
+            self._lines.check_time(now_s)
 
 
 class _Connection(asyncio.Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
+from numpy.typing import NDArray
 
 from edgeops import __version__
 from edgeops.agent.worker.engine import Engine
@@ -15,12 +16,14 @@ from edgeops.agent.worker.meter import Meter
 from edgeops.agent.worker.oip import InferCodec, metadata
 from edgeops.agent.worker.shadow import Mirror
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.runtimes.protocol import Tensors
 
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 BUSY_PATH = "/v2/edgeops/busy"
 # An application that dies holds updates up no longer than this.
 MAX_BUSY_S = 3600.0
+_AGAIN = ((b"Retry-After", b"1"),)
 _STATUS_OF = {"E-INFER-REQUEST": 400, "E-RUNTIME-INPUT": 400, "E-INFER-MODEL": 404, "E-INFER-BUSY": 503}
 
 
@@ -62,6 +65,7 @@ class Service:
     def __init__(self, engine: Engine, meter: Meter, on_busy: Callable[[float], None]) -> None:
         self._engine, self._meter, self._on_busy = engine, meter, on_busy
         self.mirror: Mirror | None = None
+        self._nan_policy = engine.manifest.nan_policy
         self._codec = InferCodec(engine.manifest, engine.release)
         self._metadata = msgspec.json.encode(metadata(engine.manifest, engine.release))
         base = f"/v2/models/{engine.manifest.model}"
@@ -80,6 +84,33 @@ class Service:
     def infers(self, path: str) -> bool:
         """Say whether a path is one that runs the model."""
         return path in self._infer_paths
+
+    def infer(self, feeds: Tensors) -> tuple[dict[str, NDArray[Any]], bool]:
+        """Run the model, and see to values that are not finite as the hand-over wants it.
+
+        Returns:
+            The outputs, and whether one of them is not finite.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-INPUT, E-RUNTIME-RUN, E-INFER-VALUES.
+        """
+        answer = self._engine.run(feeds)
+        if self._nan_policy == "pass" or self._engine.finite(answer):
+            return answer, False
+        if self._nan_policy == "fail":
+            raise EdgeopsError("E-INFER-VALUES", "an output is not finite")
+        self._meter.failed("E-INFER-VALUES")
+        return answer, True
+
+    def served(self, start_s: float, feeds: Tensors, answer: Tensors) -> None:
+        """Count a request that was answered, since `start_s` of `time.perf_counter`."""
+        self._meter.answered((time.perf_counter() - start_s) * 1e3, feeds, answer)
+        if self.mirror is not None and not self.mirror.ended:
+            self.mirror.offer(feeds, answer)
+
+    def failed(self, code: str) -> None:
+        """Count a request that was refused."""
+        self._meter.failed(code)
 
     def max_body_bytes(self) -> int:
         """Return the largest body that a request may have: all inputs as JSON numbers, generously."""
@@ -102,8 +133,13 @@ class Service:
         try:
             return self._infer(request, start_s)
         except EdgeopsError as error:
-            self._meter.failed(error.code)
-            return refusal(_STATUS_OF.get(error.code, 500), error.code, error.what)
+            return self.refused(error)
+
+    def refused(self, error: EdgeopsError) -> HttpResponse:
+        """Count a request that is not answered, and say why."""
+        self.failed(error.code)
+        headers = _AGAIN if error.code == "E-INFER-BUSY" else ()
+        return refusal(_STATUS_OF.get(error.code, 500), error.code, error.what, headers)
 
     def _keep_undisturbed(self, request: HttpRequest) -> HttpResponse:
         if request.method != "POST":
@@ -132,17 +168,9 @@ class Service:
                 raise EdgeopsError("E-INFER-REQUEST", "Inference-Header-Content-Length is not a number")
             json_length = int(request.json_length)
         asked = self._codec.read(request.body, json_length)
-        answer = self._engine.run(asked.feeds)
-        flagged = False
-        if self._engine.manifest.nan_policy != "pass" and not self._engine.finite(answer):
-            if self._engine.manifest.nan_policy == "fail":
-                raise EdgeopsError("E-INFER-VALUES", "an output is not finite")
-            self._meter.failed("E-INFER-VALUES")
-            flagged = True
+        answer, flagged = self.infer(asked.feeds)
         response = self._codec.write(asked, answer, flagged=flagged)
-        self._meter.answered((time.perf_counter() - start_s) * 1e3, asked.feeds, answer)
-        if self.mirror is not None and not self.mirror.ended:
-            self.mirror.offer(asked.feeds, answer)
+        self.served(start_s, asked.feeds, answer)
         if response.json_length is None:
             return HttpResponse(200, response.body)
         mark = ((b"Inference-Header-Content-Length", b"%d" % response.json_length),)
