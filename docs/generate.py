@@ -26,12 +26,12 @@ _BLAME = {
 }
 _LEAVES = {
     "desired": ("1, retained", "signed envelope: what the unit should run"),
-    "cmd": ("1", "a command that is no state; has expiry and idempotency key; answered on `res/{id}`"),
+    "cmd": ("1", "a signed command for [samples](agent.md#samples-of-inputs); expires; `id` is its idempotency key"),
     "reported": ("1, retained", "signed by the device: observed generation, slots, versions, capabilities"),
     "progress": ("1", "monotonic step per generation and component; terminal states"),
     "telemetry": ("1", "one window of sketches, or a batch of them; `boot_id`, `seq`"),
     "log": ("0", "log lines, rate-limited"),
-    "res": ("1", "the answer to a command"),
+    "res": ("1", "signed by the device: how far it is with a command, and the answer, in parts"),
 }
 
 

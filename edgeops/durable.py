@@ -47,6 +47,34 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise disk_error(error, path) from error
 
 
+def append(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Add to a file, made if it is not there. After a power cut it ends anywhere within what was added last.
+
+    Raises:
+        EdgeopsError: E-DISK-FULL or E-DISK-WRITE; what was there is untouched, and nothing of `data` is.
+    """
+    try:
+        new = not path.exists()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+        try:
+            length = os.fstat(fd).st_size
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, length)
+                raise
+        finally:
+            os.close(fd)
+        if new:
+            fsync_dir(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
 def fsync_tree(root: Path) -> None:
     """Make every file and directory below `root`, and `root` itself, durable.
 

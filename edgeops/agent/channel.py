@@ -13,7 +13,7 @@ from edgeops.contracts.deployment import SelfTestFigures
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
 
-MAX_FRAME_BYTES = 4 << 20
+MAX_FRAME_BYTES = 20 << 20
 _LENGTH = struct.Struct(">I")
 
 
@@ -70,6 +70,18 @@ class Mirror(msgspec.Struct, frozen=True, tag=True):
     share: float
 
 
+class Draw(msgspec.Struct, frozen=True, tag=True):
+    """Give the inputs of requests for a signed command, in place of any command before; `count` 0: of none.
+
+    The other bounds are those of `contracts.commands.SamplesWish`.
+    """
+
+    id: str
+    count: int
+    max_bytes: int
+    share: float
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The bundle is whole, loaded and warm."""
 
@@ -105,6 +117,13 @@ class Busy(msgspec.Struct, frozen=True, tag=True):
     for_s: float
 
 
+class Drawn(msgspec.Struct, frozen=True, tag=True):
+    """The inputs of a request, as in a file of samples; empty: the next is larger than the bounds allow."""
+
+    id: str
+    sample: bytes
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """The bundle cannot be served; the worker ends."""
 
@@ -112,8 +131,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-ToWorker = Union[Load, Test, Serve, Probe, Drain, Shadow, Mirror]  # noqa: UP007  evaluated at run time, also on Python 3.10
-FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Busy, Refused]  # noqa: UP007
+ToWorker = Union[Load, Test, Serve, Probe, Drain, Shadow, Mirror, Draw]  # noqa: UP007  evaluated at run time, also on Python 3.10
+FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Busy, Drawn, Refused]  # noqa: UP007
 
 
 class Framing:

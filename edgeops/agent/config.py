@@ -10,6 +10,7 @@ import msgspec
 from edgeops.agent import downloads, holds
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
+from edgeops.agent.samples import SampleRules
 from edgeops.agent.settings import SelfUpdateRules, ServingRules
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Declared
@@ -30,12 +31,14 @@ class AgentConfig(Declared, frozen=True, kw_only=True):
         downloads: How bundles are fetched.
         self_update: How the agent takes up a new version of itself.
         serving: How applications reach the models.
+        samples: What operators may ask for.
     """
 
     holds: HoldRules = HoldRules()
     downloads: DownloadRules = DownloadRules()
     self_update: SelfUpdateRules = SelfUpdateRules()
     serving: ServingRules = ServingRules()
+    samples: SampleRules = SampleRules()
 
 
 def read_config(root: Path) -> AgentConfig:

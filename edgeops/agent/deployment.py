@@ -472,6 +472,10 @@ class Deployment:
 
     # Time
 
+    def drawn(self, id: str, sample: bytes) -> None:
+        """A worker drew a request for a command."""
+        self._observer.drawn(id, sample)
+
     def _look_at_trial(self) -> None:
         trial = self._trial
         if trial is None or self.record.state is not DeploymentState.TRIAL:

@@ -33,6 +33,9 @@ class DeploymentObserver(Protocol):
     def busy(self, for_s: float) -> None:
         """The application does not want to be disturbed for so long; 0: it may be."""
 
+    def drawn(self, id: str, sample: bytes) -> None:
+        """A request was drawn for a command; empty: the next one is too large for its bounds."""
+
     def confirmed(self, name: str, number: int) -> None:
         """A release of this number has proved itself."""
 

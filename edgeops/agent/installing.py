@@ -269,6 +269,9 @@ class _Alone:
     def busy(self, for_s: float) -> None:
         """The application is busy; the person at the device has decided when."""
 
+    def drawn(self, id: str, sample: bytes) -> None:
+        """No command is heard."""
+
     def counted(self, window: ModelWindow) -> None:
         """A model served: nobody did ask it anything yet."""
 

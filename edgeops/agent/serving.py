@@ -58,6 +58,9 @@ class ServingEvents(Protocol):
     def busy(self, for_s: float) -> None:
         """The application told a worker that it does not want to be disturbed for so long."""
 
+    def drawn(self, id: str, sample: bytes) -> None:
+        """A worker drew a request for a command; empty: the next one is too large for the command's bounds."""
+
 
 class _Running(NamedTuple):
     process: WorkerProcess
@@ -93,6 +96,7 @@ class ModelServing:
         self._candidate: _Running | None = None
         self._tested = False
         self._shadowing: Shadowing | None = None
+        self._drawing: channel.Draw | None = None
         self._last_words: dict[int, str] = {}
         self._leaving: dict[int, WorkerProcess] = {}
         self._successor_pending: list[WorkerProcess] = []
@@ -138,6 +142,14 @@ class ModelServing:
         with ours, theirs:
             self._candidate.process.send(channel.Shadow(self._shadowing.cpu), [ours.fileno()])
             self._current.process.send(channel.Mirror(self._shadowing.share), [theirs.fileno()])
+
+    def draw(self, wish: channel.Draw | None) -> None:
+        """Have requests drawn for a signed command, also by workers that serve later; None: no more."""
+        before, self._drawing = self._drawing, wish
+        if wish is None and before is not None:
+            wish = channel.Draw(before.id, 0, 0, 1.0)
+        if wish is not None and self._current is not None and self.is_serving:
+            self._current.process.send(wish)
 
     def promote(self) -> None:
         """Let the tested candidate serve; what serves now goes on until that one accepts connections.
@@ -215,6 +227,8 @@ class ModelServing:
             self._events.counted(message.window)
         elif isinstance(message, channel.Busy):
             self._events.busy(message.for_s)
+        elif isinstance(message, channel.Drawn):
+            self._drawn(message)
         elif self._candidate is not None and process is self._candidate.process:
             self._candidate_said(self._candidate, message)
         elif self._current is not None and process is self._current.process:
@@ -246,6 +260,8 @@ class ModelServing:
             self._probe_sent_s = None
             self._loop.after(CALM_AFTER_S, lambda: self._calm(process))
             self._connect_shadow()
+            if self._drawing is not None:
+                process.send(self._drawing)
             self._events.serves()
         elif isinstance(message, channel.Alive):
             self._probe_sent_s = None
@@ -256,6 +272,14 @@ class ModelServing:
             self._events.damaged(EdgeopsError(message.code, message.what))
         elif isinstance(message, channel.Refused):
             self._last_words[process.number] = f"{message.code}: {message.what}"
+
+    def _drawn(self, message: channel.Drawn) -> None:
+        wish = self._drawing
+        if wish is not None and message.id == wish.id:
+            # The next worker is asked for the rest.
+            left = wish.max_bytes - len(message.sample)
+            self._drawing = channel.Draw(wish.id, wish.count - 1, left, wish.share) if wish.count > 1 else None
+            self._events.drawn(message.id, message.sample)
 
     def _gone(self, process: WorkerProcess, how: str) -> None:
         self._clear_deadline(process)

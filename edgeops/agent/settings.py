@@ -9,6 +9,7 @@ import msgspec
 
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
+from edgeops.agent.samples import SampleRules
 from edgeops.contracts.wire import Declared
 
 MAX_QUEUED_WINDOWS = 1000
@@ -67,6 +68,7 @@ class Settings(NamedTuple):
         downloads: How bundles are fetched.
         self_update: How the agent takes up a new version of itself.
         socket_dir: Where the models' Unix sockets are; None: in the state directory.
+        samples: What operators may ask for.
     """
 
     http_port: int = 0
@@ -77,3 +79,4 @@ class Settings(NamedTuple):
     downloads: DownloadRules = DownloadRules()
     self_update: SelfUpdateRules = SelfUpdateRules()
     socket_dir: Path | None = None
+    samples: SampleRules = SampleRules()

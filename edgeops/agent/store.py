@@ -148,6 +148,11 @@ class StateDirectory:
         return self.root / "queue"
 
     @property
+    def commands(self) -> Path:
+        """Commands of the fleet that have not expired, and what was gathered for them."""
+        return self.root / "commands"
+
+    @property
     def sockets(self) -> Path:
         """Unix sockets of the models, unless they lie elsewhere."""
         return self.root / "sockets"

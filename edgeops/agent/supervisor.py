@@ -30,7 +30,10 @@ from edgeops.agent.loop import Loop
 from edgeops.agent.notify import ServiceManager
 from edgeops.agent.plan import Wish, with_local
 from edgeops.agent.renewing import Renewer
+from edgeops.agent.samples import SampleStore
+from edgeops.agent.sampling import SampleDesk
 from edgeops.agent.self_update import AgentLife
+from edgeops.agent.serving import ModelServing
 from edgeops.agent.sets import Sets
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
@@ -51,12 +54,14 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
+from edgeops.contracts.samples import SAMPLES_TYPE
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.contracts.topics import SELF_UNIT, device_filters, parse_topic
 from edgeops.profiles import registry
 from edgeops.transport.http import HttpClient, mutual_context
 from edgeops.transport.mqtt import Message, MqttLink, TlsFiles, backoff_s
 from edgeops.transport.tuf_fetcher import TufFetcher
+from edgeops.trust import envelopes
 from edgeops.trust.device import DeviceIdentity
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
@@ -132,6 +137,15 @@ class Supervisor:
         self._window_began_s = self._clock.now()
         queue = TelemetryQueue(state.queue, MAX_QUEUED_WINDOWS)
         self._uplink = Uplink(self._loop, enrolment, identity.signer, queue, self._clock.now)
+        self._samples = SampleDesk(
+            self._loop,
+            self._desk,
+            SampleStore(state.commands, settings.samples),
+            self._uplink,
+            self._serving_of,
+            self._clock.now,
+            self._refuse,
+        )
         self._link = MqttLink(
             enrolment.broker,
             enrolment.connection,
@@ -170,6 +184,7 @@ class Supervisor:
                 self._open(name)
             self._sets.start()
             self._pursue_kept()
+            self._samples.start()
             for path in self._state.damaged:
                 self._refuse(EdgeopsError("E-STATE-CORRUPT", f"{path.name} was damaged"))
             threading.Thread(target=self._find_capabilities, name="capabilities", daemon=True).start()
@@ -209,12 +224,27 @@ class Supervisor:
         except EdgeopsError as error:
             log.warning("%s", error)
             return
-        own = (self._enrolment.fleet, self._enrolment.connection, SELF_UNIT, "desired")
-        if (topic.fleet, topic.connection, topic.unit, topic.leaf) == own and message.payload:
+        own = (self._enrolment.fleet, self._enrolment.connection, SELF_UNIT)
+        if (topic.fleet, topic.connection, topic.unit) != own:
+            return
+        if topic.leaf == "cmd" and topic.id is not None:
+            self._command(topic.id, message.payload)
+        elif topic.leaf == "desired" and message.payload:
             if message.payload not in self._envelopes:
                 self._envelopes.append(message.payload)
             self._verify_tries = 0
             self._verify()
+
+    def _command(self, id: str, envelope: bytes) -> None:
+        try:
+            kind = envelopes.payload_type(envelope)
+            if kind != SAMPLES_TYPE:
+                raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent knows no command {kind[:100]!r}")
+        except EdgeopsError as error:
+            log.warning("a command is refused: %s", error)
+            self._refuse(error)
+            return
+        self._samples.take(id, envelope)
 
     def _verify(self) -> None:
         """Verify the next envelope on a thread: newer metadata may have to be fetched for it."""
@@ -379,6 +409,10 @@ class Supervisor:
         log.info("the application is busy for %.0f s", for_s)
         self._probe.keep_undisturbed(for_s)
 
+    def drawn(self, id: str, sample: bytes) -> None:
+        """A request was drawn for a command."""
+        self._samples.sampled(id, sample)
+
     def confirmed(self, name: str, number: int) -> None:
         """A release has proved itself: older ones need a signed downgrade from now on."""
         self._keep_unit(msgspec.structs.replace(self._unit, numbers={**self._unit.numbers, name: number}))
@@ -396,6 +430,10 @@ class Supervisor:
         self._deployments[name] = deployment
         return deployment
 
+    def _serving_of(self, name: str) -> ModelServing | None:
+        deployment = self._deployments.get(name)
+        return deployment.serving if deployment is not None and isinstance(deployment.serving, ModelServing) else None
+
     def _keep_unit(self, record: Any) -> None:
         self._unit = record
         try:
@@ -412,6 +450,7 @@ class Supervisor:
     def _connected(self) -> None:
         log.info("connected to the broker as %s", self._enrolment.connection)
         self._uplink.connected()
+        self._samples.connected()
 
     def _compose(self, seq: int) -> Reported:
         components = [deployment.report() for deployment in self._deployments.values() if not deployment.gone]

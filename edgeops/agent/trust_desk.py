@@ -6,17 +6,21 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from edgeops.contracts.deployment import Component, Desired, Slot, kind_of
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import SamplesCommand
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.releases.offline import OfflineRepository
 from edgeops.trust import desired as desired_statements
+from edgeops.trust import samples
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import Target, TufClient
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Freshness(NamedTuple):
@@ -54,18 +58,26 @@ class TrustDesk:
             Postponed: The server had to be asked, and could not, or its metadata is not valid now.
             EdgeopsError: As `trust.desired.verify`; asking again would not help.
         """
-        with self._lock:
-            try:
-                return self._verified(envelope, floor_generation)
-            except EdgeopsError as error:
-                if error.code not in ("E-TRUST-SIGNATURE", "E-TRUST-METADATA", "E-TRUST-EXPIRED"):
-                    raise
-                log.info("%s; asking for newer metadata", error.what)
-            try:
-                self._refresh()
-            except EdgeopsError as error:
-                raise Postponed(error.code, error.what, error.next_step) from error
-            return self._verified(envelope, floor_generation)
+        return self._with_newest_keys(lambda: self._verified(envelope, floor_generation))
+
+    def samples_command(self, envelope: bytes, id: str) -> SamplesCommand:
+        """Return a command that may be carried out, unless one of this id was. Keys are looked for as for `desired`.
+
+        Raises:
+            Postponed: As `desired`.
+            EdgeopsError: As `trust.samples.verify`; asking again would not help.
+        """
+        return self._with_newest_keys(
+            lambda: samples.verify(
+                envelope,
+                keys=self._tuf.desired_keys(),
+                fleet=self._fleet,
+                connection=self._connection,
+                unit=SELF_UNIT,
+                id=id,
+                now_s=self._clock.now(),
+            )
+        )
 
     def look_up(
         self, want: Component, floor_number: int, *, is_here: Callable[[Target], bool] = lambda target: False
@@ -169,6 +181,26 @@ class TrustDesk:
             floor_generation=floor_generation,
             now_s=self._clock.now(),
         )
+
+    def _with_newest_keys(self, verify: Callable[[], T]) -> T:
+        """Verify by the keys that are known, then by those that the server knows.
+
+        Raises:
+            Postponed: The server had to be asked, and could not, or its metadata is not valid now.
+            EdgeopsError: As `verify`.
+        """
+        with self._lock:
+            try:
+                return verify()
+            except EdgeopsError as error:
+                if error.code not in ("E-TRUST-SIGNATURE", "E-TRUST-METADATA", "E-TRUST-EXPIRED"):
+                    raise
+                log.info("%s; asking for newer metadata", error.what)
+            try:
+                self._refresh()
+            except EdgeopsError as error:
+                raise Postponed(error.code, error.what, error.next_step) from error
+            return verify()
 
     def _refresh(self) -> None:
         try:

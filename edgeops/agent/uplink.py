@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from paho.mqtt.client import MQTTMessageInfo
 from securesystemslib.signer import Signer
@@ -17,6 +18,7 @@ from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.telemetry import TelemetryQueue
 from edgeops.contracts.deployment import SHADOW_FEATURE, ComponentReport, Failure, Presence, Progress, Reported
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import SAMPLES_FEATURE, AnswerState, SamplesAnswer
 from edgeops.contracts.telemetry import (
     MAX_BATCH_BYTES,
     MAX_WINDOWS_PER_BATCH,
@@ -38,7 +40,7 @@ ACK_LOOK_EVERY_S = 0.5
 # What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
 KEEP_ACKNOWLEDGED_S = 60.0
 # What this agent knows that older ones do not.
-FEATURES = (SHADOW_FEATURE,)
+FEATURES = (SHADOW_FEATURE, SAMPLES_FEATURE)
 
 
 class Uplink:
@@ -191,6 +193,19 @@ class Uplink:
             fleet=self._enrolment.fleet, connection=self._enrolment.connection, unit=SELF_UNIT, windows=tuple(windows)
         )
 
+    def answer(self, id: str, state: AnswerState, **said: Any) -> MQTTMessageInfo | None:
+        """Publish an answer to a command, or a part of it; None: there is no link, and nothing was taken."""
+        result = SamplesAnswer(
+            fleet=self._enrolment.fleet,
+            connection=self._enrolment.connection,
+            unit=SELF_UNIT,
+            id=id,
+            state=state,
+            at_s=self._now(),
+            **said,
+        )
+        return self._sign_and_publish("res", result, id=id)
+
     def next_seq(self) -> int:
         """Return the next sequence number of this boot."""
         self._seq += 1
@@ -222,11 +237,16 @@ class Uplink:
             self._first_report = self._first_report or info
 
     def _sign_and_publish(
-        self, leaf: str, statement: Reported | Progress | Telemetry | TelemetryBatch, *, retain: bool = False
+        self,
+        leaf: str,
+        statement: Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer,
+        *,
+        retain: bool = False,
+        id: str | None = None,
     ) -> MQTTMessageInfo | None:
         if self._link is None or not self._link.connected:
             return None
-        topic = unit_topic(self._enrolment.fleet, self._enrolment.connection, SELF_UNIT, leaf)
+        topic = unit_topic(self._enrolment.fleet, self._enrolment.connection, SELF_UNIT, leaf, id)
         return self._publish(topic, statements.sign(statement, self._signer), retain=retain)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool) -> MQTTMessageInfo | None:

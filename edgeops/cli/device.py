@@ -11,10 +11,13 @@ import click
 from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
 
 if TYPE_CHECKING:
     from edgeops.client.resources import ComponentInfo, DeviceInfo, UnitInfo
+    from edgeops.contracts.samples import Sample
 
+SAMPLES_LOOK_EVERY_S = 1.0
 COLUMNS = (
     "device", "profile", "online", "model", "version", "state", "p50 ms", "p95 ms", "requests", "errors",
     "last refusal",
@@ -126,6 +129,110 @@ def renew(home: Path, name: str) -> None:
 
     Api.from_home(home).renew_device(name)
     click.echo(f"{name} will renew its certificate as soon as it hears of it")
+
+
+@command.command("samples")
+@served_option
+@json_option
+@click.argument("name")
+@click.argument("model", required=False)
+@click.option("--count", default=16, show_default=True, type=click.IntRange(1, MAX_SAMPLES), help="Requests at most.")
+@click.option("--max-kib", default=4096, show_default=True, type=click.IntRange(1, MAX_SAMPLES_BYTES >> 10))
+@click.option("--within-s", default=600.0, show_default=True, type=click.FloatRange(1, MAX_SAMPLES_S), help="So long.")
+@click.option(
+    "--share", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Of requests."
+)
+@click.option("--fetch", "id", metavar="ID", help="Fetch what was asked for before.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the inputs, as .npy files.")
+def samples(
+    home: Path,
+    name: str,
+    model: str | None,
+    count: int,
+    max_kib: int,
+    within_s: float,
+    share: float,
+    id: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask a device for raw inputs of MODEL, or fetch them; without either, list what it was asked for.
+
+    The device gives them only to this signed command, within its bounds, and notes it; its owner may have forbidden it.
+    With --out the command waits for them.
+    """
+    from edgeops.client.api import Api
+
+    api = Api.from_home(home)
+    if model is None and id is None:
+        asked = api.samples(name)
+        if as_json:
+            print_json(asked)
+        else:
+            print_table(
+                ("id", "asked", "by", "model", "state", "bytes", "code", "detail"),
+                [
+                    (
+                        o.id,
+                        f"{_ago(o.created_at_s)} ago",
+                        o.created_by,
+                        o.model,
+                        o.state,
+                        o.total_bytes,
+                        o.code,
+                        o.detail,
+                    )
+                    for o in asked
+                ],
+            )
+        return
+    if model is not None and id is None:
+        bounds = {"count": count, "max_bytes": max_kib << 10, "within_s": within_s, "share": share}
+        state = api.ask_for_samples(name, model, **bounds)
+        id = state.id
+    else:
+        assert id is not None
+        state = api.samples_state(name, id)
+    if out is not None:
+        while state.state in ("asked", "accepted"):
+            time.sleep(SAMPLES_LOOK_EVERY_S)
+            state = api.samples_state(name, id)
+        if state.state != "done":
+            raise EdgeopsError(state.code or "E-COMMAND", f"{name}: {state.state}; {state.detail}")
+        _write_samples(api.fetch_samples(name, id), out)
+    if as_json:
+        print_json(state)
+    else:
+        click.echo(f"{state.id}: {state.state}{f', {state.detail}' if state.detail else ''}")
+
+
+def _write_samples(found: list[Sample], out: Path) -> None:
+    """Write each sample's inputs as `NNNN-PLACE.npy`, and what answered them as `samples.json`.
+
+    Raises:
+        EdgeopsError: E-WIRE-MALFORMED; a tensor is not what its description says. E-DISK-FULL or E-DISK-WRITE.
+    """
+    import json
+
+    import numpy as np
+
+    from edgeops import durable
+
+    told = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, sample in enumerate(found):
+            files = {}
+            for place, (name, tensor) in enumerate(sorted(sample.inputs.items())):
+                array = np.frombuffer(tensor.data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
+                files[name] = f"{number:04d}-{place}.npy"
+                np.save(out / files[name], array, allow_pickle=False)
+            told.append({"at_s": sample.at_s, "release": sample.release, "digest": sample.digest, "inputs": files})
+    except (TypeError, ValueError) as error:
+        raise EdgeopsError("E-WIRE-MALFORMED", f"a sample's tensor is not as it says: {error}") from error
+    except OSError as error:
+        raise durable.disk_error(error, out) from error
+    durable.write_file(out / "samples.json", json.dumps(told, indent=1).encode())
 
 
 @command.command("token")

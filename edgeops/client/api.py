@@ -18,6 +18,7 @@ from edgeops.client import resources
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, OfflineAnswer
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.release import Release
+from edgeops.contracts.samples import Sample, unpack_samples
 from edgeops.contracts.wire import Wire, decode
 
 T = TypeVar("T")
@@ -195,6 +196,47 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN; no such device, or revoked.
         """
         return self._call("POST", f"/api/v1/devices/{_part(connection)}/renew", resources.DeviceDetail)
+
+    def ask_for_samples(self, connection: str, model: str, **bounds: float) -> resources.SamplesInfo:
+        """Ask a device for raw inputs of a model.
+
+        Args:
+            connection: The device.
+            model: The model.
+            bounds: `count`, `max_bytes`, `within_s`, `share` and `valid_s`, as `contracts.samples.SamplesWish`.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN. E-AGENT-FEATURE; its agent does not know how. E-COMMAND; impossible bounds,
+                or it has too much to answer. E-API-ROLE; only operators may.
+        """
+        path = f"/api/v1/devices/{_part(connection)}/samples"
+        return self._call("POST", path, resources.SamplesInfo, {"model": model, **bounds})
+
+    def samples(self, connection: str) -> list[resources.SamplesInfo]:
+        """Return what a device was asked for, newest first.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN or E-API-ROLE.
+        """
+        return self._items(f"/api/v1/devices/{_part(connection)}/samples", list[resources.SamplesInfo])[0]
+
+    def samples_state(self, connection: str, id: str) -> resources.SamplesInfo:
+        """Return how far a device is with a wish for raw inputs.
+
+        Raises:
+            EdgeopsError: E-COMMAND-UNKNOWN or E-API-ROLE.
+        """
+        path = f"/api/v1/devices/{_part(connection)}/samples/{_part(id)}"
+        return self._call("GET", path, resources.SamplesInfo)
+
+    def fetch_samples(self, connection: str, id: str) -> list[Sample]:
+        """Return the raw inputs that a device gave; that is noted in the audit log.
+
+        Raises:
+            EdgeopsError: E-COMMAND-UNKNOWN; no such command, or it has no answer yet. E-API-ROLE.
+        """
+        path = f"/api/v1/devices/{_part(connection)}/samples/{_part(id)}/data"
+        return list(unpack_samples(self._send("GET", path)))
 
     def releases(self) -> list[Release]:
         """Return the published releases."""

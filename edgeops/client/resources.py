@@ -153,6 +153,25 @@ class DeviceDetail(DeviceInfo, frozen=True, kw_only=True):
     progress: tuple[ProgressInfo, ...]
 
 
+class SamplesInfo(Wire, frozen=True, kw_only=True):
+    """A wish for raw inputs, and how far the device is with it: asked, accepted, done, refused or expired."""
+
+    id: str
+    model: str
+    count: int
+    max_bytes: int
+    within_s: float
+    share: float
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    state: str
+    code: str
+    detail: str
+    total_bytes: int
+    answered_at_s: float | None
+
+
 class GatesInfo(Wire, frozen=True, kw_only=True):
     """The gates of every group of a rollout."""
 

@@ -99,6 +99,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-INFER-BUSY": ErrorCode(Fault.ENVIRONMENT, "Too many requests wait; try again later."),
     "E-SET": ErrorCode(Fault.GATE, "Another component of the same set failed; all of them keep their old bundles."),
     "E-DESIRED-UNSUPPORTED": ErrorCode(Fault.PEER, "The desired state asks for something this agent cannot do."),
+    "E-COMMAND": ErrorCode(Fault.PEER, "A command cannot be carried out as it is."),
+    "E-SAMPLES-FORBIDDEN": ErrorCode(Fault.PEER, "The device's owner lets no inputs leave it."),
     # Microcontrollers
     "E-MCU-ANSWER": ErrorCode(Fault.PEER, "A device's answer is not of the agreed form."),
     "E-MCU-BLOB": ErrorCode(Fault.PEER, "A model blob is damaged, unsigned, or for another device."),
@@ -107,6 +109,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-MCU-SILENT": ErrorCode(Fault.PEER, "A device on a serial line does not answer."),
     # Control plane
     "E-DEVICE": ErrorCode(Fault.ENVIRONMENT, "Something keeps this device from serving or from being updated."),
+    "E-COMMAND-UNKNOWN": ErrorCode(Fault.USAGE, "No such command was given to this device, or it has no answer yet."),
     "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),
     "E-FLEET-FROZEN": ErrorCode(Fault.USAGE, "The fleet is frozen: no rollout starts or goes on."),
     "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),

@@ -342,6 +342,38 @@ class RolloutMember(Base):
     )
 
 
+class CommandRow(Base):
+    """Something that a device was asked to do once, and how far that has come."""
+
+    __tablename__ = "commands"
+
+    id: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(_NAME, index=True)
+    unit: Mapped[str] = mapped_column(_NAME)
+    kind: Mapped[str] = mapped_column(String(32))
+    wish: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at_s: Mapped[float]
+    published_at_s: Mapped[float | None]
+    answered_at_s: Mapped[float | None]
+    state: Mapped[str] = mapped_column(Word(32), index=True)
+    code: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(String(512))
+    total: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class CommandPart(Base):
+    """A part of an answer; the key drops what comes twice."""
+
+    __tablename__ = "command_parts"
+
+    command_id: Mapped[str] = mapped_column(ForeignKey("commands.id"), primary_key=True)
+    offset: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class Freeze(Base):
     """The fleet's kill switch: while there is a row, no rollout starts or goes on."""
 

@@ -1,4 +1,5 @@
-"""Tells devices what they should run: signs and publishes desired state, again when it expires or was lost."""
+"""Tells devices what they should run and do: signs and publishes desired state, again when it expires or was lost, and
+commands."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from sqlalchemy import or_, select, update
 
 from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import SamplesCommand
 from edgeops.contracts.topics import unit_topic
+from edgeops.control import commands
 from edgeops.control.assignment import components_of
 from edgeops.control.database import Database
 from edgeops.control.models import Device, Unit
@@ -45,6 +48,7 @@ class DesiredPublisher:
         database: The registry.
         fleet: The fleet.
         sign: Turns a desired state into its signed envelope.
+        sign_samples: Turns a wish for samples into its signed envelope.
         keyid: The key that `sign` signs with now; when it is another one, all is published again.
         link: The control plane's MQTT link.
         look_every_s: How often to look without being woken.
@@ -55,6 +59,7 @@ class DesiredPublisher:
         database: Database,
         fleet: str,
         sign: Callable[[Desired], bytes],
+        sign_samples: Callable[[SamplesCommand], bytes],
         keyid: Callable[[], str],
         link: Callable[[], MqttLink],
         *,
@@ -62,6 +67,7 @@ class DesiredPublisher:
     ) -> None:
         self._look_every_s = look_every_s
         self._database, self._fleet, self._sign, self._keyid, self._link = database, fleet, sign, keyid, link
+        self._sign_samples = sign_samples
         # What was signed before this process began is published again when its link is made.
         self._signed_with = keyid()
         self._wake = threading.Event()
@@ -109,6 +115,7 @@ class DesiredPublisher:
                     want_all_again(self._database)
                     self._all_again.clear()
                 more = publish_batch(self._database, self._fleet, self._sign, self._link(), time.time())
+                commands.publish_due(self._database, self._fleet, self._sign_samples, self._link(), time.time())
             except EdgeopsError as error:
                 log.error("desired state could not be published: %s", error)
                 more = None

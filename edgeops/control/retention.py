@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import delete
 
+from edgeops.control import commands
 from edgeops.control.database import Database
 from edgeops.control.ingest import history, rollups
 from edgeops.control.models import EnrolmentTokenRow, ProgressEvent, RequestKey, TelemetryWindow
@@ -15,7 +16,7 @@ REQUEST_KEYS_S = 86400.0
 
 
 def prune(database: Database, now_s: float) -> None:
-    """Remove telemetry windows, progress steps, dead enrolment tokens and idempotency keys that are past their time.
+    """Remove what is past its time: telemetry windows, progress steps, dead tokens, idempotency keys and commands.
 
     Windows that are not fresh any more are summed up by device before, and spans of sums become larger ones, in
     transactions of bounded size.
@@ -30,6 +31,7 @@ def prune(database: Database, now_s: float) -> None:
         session.execute(delete(ProgressEvent).where(ProgressEvent.received_at_s < now_s - PROGRESS_S))
         session.execute(delete(EnrolmentTokenRow).where(EnrolmentTokenRow.expires_at_s < now_s - TOKENS_S))
         session.execute(delete(RequestKey).where(RequestKey.at_s < now_s - REQUEST_KEYS_S))
+        commands.prune(session, now_s)
 
 
 def _sum_up(database: Database, now_s: float) -> int:

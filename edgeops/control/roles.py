@@ -164,7 +164,13 @@ class RoleWorker:
         self, database: Database, trust: FleetTrust, broker: BrokerAddress, identity: str, tls: TlsFiles
     ) -> MqttLink:
         publisher = DesiredPublisher(
-            database, trust.fleet, trust.sign, trust.desired_keyid, lambda: link, look_every_s=LOOK_EVERY_S
+            database,
+            trust.fleet,
+            trust.sign,
+            trust.sign_samples,
+            trust.desired_keyid,
+            lambda: link,
+            look_every_s=LOOK_EVERY_S,
         )
         engine = RolloutEngine(database, publisher.wake, look_every_s=LOOK_EVERY_S)
         link = MqttLink(

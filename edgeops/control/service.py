@@ -239,7 +239,7 @@ class ControlPlane:
         leaves: Sequence[str] = TAKEN
         if self._options.role == "all":
             self._publisher = DesiredPublisher(
-                self._database, trust.fleet, trust.sign, trust.desired_keyid, lambda: self._link
+                self._database, trust.fleet, trust.sign, trust.sign_samples, trust.desired_keyid, lambda: self._link
             )
             self._engine = RolloutEngine(self._database, self._publisher.wake)
         else:

@@ -1,4 +1,4 @@
-"""What a device says, signed by its own key: reported state, progress, telemetry in windows and batches of them."""
+"""What a device says, signed by its own key: reported state, progress, telemetry alone and in batches, answers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from edgeops.contracts.deployment import (
     Reported,
 )
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import SAMPLES_ANSWER_TYPE, SamplesAnswer
 from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import decode, encode
 from edgeops.trust import envelopes
 
-Statement = TypeVar("Statement", Reported, Progress, Telemetry, TelemetryBatch)
-_TYPES: dict[type[Reported | Progress | Telemetry | TelemetryBatch], str] = {
+Statement = TypeVar("Statement", Reported, Progress, Telemetry, TelemetryBatch, SamplesAnswer)
+_TYPES: dict[type[Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer], str] = {
     Reported: REPORTED_TYPE,
     Progress: PROGRESS_TYPE,
     Telemetry: TELEMETRY_TYPE,
     TelemetryBatch: TELEMETRY_BATCH_TYPE,
+    SamplesAnswer: SAMPLES_ANSWER_TYPE,
 }
 
 
-def sign(statement: Reported | Progress | Telemetry | TelemetryBatch, signer: Signer) -> bytes:
+def sign(statement: Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer, signer: Signer) -> bytes:
     """Return the signed envelope of a device's statement.
 
     Raises:
@@ -56,7 +58,7 @@ def verify(data: bytes, kind: type[Statement], *, key: Key, fleet: str, connecti
     said: tuple[Telemetry, ...] = statement.windows if isinstance(statement, TelemetryBatch) else ()
     if len(said) > MAX_WINDOWS_PER_BATCH:
         raise EdgeopsError("E-WIRE-MALFORMED", f"a batch of {len(said)} windows; {MAX_WINDOWS_PER_BATCH} are allowed")
-    parts: list[Reported | Progress | Telemetry | TelemetryBatch] = [statement, *said]
+    parts: list[Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer] = [statement, *said]
     for part in parts:
         meant = (part.fleet, part.connection, part.unit)
         if meant != (fleet, connection, unit):

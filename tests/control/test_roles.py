@@ -217,7 +217,15 @@ def published_by_two(url: Path | str) -> int:
     link = CountingLink()
     databases = [Database(url), Database(url)]
     publishers = [
-        DesiredPublisher(database, "f1", lambda desired: b"x", lambda: "key", lambda: link, look_every_s=0.05)  # type: ignore[arg-type,return-value]
+        DesiredPublisher(
+            database,
+            "f1",
+            lambda desired: b"x",
+            lambda command: b"x",
+            lambda: "key",
+            lambda: link,
+            look_every_s=0.05,  # type: ignore[arg-type,return-value]
+        )
         for database in databases
     ]
     for publisher in publishers:

@@ -33,6 +33,7 @@ from edgeops.contracts.enrolment import (
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
+from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, ShadowFigures, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import Wire, decode, encode
@@ -92,6 +93,14 @@ ONE_OF_EACH: dict[str, Wire] = {
                 fleet="demo", connection="pi-1", unit="self", boot_id="b1", seq=6, start_s=T0, end_s=T0 + 9, models=(),
             ),
         ),
+    ),
+    "samples-command": SamplesCommand(
+        fleet="demo", connection="pi-1", unit="self", id="0a1b", issued_at_s=T0, expires_at_s=T0 + 600,
+        wish=SamplesWish(model="m", count=16, max_bytes=1 << 20, within_s=60.0, share=0.5),
+    ),
+    "samples-answer": SamplesAnswer(
+        fleet="demo", connection="pi-1", unit="self", id="0a1b", state=AnswerState.DONE, at_s=T0, what="2 requests",
+        offset=0, total=3, sha256="ef" * 32, data=b"\x00\x01\x02",
     ),
     "release": Release(
         model="m", version="1.1.0", number=2, created_at_s=T0,

@@ -21,6 +21,7 @@ import msgspec
 from edgeops.agent import channel
 from edgeops.agent.channel import Framing, ToWorker
 from edgeops.agent.worker import limits
+from edgeops.agent.worker.drawing import Drawing
 from edgeops.agent.worker.engine import Engine
 from edgeops.agent.worker.lines import Lines
 from edgeops.agent.worker.meter import Meter
@@ -100,6 +101,10 @@ class Worker:
             self._start(self._mirror(message, self._line()))
         elif isinstance(message, channel.Probe):
             self._start(self._probe(engine, message))
+        elif isinstance(message, channel.Draw):
+            if self._service is not None:
+                drawing = Drawing(message, engine.release, engine.digest, self._say)
+                self._service.drawing = drawing if message.count else None
         else:
             self._start(self._drain())
 

@@ -11,6 +11,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgeops import __version__
+from edgeops.agent.worker.drawing import Drawing
 from edgeops.agent.worker.engine import Engine
 from edgeops.agent.worker.meter import Meter
 from edgeops.agent.worker.oip import InferCodec, metadata
@@ -65,6 +66,7 @@ class Service:
     def __init__(self, engine: Engine, meter: Meter, on_busy: Callable[[float], None]) -> None:
         self._engine, self._meter, self._on_busy = engine, meter, on_busy
         self.mirror: Mirror | None = None
+        self.drawing: Drawing | None = None
         self._nan_policy = engine.manifest.nan_policy
         self._codec = InferCodec(engine.manifest, engine.release)
         self._metadata = msgspec.json.encode(metadata(engine.manifest, engine.release))
@@ -107,6 +109,10 @@ class Service:
         self._meter.answered((time.perf_counter() - start_s) * 1e3, feeds, answer)
         if self.mirror is not None and not self.mirror.ended:
             self.mirror.offer(feeds, answer)
+        if self.drawing is not None:
+            self.drawing.offer(feeds)
+            if self.drawing.ended:
+                self.drawing = None
 
     def failed(self, code: str) -> None:
         """Count a request that was refused."""

@@ -23,7 +23,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
 from edgeops.control import access, enrolment, renewal, revocation
-from edgeops.control.api import conditions, limits, problems, repeats, resources, telemetry, views
+from edgeops.control.api import conditions, limits, problems, repeats, resources, samples, telemetry, views
 from edgeops.control.api.document import openapi_document
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
@@ -92,6 +92,8 @@ def api_app(control: ControlApi) -> FastAPI:
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
     app.include_router(telemetry.router(control.database), dependencies=readers)
+    operate = _may(door, Permission.ROLL_OUT)
+    app.include_router(samples.router(control.database, control.wake, operate), dependencies=readers)
     app.include_router(_access(control, door), dependencies=[Depends(_may(door, Permission.ADMINISTER)), conditional])
     app.include_router(_bootstrap(control))
 

@@ -23,6 +23,7 @@ _STATUS = {
     "E-API-RATE": 429,
     "E-API-REUSED": 422,
     "E-API-ROLE": 403,
+    "E-COMMAND-UNKNOWN": 404,
     "E-DEVICE-UNKNOWN": 404,
     "E-ENROLL": 403,
     "E-GROUP": 404,

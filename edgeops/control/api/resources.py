@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
+from edgeops.contracts.samples import MAX_VALID_S as MAX_VALID_SAMPLES_S
 from edgeops.control.access import MAX_VALID_S
+from edgeops.control.commands import VALID_S as SAMPLES_VALID_S
 from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
 from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES
 
@@ -187,6 +190,42 @@ class DeviceDetail(DeviceResource):
 
     reported: dict[str, contract("Reported")]  # type: ignore[valid-type]
     progress: list[ProgressResource]
+
+
+class SamplesRequest(Request):
+    """A wish for raw inputs of a model: so many, so many bytes, for so long, whichever ends first."""
+
+    model: Name
+    count: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 16
+    max_bytes: Annotated[int, Field(ge=1, le=MAX_SAMPLES_BYTES)] = 4 << 20
+    within_s: Annotated[float, Field(gt=0, le=MAX_SAMPLES_S)] = 600.0
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    valid_s: Annotated[float, Field(gt=0, le=MAX_VALID_SAMPLES_S)] = SAMPLES_VALID_S
+
+
+class SamplesResource(BaseModel):
+    """A wish for raw inputs, and how far the device is with it: asked, accepted, done, refused or expired."""
+
+    id: str
+    model: str
+    count: int
+    max_bytes: int
+    within_s: float
+    share: float
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    state: str
+    code: str
+    detail: str
+    total_bytes: int
+    answered_at_s: float | None
+
+
+class SamplesList(BaseModel):
+    """What a device was asked for, newest first."""
+
+    items: list[SamplesResource]
 
 
 class Releases(BaseModel):

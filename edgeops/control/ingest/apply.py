@@ -18,9 +18,11 @@ from edgeops.contracts.deployment import (
     Reported,
 )
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import SamplesAnswer
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.wire import encode
+from edgeops.control import commands
 from edgeops.control.assignment import components_of, new_unit, reissue
 from edgeops.control.ingest.rollups import Rollups, Traffic, traffic_of
 from edgeops.control.ingest.statements import Statement
@@ -96,9 +98,13 @@ class Batch:
 
         Raises:
             EdgeopsError: E-REPORT-STALE; a report of an earlier boot than one that was already accepted.
-                E-WIRE-MALFORMED; more units than a connection may have. Nothing that it
-                reports was taken.
+                E-WIRE-MALFORMED; more units than a connection may have. What `commands.take_result` raises. Nothing
+                that it reports was taken.
         """
+        if isinstance(statement, SamplesAnswer):
+            commands.take_result(self._session, statement, self._now_s)
+            self._reached(device)
+            return
         if isinstance(statement, Presence):
             device.online, device.presence_at_s = statement.online, self._now_s
             if statement.online:

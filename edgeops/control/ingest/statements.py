@@ -11,6 +11,7 @@ from securesystemslib.signer import Key
 from edgeops.contracts.deployment import Presence, Progress, Reported
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
+from edgeops.contracts.samples import SamplesAnswer
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.topics import UnitTopic
 from edgeops.contracts.wire import decode
@@ -24,7 +25,7 @@ MAX_INTEGER = 1 << 53
 # What one window may count: sums over a fleet's life stay far below what a column holds.
 MAX_WINDOW_COUNT = 1_000_000_000
 MAX_ID_CHARACTERS = 64
-Statement = Reported | Progress | Telemetry | Presence
+Statement = Reported | Progress | Telemetry | Presence | SamplesAnswer
 
 
 class Known(NamedTuple):
@@ -68,7 +69,7 @@ def read_statements(topic: UnitTopic, payload: bytes, fleet: str, known: Known |
         if len(payload) > MAX_PRESENCE_BYTES:
             raise EdgeopsError("E-WIRE-SIZE", f"presence of {len(payload)} bytes")
         return (decode(payload, Presence, what="presence"),)
-    if topic.leaf not in ("reported", "progress", "telemetry"):
+    if topic.leaf not in ("reported", "progress", "telemetry", "res"):
         raise EdgeopsError("E-TOPIC", f"devices send nothing as {topic.leaf}")
     if len(payload) > MAX_STATEMENT_BYTES:
         raise EdgeopsError("E-WIRE-SIZE", f"{topic.leaf} of {len(payload)} bytes")
@@ -79,17 +80,31 @@ def read_statements(topic: UnitTopic, payload: bytes, fleet: str, known: Known |
             raise
         statements = _verified(topic, payload, fleet, device_key(known.previous_pem))
     for statement in statements:
-        check_statement(statement)
+        if isinstance(statement, SamplesAnswer):
+            _check_result(statement, topic)
+        else:
+            check_statement(statement)
     return statements
 
 
-def _verified(topic: UnitTopic, payload: bytes, fleet: str, key: Key) -> tuple[Reported | Progress | Telemetry, ...]:
+def _verified(
+    topic: UnitTopic, payload: bytes, fleet: str, key: Key
+) -> tuple[Reported | Progress | Telemetry | SamplesAnswer, ...]:
     connection, unit = topic.connection, topic.unit
     if topic.leaf == "telemetry":
         return reported.verify_telemetry(payload, key=key, fleet=fleet, connection=connection, unit=unit)
+    if topic.leaf == "res":
+        return (reported.verify(payload, SamplesAnswer, key=key, fleet=fleet, connection=connection, unit=unit),)
     if topic.leaf == "progress":
         return (reported.verify(payload, Progress, key=key, fleet=fleet, connection=connection, unit=unit),)
     return (reported.verify(payload, Reported, key=key, fleet=fleet, connection=connection, unit=unit),)
+
+
+def _check_result(result: SamplesAnswer, topic: UnitTopic) -> None:
+    if result.id != topic.id:
+        raise EdgeopsError("E-TRUST-DEVICE", f"an answer to {result.id[:63]!r} came as one to {topic.id}")
+    if not (0 <= result.offset < MAX_INTEGER and 0 <= result.total < MAX_INTEGER and math.isfinite(result.at_s)):
+        raise EdgeopsError("E-WIRE-MALFORMED", "a figure of an answer is impossible")
 
 
 def check_statement(statement: Reported | Progress | Telemetry) -> None:

@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 BATCH_MESSAGES = 500
 BATCH_WITHIN_S = 0.05
 RETRY_MAX_S = 10.0
-TAKEN = ("reported", "progress", "telemetry", "presence")
+TAKEN = ("reported", "progress", "telemetry", "res", "presence")
 
 
 def ingest_filters(fleet: str, leaves: Sequence[str] = TAKEN) -> list[str]:
     """Return the topic filters of what ingest takes in, or of some of it."""
-    return [topic for topic in control_filters(fleet) if topic.rpartition("/")[2] in leaves]
+    return [topic for topic in control_filters(fleet) if topic.removesuffix("/+").rpartition("/")[2] in leaves]
 
 
 def nobody_is_online(database: Database) -> None:

@@ -1,0 +1,275 @@
+"""Raw inputs leave a device only for a signed command, within its bounds, once, and if the owner lets them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adder_bundles import MODEL, small_bundle
+from fake_fleet import AT_ONCE, DEVICE, FLEET, WITHIN_S, Agent, FakeFleet, wait_for
+from securesystemslib.signer import CryptoSigner
+
+from edgeops.agent.logbook import read_logbook
+from edgeops.agent.samples import MAX_KNOWN, SampleRules, SampleStore
+from edgeops.client.inference import InferenceClient
+from edgeops.contracts.deployment import DeploymentState
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish, unpack_samples
+from edgeops.contracts.topics import parse_topic, unit_topic
+from edgeops.transport.mqtt import Message
+from edgeops.trust import reported as statements
+from edgeops.trust import samples as sample_commands
+from edgeops.trust.device import DeviceIdentity
+
+pytestmark = pytest.mark.timeout(180)
+WEAKENED = Path(__file__).parent / "weakened"
+ROWS = np.arange(48, dtype=np.float32).reshape(12, 1, 4)
+
+
+class AskingFleet(FakeFleet):
+    """Asks for samples, and hears the answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.answers: list[SamplesAnswer] = []
+        super().__init__(folder)
+
+    def _message(self, message: Message) -> None:
+        topic = parse_topic(message.topic)
+        if topic.leaf != "res":
+            super()._message(message)
+            return
+        key = DeviceIdentity.public_key_from_certificate(self.certificates[topic.connection])
+        answer = statements.verify(
+            message.payload, SamplesAnswer, key=key, fleet=FLEET, connection=topic.connection, unit=topic.unit
+        )
+        assert answer.id == topic.id
+        self.answers.append(answer)
+
+    def ask(self, id: str, *, signer: Any = None, **changes: Any) -> bytes:
+        """Publish a command; return its envelope."""
+        now_s = time.time()
+        wish: dict[str, Any] = {"model": MODEL, "count": 4, "max_bytes": 1 << 20, "within_s": 60.0}
+        wish |= {name: changes.pop(name) for name in list(changes) if name in wish}
+        parts = {"connection": DEVICE, "issued_at_s": now_s, "expires_at_s": now_s + 600}
+        command = SamplesCommand(fleet=FLEET, unit="self", id=id, wish=SamplesWish(**wish), **{**parts, **changes})
+        envelope = sample_commands.issue(command, signer or self.publisher.desired_signer())
+        self.command(id, envelope)
+        return envelope
+
+    def command(self, id: str, envelope: bytes) -> None:
+        assert self._link.wait_connected(WITHIN_S)
+        info = self._link.publish(unit_topic(FLEET, DEVICE, "self", "cmd", id), envelope)
+        assert info is not None
+        info.wait_for_publish(WITHIN_S)
+
+    def answered(self, id: str, state: AnswerState) -> SamplesAnswer:
+        found: SamplesAnswer = wait_for(
+            lambda: next((a for a in self.answers if a.id == id and a.state is state), None),
+            f"{id} is not {state}: {self.answers}",
+        )
+        return found
+
+    def whole(self, id: str) -> bytes:
+        """Wait for all parts of an answer; return the whole."""
+
+        def parts() -> dict[int, bytes] | None:
+            found = {a.offset: a.data for a in self.answers if a.id == id and a.state is AnswerState.DONE}
+            return found if sum(map(len, found.values())) == self.answered(id, AnswerState.DONE).total else None
+
+        data = b"".join(part for _, part in sorted(wait_for(parts, "parts are missing").items()))
+        assert hashlib.sha256(data).hexdigest() == self.answered(id, AnswerState.DONE).sha256
+        return data
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[AskingFleet]:
+    made = AskingFleet(tmp_path / "fleet")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def agent(fleet: AskingFleet, tmp_path: Path) -> Iterator[Agent]:
+    made = Agent(fleet, tmp_path / "device").start()
+    fleet.desire(fleet.publish(small_bundle(tmp_path / "bundle", add=1.0), "1.0.0", 1))
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    yield made
+    made.stop()
+
+
+def infer(agent: Agent, rows: Any) -> None:
+    facts = agent.facts()
+    assert facts is not None
+    with InferenceClient(facts["endpoints"][MODEL]) as client:
+        for row in rows:
+            client.infer(MODEL, {"x": row})
+
+
+def gathered(data: bytes) -> list[list[float]]:
+    found = []
+    for sample in unpack_samples(data):
+        tensor = sample.inputs["x"]
+        assert (tensor.dtype, tensor.shape, sample.release) == ("float32", (1, 4), "1.0.0")
+        found.append(np.frombuffer(tensor.data, "<f4").tolist())
+    return found
+
+
+def holds_inputs(agent: Agent) -> bool:
+    """Whether any file of the device has an input of ROWS in it."""
+    needles = [row.tobytes() for row in ROWS]
+    files = [path for path in agent.state.rglob("*") if path.is_file()]
+    return any(needle in path.read_bytes() for path in files for needle in needles if len(needle) >= 16)
+
+
+def test_what_was_asked_for_comes_once_over_a_restart_and_nothing_more(
+    fleet: AskingFleet, agent: Agent, tmp_path: Path
+) -> None:
+    infer(agent, ROWS[:3])
+    assert not holds_inputs(agent)
+    envelope = fleet.ask("cmd-1")
+    fleet.answered("cmd-1", AnswerState.ACCEPTED)
+    # The command is known already: it is answered, and not carried out again.
+    fleet.command("cmd-1", envelope)
+    infer(agent, ROWS[3:5])
+    wait_for(lambda: holds_inputs(agent), "nothing is gathered")
+    agent.stop()
+    agent.start()
+    wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "it does not serve")  # type: ignore[index]
+    infer(agent, ROWS[5:])
+    # A worker that has just begun may answer some before it hears what is asked for.
+    whole = gathered(fleet.whole("cmd-1"))
+    assert len(whole) == 4
+    assert whole[:2] == ROWS[3:5, 0].tolist()
+    assert all(row in ROWS[5:, 0].tolist() for row in whole[2:])
+    before = len(fleet.answers)
+    fleet.command("cmd-1", envelope)
+    infer(agent, ROWS[:4])
+    time.sleep(1.0)
+    assert gathered(fleet.whole("cmd-1")) == whole
+    assert {answer.id for answer in fleet.answers[before:]} <= {"cmd-1"}
+    told = [line["text"] for line in read_logbook(agent.state, 500)]
+    assert any("cmd-1 asks for 4 requests of adder" in text for text in told)
+    assert any("cmd-1: 4 requests are told to the fleet" in text for text in told)
+
+
+def test_what_is_not_signed_for_this_device_or_has_expired_is_refused(fleet: AskingFleet, agent: Agent) -> None:
+    now_s = time.time()
+    fleet.ask("forged", signer=CryptoSigner.generate_ed25519())
+    fleet.wait_refused("E-TRUST-SIGNATURE")
+    fleet.ask("late", issued_at_s=now_s - 7200, expires_at_s=now_s - 3600)
+    fleet.wait_refused("E-TRUST-EXPIRED")
+    fleet.ask("other", connection="device-2")
+    fleet.wait_refused("E-TRUST-DEVICE")
+    renamed = fleet.ask("first", model="nothing-here")
+    fleet.command("second", renamed)
+    infer(agent, ROWS)
+    assert fleet.answered("first", AnswerState.REFUSED).code == "E-INFER-MODEL"
+    time.sleep(0.5)
+    assert {answer.id for answer in fleet.answers} == {"first"}
+    assert not holds_inputs(agent)
+
+
+def test_without_the_signature_check_whoever_asks_gets_inputs(
+    fleet: AskingFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control."""
+    monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
+    monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "statement_signatures")
+    agent = Agent(fleet, tmp_path / "device").start()
+    try:
+        fleet.desire(fleet.publish(small_bundle(tmp_path / "bundle", add=1.0), "1.0.0", 1))
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        fleet.ask("forged", signer=CryptoSigner.generate_ed25519())
+        fleet.answered("forged", AnswerState.ACCEPTED)
+        infer(agent, ROWS)
+        assert gathered(fleet.whole("forged")) == ROWS[:4, 0].tolist()
+    finally:
+        agent.stop()
+
+
+def test_the_owner_may_forbid_it(fleet: AskingFleet, tmp_path: Path) -> None:
+    state = tmp_path / "device"
+    state.mkdir(mode=0o700)
+    (state / "agent.toml").write_text(f"{AT_ONCE}[samples]\nallow = false\n")
+    agent = Agent(fleet, state).start()
+    try:
+        fleet.desire(fleet.publish(small_bundle(tmp_path / "bundle", add=1.0), "1.0.0", 1))
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        fleet.ask("cmd-1")
+        assert fleet.answered("cmd-1", AnswerState.REFUSED).code == "E-SAMPLES-FORBIDDEN"
+        infer(agent, ROWS)
+        assert not holds_inputs(agent)
+    finally:
+        agent.stop()
+
+
+def command(id: str, *, expires_at_s: float = 1000.0, **bounds: Any) -> SamplesCommand:
+    wish = SamplesWish(**{"model": MODEL, "count": 2, "max_bytes": 100, "within_s": 60.0, **bounds})
+    return SamplesCommand(
+        fleet=FLEET, connection=DEVICE, unit="self", id=id, issued_at_s=0.0, expires_at_s=expires_at_s, wish=wish
+    )  # fmt: skip
+
+
+def always(model: str) -> bool:
+    return True
+
+
+def test_bounds_of_count_and_bytes_end_it(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    record = store.accept(command("a"), always, 0.0)
+    record = store.add(record, b"x" * 40)
+    assert record.state is AnswerState.ACCEPTED
+    record = store.add(record, b"y" * 40)
+    assert (record.state, record.taken, record.total) == (AnswerState.DONE, 2, 80)
+    record = store.accept(command("b", count=9), always, 0.0)
+    for _ in range(3):
+        record = store.add(record, b"z" * 40) if record.state is AnswerState.ACCEPTED else record
+    assert (record.state, record.taken, record.total) == (AnswerState.DONE, 2, 80)
+    # A request that is larger than the rest is an empty one.
+    record = store.add(store.accept(command("c"), always, 0.0), b"")
+    assert (record.state, record.taken, record.total) == (AnswerState.DONE, 0, 0)
+
+
+def test_ids_are_remembered_until_they_expire_and_no_longer(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    for number in range(MAX_KNOWN):
+        record = store.accept(command(f"c{number}"), always, 0.0)
+        store.forget_data(store.end(record, "over"))
+    assert store.accept(command("one-more"), always, 0.0).code == "E-COMMAND"
+    store.forget_expired(999.0)
+    assert len(SampleStore(tmp_path / "commands", SampleRules()).records) == MAX_KNOWN + 1
+    store.forget_expired(1000.0)
+    # What was refused but not told yet is kept.
+    assert list(store.records) == ["one-more"]
+    assert len(list((tmp_path / "commands").iterdir())) == 1
+
+
+def test_a_damaged_record_takes_its_inputs_along(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    record = store.add(store.accept(command("a", count=9), always, 0.0), b"input")
+    assert store.data_path(record).exists()
+    (tmp_path / "commands" / "a.json").write_bytes(b"{")
+    assert SampleStore(tmp_path / "commands", SampleRules()).records == {}
+    assert not store.data_path(record).exists()
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"count": 0},
+        {"count": 1001},
+        {"max_bytes": 0},
+        {"max_bytes": (16 << 20) + 1},
+        {"within_s": 86401.0},
+        {"share": 0.0},
+    ],
+)
+def test_bounds_that_no_device_would_take_are_not_signed(bounds: dict[str, Any]) -> None:
+    with pytest.raises(EdgeopsError) as caught:
+        sample_commands.issue(command("a", **bounds), CryptoSigner.generate_ed25519())
+    assert caught.value.code == "E-COMMAND"
