@@ -21,8 +21,8 @@ install: $(STAMP) ## make the virtual environment
 system: ## install mosquitto by apt where that is possible and allowed (EDGEOPS_NO_APT=1 forbids it)
 	@./.ci/system-packages mosquitto
 
-test-system: system ## install by apt what only tests need: ONNX's conformance models, systemd to check the unit
-	@./.ci/system-packages libonnx-testdata systemd
+test-system: system ## install by apt what only tests need: ONNX's conformance models, systemd to check the unit, faketime
+	@./.ci/system-packages libonnx-testdata systemd faketime
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,15 +1,38 @@
-"""Fixtures that the whole house shares: the real model and real text lines, fetched once into the cache."""
+"""What the whole house shares: the real model and real text lines, and what tests have proved, printed at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeops.cli.demo.text_lines import text_lines, write_handover
 
+PROOF = "proof"
+
 
 @pytest.fixture(scope="session")
 def ocr_handover(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hand-over of the demo: the OCR text-line classifier with crops of real scans. Do not change it: copy it."""
     return write_handover(tmp_path_factory.mktemp("ocr-handover"), text_lines(windows_per_line=1))
+
+
+@pytest.fixture
+def proof(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Notes what a test has survived or caught; the end of the run prints it, also where tests passed."""
+    return lambda text: record_property(PROOF, text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was proved: how many cuts, kills and refused writes were survived, and the mutants by name."""
+    lines = [
+        f"{report.nodeid}: {text}"
+        for report in terminalreporter.stats.get("passed", [])
+        for name, text in report.user_properties
+        if name == PROOF and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("proof")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +17,11 @@ from edgeops.transport.mqtt import TlsFiles, backoff_s
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
+# From its request on a server has so long to begin its answer, however it does: also header by header.
+ANSWER_WITHIN_S = 60.0
+# What has come is to have come at this speed on average, once somebody was patient for a while.
+PATIENCE_S = 30.0
+MIN_BYTES_PER_S = 256.0
 MAX_TRIES = 6
 _BLOCK = 1 << 16
 CHECK_HINT = "Check the network and the server."
@@ -83,6 +91,7 @@ class HttpClient:
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             maxsize=2,
         )
+        self._pool.pool_classes_by_scheme = {"https": _Pool}
 
     def get(self, url: str, *, max_bytes: int) -> bytes:
         """Return a small document, with retries.
@@ -112,7 +121,7 @@ class HttpClient:
         """Ask once; return the status and the body's blocks.
 
         Raises:
-            EdgeopsError: E-NET-UNREACHABLE; at once, or while blocks are taken.
+            EdgeopsError: E-NET-UNREACHABLE; at once, or while blocks are taken. E-NET-RESPONSE; as `blocks_of`.
         """
         response = self._request("GET", url, b"", {"Accept-Encoding": "identity"})
         return response.status, blocks_of(response, url)
@@ -155,16 +164,61 @@ class HttpClient:
             raise _unreachable(url, error) from error
 
 
+class _Connection(urllib3.connection.HTTPSConnection):
+    """A connection that ends if an answer does not begin in time: a timeout alone counts anew from each byte."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
+        """Wait for the head of an answer."""
+        over = threading.Event()
+        timer = threading.Timer(ANSWER_WITHIN_S, _end, (self.sock, over))
+        timer.daemon = True
+        timer.start()
+        try:
+            response = super().getresponse()
+        finally:
+            timer.cancel()
+        # The end of a connection reads like the end of the head.
+        if over.is_set():
+            raise ConnectionAbortedError(f"no answer within {ANSWER_WITHIN_S:.0f} s")
+        return response
+
+
+class _Pool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Connection
+
+
+def _end(connection: socket.socket, over: threading.Event) -> None:
+    over.set()
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def is_too_slow(received: int, waited_s: float) -> bool:
+    """Say whether a server that has given so many bytes, for which it let us wait so long, is given up."""
+    return waited_s > PATIENCE_S + received / MIN_BYTES_PER_S
+
+
 def blocks_of(response: urllib3.BaseHTTPResponse, url: str) -> Iterator[bytes]:
-    """Give the body of an answer in blocks.
+    """Give the body of an answer in blocks, each as soon as anything has come.
 
     Raises:
-        EdgeopsError: E-NET-UNREACHABLE; the connection broke or the server fell silent.
+        EdgeopsError: E-NET-UNREACHABLE; the connection broke or the server fell silent. E-NET-RESPONSE; it goes on,
+            but so slowly that it would hold us for ever.
     """
-    try:
-        yield from response.stream(_BLOCK, decode_content=False)
-    except urllib3.exceptions.HTTPError as error:
-        raise _unreachable(url, error) from error
+    received, waited_s = 0, 0.0
+    while True:
+        began_s = time.monotonic()
+        try:
+            block = response.read1(_BLOCK, decode_content=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise _unreachable(url, error) from error
+        waited_s += time.monotonic() - began_s
+        if not block:
+            return
+        received += len(block)
+        if is_too_slow(received, waited_s):
+            raise EdgeopsError("E-NET-RESPONSE", f"{url}: only {received} bytes in {waited_s:.0f} s", CHECK_HINT)
+        yield block
 
 
 def _unreachable(url: str, error: Exception) -> EdgeopsError:

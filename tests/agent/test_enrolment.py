@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -195,15 +195,17 @@ def enrol_and_cut(fleet: FakeFleet, folder: Path) -> int:
     return survived
 
 
-def test_a_cut_at_any_point_of_enrolment_costs_neither_the_token_nor_the_key(fleet: FakeFleet, tmp_path: Path):
+def test_a_cut_at_any_point_of_enrolment_costs_neither_the_token_nor_the_key(
+    fleet: FakeFleet, tmp_path: Path, proof: Callable[[str], None]
+):
     survived = enrol_and_cut(fleet, tmp_path)
-    print(f"{survived} cuts of enrolment survived")
+    proof(f"{survived} cuts of enrolment survived")
     assert survived > 100
 
 
 @pytest.mark.parametrize("mutant", ["no fsync of the directory", "names of new directories are not durable"])
 def test_a_forgetful_enrolment_is_caught_by_name(
-    mutant: str, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mutant: str, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proof: Callable[[str], None]
 ):
     """Negative control: the acknowledged enrolment is gone after some cut, and its token is used."""
     if mutant == "no fsync of the directory":
@@ -212,3 +214,4 @@ def test_a_forgetful_enrolment_is_caught_by_name(
         monkeypatch.setattr(durable, "make_private_dir", lambda path: path.mkdir(0o700, parents=True, exist_ok=True))
     with pytest.raises(AssertionError, match="acknowledged is lost"):
         enrol_and_cut(fleet, tmp_path)
+    proof(f"mutant {mutant!r} caught: an enrolment that was acknowledged is lost")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,24 +116,28 @@ def survive(all_cuts: list[Cut], bundles: Bundles, bad: frozenset[str], scratch:
 
 @pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
 def test_a_cut_during_a_deployment_costs_neither_service_nor_the_update(
-    fails: bool, device: Path, bundles: Bundles, tmp_path: Path
+    fails: bool, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
 ):
     bad = frozenset({bundles.components[1].digest}) if fails else frozenset()
     survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", EVERY)
-    print(f"{survived} cuts survived")
+    proof(f"{survived} cuts survived")
     assert survived >= 30
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
-def test_every_cut_during_a_deployment(fails: bool, device: Path, bundles: Bundles, tmp_path: Path):
+def test_every_cut_during_a_deployment(
+    fails: bool, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+):
     bad = frozenset({bundles.components[1].digest}) if fails else frozenset()
     survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", 1)
-    print(f"{survived} cuts survived")
+    proof(f"{survived} cuts survived")
     assert survived >= 400
 
 
-def test_a_second_cut_during_recovery_is_survived_too(device: Path, bundles: Bundles, tmp_path: Path):
+def test_a_second_cut_during_recovery_is_survived_too(
+    device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+):
     chance = random.Random(5)
     nothing: frozenset[str] = frozenset()
     first_cuts = recorded(device, bundles, nothing)
@@ -151,12 +155,18 @@ def test_a_second_cut_during_recovery_is_survived_too(device: Path, bundles: Bun
         chance.choice(list(cuts(journal))).tree.write_to(second)
         check_recovery(second, bundles, nothing)
         survived += 1
+    proof(f"{survived} second cuts survived")
     assert survived == SECOND_CUTS
 
 
 @pytest.mark.parametrize("mutant", ["no fsync of the bundle", "no fsync of the directory", "no repair at the start"])
 def test_a_forgetful_agent_is_caught_by_name(
-    mutant: str, device: Path, bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mutant: str,
+    device: Path,
+    bundles: Bundles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    proof: Callable[[str], None],
 ):
     """Negative control: each mutant fails the recovery check after some cut."""
     nothing: frozenset[str] = frozenset()
@@ -171,7 +181,8 @@ def test_a_forgetful_agent_is_caught_by_name(
         cut.tree.write_to(disk)
         try:
             check_recovery(disk, bundles, nothing)
-        except (AssertionError, EdgeopsError):
+        except (AssertionError, EdgeopsError) as error:
+            proof(f"mutant {mutant!r} caught: {str(error).splitlines()[0]}")
             return
         shutil.rmtree(disk)
     pytest.fail(f"the mutant {mutant!r} was not caught")
@@ -181,7 +192,7 @@ def window(seq: int) -> Telemetry:
     return Telemetry(fleet="f", connection="c", unit="self", boot_id="b", seq=seq, start_s=0, end_s=1, models=())
 
 
-def test_a_telemetry_window_that_was_kept_is_not_lost_by_a_cut(tmp_path: Path):
+def test_a_telemetry_window_that_was_kept_is_not_lost_by_a_cut(tmp_path: Path, proof: Callable[[str], None]):
     folder = tmp_path / "state"
     folder.mkdir()
     TelemetryQueue(folder / "queue", 3).put(window(1))
@@ -196,6 +207,7 @@ def test_a_telemetry_window_that_was_kept_is_not_lost_by_a_cut(tmp_path: Path):
         assert kept[:1] == [1]
         if cut.after == done:
             assert kept == [1, 2]
+    proof(f"{index + 1} cuts of the telemetry queue survived")
 
 
 def test_a_full_queue_drops_the_oldest_and_says_how_many(tmp_path: Path):

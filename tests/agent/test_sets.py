@@ -6,7 +6,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -336,25 +336,34 @@ def survive(all_cuts: list[Cut], bundles: Bundles, bad: frozenset[str], scratch:
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
-def test_a_cut_never_leaves_a_mixture(fails: bool, device: Path, bundles: Bundles, tmp_path: Path):
+def test_a_cut_never_leaves_a_mixture(
+    fails: bool, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+):
     bad = bad_one(bundles) if fails else frozenset()
     survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", EVERY)
-    print(f"{survived} cuts of a set survived")
+    proof(f"{survived} cuts of a set survived")
     assert survived >= 20
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
-def test_no_cut_ever_leaves_a_mixture(fails: bool, device: Path, bundles: Bundles, tmp_path: Path):
+def test_no_cut_ever_leaves_a_mixture(
+    fails: bool, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+):
     bad = bad_one(bundles) if fails else frozenset()
     survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", 1)
-    print(f"{survived} cuts of a set survived")
+    proof(f"{survived} cuts of a set survived")
     assert survived >= 800
 
 
 @pytest.mark.parametrize("mutant", ["members start as they were", "members do not wait"])
 def test_a_set_that_is_none_is_caught_by_name(
-    mutant: str, device: Path, bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mutant: str,
+    device: Path,
+    bundles: Bundles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    proof: Callable[[str], None],
 ):
     """Negative control: each mutant leaves a mixture after some cut."""
     nothing: frozenset[str] = frozenset()
@@ -370,6 +379,7 @@ def test_a_set_that_is_none_is_caught_by_name(
         served = rig.serves()
         rig.close()
         if served not in (bundles.digests(1), bundles.digests(2)):
+            proof(f"mutant {mutant!r} caught: a mixture serves")
             return
         shutil.rmtree(disk)
     pytest.fail(f"the mutant {mutant!r} was not caught")

@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +120,19 @@ def kill_at_random(serving: Serving, folder: Path, kills: int, seed: int) -> Non
         wait_for(lambda: serving.api.rollout(rollout).state == RolloutState.SUCCEEDED, "the fleet does not converge")
         assert active(serving) == dict.fromkeys(DEVICES, version)
         assert {device.added() for device in devices} == {kills + 1}
-        print(f"{kills} kills survived")
     finally:
         for device in devices:
             device.stop()
 
 
 @pytest.mark.timeout(300)
-def test_twenty_kills_leave_no_brick(serving: Serving, tmp_path: Path):
+def test_twenty_kills_leave_no_brick(serving: Serving, tmp_path: Path, proof: Callable[[str], None]):
     kill_at_random(serving, tmp_path, kills=20, seed=1)
+    proof("20 kills survived")
 
 
 @pytest.mark.full
 @pytest.mark.timeout(2400)
-def test_two_hundred_kills_leave_no_brick(serving: Serving, tmp_path: Path):
+def test_two_hundred_kills_leave_no_brick(serving: Serving, tmp_path: Path, proof: Callable[[str], None]):
     kill_at_random(serving, tmp_path, kills=200, seed=2)
+    proof("200 kills survived")

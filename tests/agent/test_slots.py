@@ -180,7 +180,7 @@ CYCLE: dict[str, Callable[[Slots, Packed], None]] = {
 
 @pytest.mark.parametrize("name", CYCLE)
 def test_power_cut_at_any_point_leaves_a_whole_bundle_serving(
-    name: str, component: Path, packed: list[Packed], tmp_path: Path
+    name: str, component: Path, packed: list[Packed], tmp_path: Path, proof: Callable[[str], None]
 ):
     """All un-fsynced lost, all kept, each one lost, last write torn: active is whole, and an update goes through."""
     survived = 0
@@ -193,6 +193,7 @@ def test_power_cut_at_any_point_leaves_a_whole_bundle_serving(
             update(slots, packed[2])
             assert whole(slots) == packed[2].slot
         survived += 1
+    proof(f"{survived} cuts of {name!r} survived")
     assert survived > 50
 
 
@@ -220,7 +221,12 @@ def flag_before_data(slots: Slots, bundle: Packed) -> None:
 
 @pytest.mark.parametrize("mutant", ["flag before data", "no fsync of the bundle", "no fsync of the directory"])
 def test_a_forgetful_agent_is_caught(
-    mutant: str, component: Path, packed: list[Packed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mutant: str,
+    component: Path,
+    packed: list[Packed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    proof: Callable[[str], None],
 ):
     """Negative control: each mistake leaves, after some cut, no whole bundle, or forgets what was acknowledged."""
     act = update
@@ -239,6 +245,7 @@ def test_a_forgetful_agent_is_caught(
             continue
         broken += active is None or (last and act is update and active != packed[1].slot)
     assert broken
+    proof(f"mutant {mutant!r} caught {broken} times")
 
 
 def test_space_counts_download_slot_and_reserve(component: Path):

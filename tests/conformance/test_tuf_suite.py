@@ -10,6 +10,7 @@ import datetime
 import http.server
 import importlib.machinery
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from urllib.parse import quote, unquote
 import pytest
 from raw_repository import DAY, SIGNERS, RawRepository, kept, version
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Delegations, Metadata, Root, SuccinctRoles, Targets
+from tuf.api.metadata import Delegations, Metadata, Root, SuccinctRoles, TargetFile, Targets
 
 CLIENT = Path(__file__).parent / "tuf_client"
 NEVER = "no such target"
@@ -110,8 +111,16 @@ class Rig:
         command = [str(CLIENT), "--metadata-url", f"{self.url}/metadata/", "--metadata-dir", str(self.metadata)]
         return subprocess.run([*under(days), *command, "refresh"], capture_output=True, timeout=120).returncode
 
-    def download(self, *names: str) -> int:
-        return self.run("download", names)
+    def download(self, *names: str, days: float | None = None) -> int:
+        """Download; `days` from now, as a process under faketime."""
+        if days is None:
+            return self.run("download", names)
+        wanted = [word for name in names for word in ("--target-name", name)]
+        command = [
+            *under(days), str(CLIENT), "--metadata-url", f"{self.url}/metadata/", "--metadata-dir", str(self.metadata),
+            *wanted, "--target-dir", str(self.targets), "--target-base-url", f"{self.url}/targets/", "download",
+        ]  # fmt: skip
+        return subprocess.run(command, cwd="/", env={"PATH": os.defpath}, capture_output=True, timeout=120).returncode
 
     def add_artifact(self, role: str, path: str, content: bytes) -> None:
         self.repo.add_target(role, path, content)
@@ -131,7 +140,7 @@ class Rig:
 def under(days: float) -> list[str]:
     program = shutil.which("faketime")
     if program is None:
-        pytest.skip("faketime is not installed: apt install faketime")
+        pytest.skip("faketime is not installed; `make test-system` installs it")
     return [program, str(datetime.datetime.now() + datetime.timedelta(days=days))]
 
 
@@ -307,6 +316,104 @@ def test_an_expired_delegated_role_is_refused_and_its_renewal_taken(rig: Rig):
     rig.repo.roles["role"].version += 1
     rig.repo.publish("role")
     assert rig.download("one") == 0
+
+
+def test_an_expired_delegated_role_that_is_kept_is_used_no_more(rig: Rig):
+    """As the suite does it: in a process weeks later, here in a shell that knows nothing of this environment."""
+    rig.repo.delegate("targets", "role", SIGNERS[4])
+    rig.add_artifact("role", "one", b"one")
+    rig.add_artifact("role", "two", b"two")
+    rig.repo.roles["role"].expires = rig.repo.expires - 23 * DAY
+    rig.repo.roles["targets"].version += 1
+    rig.repo.publish("role", "targets")
+    assert rig.init() == 0
+    assert rig.download("one") == 0
+    assert rig.download("two", days=LATER_DAYS) == 1
+    rig.repo.roles["role"].expires = rig.repo.expires - 9 * DAY
+    rig.repo.roles["role"].version += 1
+    rig.repo.publish("role")
+    assert rig.download("two", days=LATER_DAYS) == 0
+    assert rig.downloaded() == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_role_that_two_delegate_is_held_against_the_one_on_the_way(rig: Rig, together: bool):
+    """One of the two named other keys: what the other vouches for counts on its own way only."""
+    for name in ("left", "right"):
+        rig.repo.delegate("targets", name, SIGNERS[4], paths=(f"{name}/*",))
+    rig.repo.delegate("left", "shared", SIGNERS[5], paths=("*/*",))
+    rig.repo.delegate("right", "shared", SIGNERS[6], paths=("*/*",))
+    rig.add_artifact("shared", "left/file", b"left")
+    rig.add_artifact("shared", "right/file", b"right")
+    rig.repo.roles["targets"].version += 1
+    rig.repo.publish("shared", "left", "right", "targets")
+    assert rig.init() == 0
+    if together:
+        assert rig.download("left/file", "right/file") == 1
+    else:
+        assert rig.download("left/file") == 0
+        assert rig.download("right/file") == 1
+        assert rig.download("left/file") == 0
+    assert rig.downloaded() == [b"left"]
+    # Control: signed by both keys it is good on both ways.
+    rig.repo.signers["shared"] = [SIGNERS[5], SIGNERS[6]]
+    rig.repo.roles["shared"].version += 1
+    rig.repo.publish("shared")
+    assert rig.download("left/file", "right/file") == 0
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
+def test_what_is_missing_stops_the_refresh_where_it_is_missing(rig: Rig, role: str):
+    assert rig.init() == 0
+    assert rig.refresh() == 0
+    before = rig.trusted()
+    rig.repo.roles["targets"].version += 1
+    rig.repo.publish("targets")
+    name = "timestamp.json" if role == "timestamp" else f"{before[role] + 1}.{role}.json"
+    data = rig.repo.files.pop(name)
+    rig.asked.clear()
+    assert rig.refresh() == 1
+    assert rig.asked[-1] == name
+    order = ("timestamp", "snapshot", "targets")
+    came = order[: order.index(role)]
+    assert rig.trusted() == {part: number + (part in came) for part, number in before.items()}
+    rig.repo.files[name] = data
+    assert rig.refresh() == 0
+    assert rig.trusted() == {part: number + (part in order) for part, number in before.items()}
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "status"), [(["sha256"], 0), (["sha512"], 0), (["sha256", "sha512"], 0), (["no-hash"], 1)]
+)
+def test_an_artifact_is_checked_by_the_hashes_that_are_known(rig: Rig, algorithms: list[str], status: int):
+    content = b"content"
+    target = TargetFile.from_data("file", content, ["sha512"] if algorithms == ["no-hash"] else algorithms)
+    if algorithms == ["no-hash"]:
+        target.hashes["no-hash"] = target.hashes.pop("sha512")
+    rig.repo.roles["targets"].targets["file"] = target
+    rig.artifacts = {f"{digest}.file": content for digest in target.hashes.values()}
+    rig.repo.publish("targets")
+    assert rig.init() == 0
+    assert rig.download("file") == status
+    assert rig.downloaded() == ([content] if status == 0 else [])
+
+
+@pytest.mark.parametrize("damaged", ["", "00", "no hex"])
+def test_a_bad_signature_beside_enough_good_ones_does_no_harm(rig: Rig, damaged: str):
+    rig.repo.root.add_key(SIGNERS[4].public_key, "timestamp")
+    rig.repo.signers["timestamp"].append(SIGNERS[4])
+    rig.repo.next_root()
+    rig.repo.publish_timestamp()
+    metadata = Metadata.from_bytes(rig.repo.files["timestamp.json"])
+    metadata.signatures[SIGNERS[4].public_key.keyid].signature = damaged
+    rig.repo.files["timestamp.json"] = metadata.to_bytes()
+    assert rig.init() == 0
+    assert rig.refresh() == 0
+    # Control: alone it is not enough.
+    del metadata.signatures[next(iter(metadata.signatures))]
+    metadata.signed.version += 1
+    rig.repo.files["timestamp.json"] = metadata.to_bytes()
+    assert rig.refresh() == 1
 
 
 def test_many_root_rotations_are_walked_one_by_one(rig: Rig):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,3 +150,27 @@ def wrong_range(request: Request) -> None:
 def status(code: int) -> Behaviour:
     """Only a status."""
     return lambda request: request.head(code, 0)
+
+
+def drip(request: Request) -> None:
+    """Right, but a few bytes at a time, and never silent for long."""
+    content, start = request.server.content, request.start()
+    if start:
+        request.head(206, len(content) - start, Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}")
+    else:
+        request.head(200, len(content))
+    with contextlib.suppress(OSError):
+        for position in range(start, len(content), 10):
+            request.wfile.write(content[position : position + 10])
+            request.wfile.flush()
+            time.sleep(0.01)
+
+
+def drip_head(request: Request) -> None:
+    """An answer that never begins, and is never silent for long."""
+    with contextlib.suppress(OSError):
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while True:
+            request.wfile.write(b"x")
+            request.wfile.flush()
+            time.sleep(0.01)

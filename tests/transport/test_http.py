@@ -17,6 +17,8 @@ from misbehaving_server import (
     MisbehavingServer,
     changed_byte,
     cut_after,
+    drip,
+    drip_head,
     ignore_range,
     longer,
     serving,
@@ -27,6 +29,7 @@ from misbehaving_server import (
 )
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.transport import http
 from edgeops.transport.download import Cancelled, Downloader, RemoteFile, Server, part_of
 from edgeops.transport.http import MAX_TRIES, HttpClient, context_for
 from edgeops.transport.sources import MAX_STRIKES
@@ -226,3 +229,68 @@ def test_nobody_there_ends_after_all_tries(client: HttpClient):
     with pytest.raises(EdgeopsError) as caught:
         client.get("https://127.0.0.1:1/x", max_bytes=10)
     assert caught.value.code == "E-NET-UNREACHABLE"
+
+
+def test_a_server_that_drips_is_left_for_the_next_and_what_it_gave_is_kept(
+    client: HttpClient, authority: FleetAuthority, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A few bytes now and then keep every timeout away, and would hold an update for ever."""
+    monkeypatch.setattr(http, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(http, "MIN_BYTES_PER_S", 100_000.0)
+    with (
+        serving(CONTENT, [drip], authority, tmp_path / "slow") as slow,
+        serving(CONTENT, [well], authority, tmp_path / "fast") as fast,
+    ):
+        servers = [Server(client, server.url.rpartition("/")[0]) for server in (slow, fast)]
+        Downloader(servers).download(RemoteFile("file", len(CONTENT), SHA256), target)
+        assert target.read_bytes() == CONTENT
+        (asked,) = fast.ranges
+        assert asked is not None, "what had arrived is fetched again"
+        assert 0 < int(asked.removeprefix("bytes=").rstrip("-")) < len(CONTENT) // 2
+
+
+def test_without_the_limit_a_server_that_drips_is_waited_for(
+    client: HttpClient, authority: FleetAuthority, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Negative control: nobody else is asked; the whole of a small file comes that way."""
+    monkeypatch.setattr(http, "PATIENCE_S", float("inf"))
+    content = CONTENT[:500]
+    with (
+        serving(content, [drip], authority, tmp_path / "slow") as slow,
+        serving(content, [well], authority, tmp_path / "fast") as fast,
+    ):
+        servers = [Server(client, server.url.rpartition("/")[0]) for server in (slow, fast)]
+        Downloader(servers).download(RemoteFile("file", 500, hashlib.sha256(content).hexdigest()), target)
+        assert (len(slow.ranges), fast.ranges) == (1, [])
+
+
+def test_a_small_document_that_drips_is_given_up(serve: Serve, client: HttpClient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(http, "MIN_BYTES_PER_S", 100_000.0)
+    with serve([drip]) as server, pytest.raises(EdgeopsError) as caught:
+        client.get(server.url, max_bytes=len(CONTENT))
+    assert caught.value.code == "E-NET-RESPONSE"
+
+
+def test_an_answer_whose_head_drips_is_given_up(serve: Serve, client: HttpClient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http, "ANSWER_WITHIN_S", 0.3)
+    with serve([drip_head]) as server, pytest.raises(EdgeopsError) as caught:
+        client.stream(server.url)
+    assert caught.value.code == "E-NET-UNREACHABLE"
+    # An honest answer of the same client, on a new connection, is not cut off.
+    with serve([well]) as server:
+        assert client.get(server.url, max_bytes=len(CONTENT)) == CONTENT
+
+
+def test_blocks_come_as_they_arrive(serve: Serve, client: HttpClient):
+    """Else nobody could see, between two blocks, how slow a server is."""
+    with serve([drip]) as server:
+        status, blocks = client.stream(server.url)
+        assert status == 200
+        assert len(next(blocks)) < 1000
+
+
+def test_a_slow_link_is_no_slow_server():
+    assert not http.is_too_slow(0, http.PATIENCE_S)
+    assert http.is_too_slow(0, http.PATIENCE_S + 1)
+    assert not http.is_too_slow(int(3600 * http.MIN_BYTES_PER_S), 3600)
