@@ -56,6 +56,7 @@ _ERROR_FIGURES = ("cosine", "sqnr_db", "max_abs")
     metavar="FILE",
     help="Choose by what `edgeops measure --json` said of the candidates on a device.",
 )
+@click.option("--no-pictures", is_flag=True, help="Keep no pictures of evaluation samples in the evidence.")
 @json_option
 def command(
     handover: Path,
@@ -66,6 +67,7 @@ def command(
     explain: str,
     keep_candidates: bool,
     measured_on: Path | None,
+    no_pictures: bool,
     as_json: bool,
 ) -> None:
     """Compile the hand-over in folder HANDOVER for each profile, and prove the result against the original.
@@ -92,6 +94,7 @@ def command(
             check=check,
             explain=explain,
             elsewhere=Elsewhere(keep_candidates, figures),
+            pictures=not no_pictures,
             on_progress=show,
         )
     if as_json:

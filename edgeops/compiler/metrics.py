@@ -27,6 +27,7 @@ def accuracy_metric(source: NDArray[Any], artifact: NDArray[Any], labels: NDArra
     truth = labels.reshape(-1)
     before, after = source.reshape(-1) == truth, artifact.reshape(-1) == truth
     low, high = paired_difference(before, after, confidence)
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     return Metric(
         name="accuracy",
         source=float(before.mean()),
@@ -36,6 +37,8 @@ def accuracy_metric(source: NDArray[Any], artifact: NDArray[Any], labels: NDArra
         drop_high=high,
         confidence=confidence,
         samples=len(truth),
+        source_interval=_wilson(float(before.mean()), len(truth), z),
+        artifact_interval=_wilson(float(after.mean()), len(truth), z),
     )
 
 
@@ -56,8 +59,14 @@ def error_metric(source: NDArray[Any], artifact: NDArray[Any], labels: NDArray[A
     unit = float(before.mean()) or float(np.abs(truth - truth.mean()).mean()) or 1.0
     rng = np.random.default_rng(_SEED)
     growth = (after - before) / unit
-    means = growth[rng.integers(0, len(growth), (_RESAMPLES, len(growth)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    drawn = rng.integers(0, len(growth), (_RESAMPLES, len(growth)))
+    bounds = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(growth[drawn].mean(axis=1), bounds)
+
+    def interval(errors: NDArray[np.float64]) -> tuple[float, float]:
+        below, above = np.quantile(errors[drawn].mean(axis=1), bounds)
+        return float(below), float(above)
+
     return Metric(
         name="mae",
         source=float(before.mean()),
@@ -67,6 +76,8 @@ def error_metric(source: NDArray[Any], artifact: NDArray[Any], labels: NDArray[A
         drop_high=float(high),
         confidence=confidence,
         samples=len(growth),
+        source_interval=interval(before),
+        artifact_interval=interval(after),
     )
 
 

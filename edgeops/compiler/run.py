@@ -16,6 +16,7 @@ from edgeops import durable
 from edgeops.compiler.candidates import ARTIFACTS
 from edgeops.compiler.elsewhere import check_figures, remeasured
 from edgeops.compiler.engine import cores, host, isa_digest, tool_versions
+from edgeops.compiler.examining import examined
 from edgeops.compiler.executor import Machine, machine
 from edgeops.compiler.explaining import explained
 from edgeops.compiler.gates import tightest
@@ -36,6 +37,7 @@ from edgeops.compiler.selection import Choice, loosened, missed, select
 from edgeops.compiler.sensitivity import Aim
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence
+from edgeops.contracts.examination import Examination, HandedOver
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.profile import Budgets, Profile, Runtime
@@ -139,6 +141,7 @@ def compile_handover(
     check: bool = False,
     explain: str = "",
     elsewhere: Elsewhere | None = None,
+    pictures: bool = True,
     executor: concurrent.futures.Executor | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> CompileResult:
@@ -155,6 +158,7 @@ def compile_handover(
         check: With `locked`: hand-over, tools, processor and every bundle's digest must be those of the lock.
         explain: Name the layers at which errors open: of this scheme, or of `all`.
         elsewhere: Keep all candidates for a device to measure, or choose by what one measured.
+        pictures: Keep small pictures of the worst samples in the evidence, which is published with the release.
         executor: Run the workers there, such as in a process pool or a cluster's `concurrent.futures` executor: it
             decides how many run at once. Its processes must see the hand-over's cache under the same path. None: in
             this process's own, as many as cores and memory allow.
@@ -200,6 +204,7 @@ def compile_handover(
                     check,
                     explain,
                     elsewhere or Elsewhere(),
+                    pictures,
                     tell,
                 )
                 for profile in found
@@ -226,6 +231,7 @@ def _compile_profile(
     check: bool,
     explain: str,
     elsewhere: Elsewhere,
+    pictures: bool,
     tell: Callable[[str, str, int | None], None],
 ) -> ProfileResult:
     def said(text: str, left: int | None = None) -> None:
@@ -276,7 +282,8 @@ def _compile_profile(
         choice = choice._replace(records=records)
     if elsewhere.keep_candidates:
         _keep(ground, loaded, tried, out / profile.name / "candidates", said)
-    result = _write(ground, loaded, choice, best, out / profile.name, said)
+    examination = examined(ground, best, pictures=pictures)
+    result = _write(ground, loaded, choice, best, examination, out / profile.name, said)
     if check and wanted is not None and result.packaged.digest != wanted.bundle:
         raise EdgeopsError(
             "E-COMPILE-LOCK",
@@ -308,7 +315,13 @@ def _aim(plan: JudgePlan, gates: Gates) -> Aim:
 
 
 def _write(
-    ground: Ground, loaded: LoadedHandover, choice: Choice, best: Tried, folder: Path, said: Callable[[str], None]
+    ground: Ground,
+    loaded: LoadedHandover,
+    choice: Choice,
+    best: Tried,
+    examination: Examination,
+    folder: Path,
+    said: Callable[[str], None],
 ) -> ProfileResult:
     packaged = package(ground, loaded.handover, best, folder if choice.passed else folder / "rejected", said)
     if not choice.passed:
@@ -326,12 +339,27 @@ def _write(
         calibration_samples=count(loaded.calibration),
         evaluation_samples=0 if loaded.evaluation is None else count(loaded.evaluation.inputs),
         created_at_s=time.time(),
+        arch=ground.profile.cpu.arch,
+        handed_over=_handed_over(loaded),
+        examination=examination,
     )
     text = msgspec.json.format(msgspec.json.encode(evidence, order="sorted"), indent=2)
     durable.write_file(folder / EVIDENCE_NAME, text + b"\n")
     chosen = next(record for record in choice.records if record.scheme == best.candidate.scheme)
     return ProfileResult(
         ground.profile.name, choice.passed, packaged, chosen, evidence, "" if choice.passed else missed(best)
+    )
+
+
+def _handed_over(loaded: LoadedHandover) -> HandedOver:
+    return HandedOver(
+        digest=loaded.digest,
+        file=loaded.handover.model.file,
+        description=loaded.handover.model.description,
+        files=loaded.file_digests,
+        opsets=loaded.model.opsets,
+        operators=loaded.model.ops,
+        weights_bytes=loaded.model.weights_bytes,
     )
 
 

@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from edgeops.contracts.examination import Examination, HandedOver
 from edgeops.contracts.wire import Wire
 
 
@@ -37,7 +38,10 @@ class OutputError(Wire, frozen=True, kw_only=True):
 
 
 class Metric(Wire, frozen=True, kw_only=True):
-    """The metric of the source and of the artifact, and the confidence interval of the drop (paired)."""
+    """The metric of the source and of the artifact, and the confidence interval of the drop (paired).
+
+    The intervals of either alone have the same confidence; None: written by an edgeops that did not tell them.
+    """
 
     name: str
     source: float
@@ -47,6 +51,8 @@ class Metric(Wire, frozen=True, kw_only=True):
     drop_high: float
     confidence: float
     samples: int
+    source_interval: tuple[float, float] | None = None
+    artifact_interval: tuple[float, float] | None = None
 
 
 class GateResult(Wire, frozen=True, kw_only=True):
@@ -139,7 +145,11 @@ class Host(Wire, frozen=True, kw_only=True):
 
 
 class Evidence(Wire, frozen=True, kw_only=True):
-    """All measurements of one compile for one profile. `bundle` is the digest that it speaks of."""
+    """All measurements of one compile for one profile. `bundle` is the digest that it speaks of.
+
+    `examination` is of that bundle, and `arch` the profile's architecture: the host may have another. An edgeops before
+    them wrote neither, nor what was handed over.
+    """
 
     bundle: str
     model: str
@@ -149,4 +159,7 @@ class Evidence(Wire, frozen=True, kw_only=True):
     calibration_samples: int
     evaluation_samples: int
     created_at_s: float
+    arch: str = ""
+    handed_over: HandedOver | None = None
+    examination: Examination | None = None
     schema_version: int = msgspec.field(default=1, name="schema")

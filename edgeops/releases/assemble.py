@@ -14,16 +14,14 @@ from edgeops import durable
 from edgeops.contracts.bundle import AgentManifest
 from edgeops.contracts.deployment import AGENT_COMPONENT
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.names import check_version
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
-from edgeops.contracts.wire import decode, encode
+from edgeops.contracts.wire import encode
 from edgeops.profiles import registry
 from edgeops.releases import catalog
-from edgeops.releases.bundles import Bundle, file_digest, open_bundle, pack, seal_agent, unpack
-from edgeops.releases.catalog import DRAFTS, EVIDENCE, MAX_EVIDENCE_BYTES, RELEASE_NAME, UNPUBLISHED, draft_dir
-
-_EVIDENCE_NAME = "evidence.json"
+from edgeops.releases.bundles import file_digest, open_bundle, pack, seal_agent, unpack
+from edgeops.releases.catalog import DRAFTS, EVIDENCE, RELEASE_NAME, UNPUBLISHED, draft_dir
+from edgeops.releases.pieces import evidence_beside
 
 
 class _Part(NamedTuple):
@@ -155,20 +153,10 @@ def _take(path: Path, making: Path, scratch: Path) -> _Part:
         raise EdgeopsError("E-RELEASE-INVALID", f"two bundles for profile {profile}", "Name one bundle per profile.")
     # Packed anew: the bytes follow from the bundle alone, whoever packed it before.
     pack(bundle, packed)
-    evidence = _evidence(path.resolve().parent / _EVIDENCE_NAME, bundle)
+    evidence = evidence_beside(path, bundle.digest)
     if evidence is not None:
         durable.write_file(making / EVIDENCE / f"{profile}.json", evidence)
     return _Part(bundle.manifest.model, profile, bundle.digest)
-
-
-def _evidence(path: Path, bundle: Bundle) -> bytes | None:
-    """Return the evidence beside a bundle if it speaks of exactly this one."""
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_EVIDENCE_BYTES:
-        raise EdgeopsError("E-WIRE-SIZE", f"{path}: larger than {MAX_EVIDENCE_BYTES} bytes")
-    data = path.read_bytes()
-    return data if decode(data, Evidence, what=str(path)).bundle == bundle.digest else None
 
 
 def _one_model(parts: Sequence[_Part], model: str | None) -> str:

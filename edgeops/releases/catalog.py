@@ -78,26 +78,34 @@ def evidence(publisher: Publisher, model: str, version: str) -> dict[str, Eviden
     }
 
 
-def drift_references(publisher: Publisher, release: Release) -> dict[str, DriftReference]:
-    """Return what the bundles of a published release were compiled with, by profile; without those that do not say.
+def manifests(publisher: Publisher, release: Release) -> dict[str, BundleManifest]:
+    """Return the manifests of a published release's bundles, by profile.
 
     Raises:
         EdgeopsError: E-TRUST-TARGET; a bundle's file is missing, or is not what was signed. E-TRUST-METADATA.
     """
     targets, found = publisher.targets(), {}
     for target in release.targets:
-        file = publisher.target_file(target.path, targets[target.path])
         try:
+            file = publisher.target_file(target.path, targets[target.path])
             with zipfile.ZipFile(file) as archive, archive.open(MANIFEST_NAME) as member:
                 data = member.read(MAX_MANIFEST_BYTES)
         except (OSError, KeyError, *ZIP_ERRORS) as error:
             raise EdgeopsError("E-TRUST-TARGET", f"target {target.path}: {error}", "Restore the repository.") from error
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != target.digest:
             raise EdgeopsError("E-TRUST-TARGET", f"target {target.path} differs from what was signed")
-        manifest = decode(data, BundleManifest, what=target.path)
-        if manifest.drift is not None:
-            found[target.profile] = manifest.drift
+        found[target.profile] = decode(data, BundleManifest, what=target.path)
     return found
+
+
+def drift_references(publisher: Publisher, release: Release) -> dict[str, DriftReference]:
+    """Return what the bundles of a published release were compiled with, by profile; without those that do not say.
+
+    Raises:
+        EdgeopsError: As `manifests`.
+    """
+    found = manifests(publisher, release)
+    return {profile: manifest.drift for profile, manifest in found.items() if manifest.drift is not None}
 
 
 def drafts(home: Path) -> list[Release]:

@@ -31,7 +31,17 @@ from edgeops.contracts.enrolment import (
     RenewalRequest,
 )
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.evidence import Latency
+from edgeops.contracts.evidence import (
+    CandidateEvidence,
+    Evidence,
+    GateResult,
+    Host,
+    Latency,
+    Metric,
+    OutputError,
+    Source,
+)
+from edgeops.contracts.examination import Confusion, Examination, HandedOver, Why, WorstSample
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
 from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish
 from edgeops.contracts.sketches import QuantileSketch
@@ -48,7 +58,39 @@ FIGURES = SelfTestFigures(
     vectors=12, worst_output="p", max_abs_diff=0.001, min_cosine=0.999, load_ms=12.5,
     latency=Latency(p50_ms=1.5, p95_ms=2.0, runs=50), peak_memory_mib=60.0, provider="CPUExecutionProvider",
 )  # fmt: skip
+ERROR = OutputError(output="p", cosine=0.999, sqnr_db=30.0, max_abs=0.1, agreement=0.9, samples=10)
+METRIC = Metric(
+    name="accuracy", source=0.95, artifact=0.9, drop=0.05, drop_low=0.0, drop_high=0.1, confidence=0.95, samples=10,
+    source_interval=(0.9, 1.0), artifact_interval=(0.8, 0.95),
+)  # fmt: skip
+CONFUSION = Confusion(support=(6, 4), decided=(7, 3), right=(6, 3), pairs=((1, 0, 1),), left_out=0)
+WORST = WorstSample(
+    index=3, why=Why.CHANGED, truth=1.0, source=1.0, artifact=0.0, confidence=0.7, wrong=1, input="image",
+    picture=b"\x89PNG", trace=((0.0, 1.0),),
+)  # fmt: skip
+EVIDENCE = Evidence(
+    bundle=DIGEST, model="m", profile="p",
+    host=Host(arch="x86_64", cpu="c", cores=2, python="3.11", tools={"onnx": "1"}),
+    candidates=(
+        CandidateEvidence(
+            scheme="int8", runtime="litert", precision="int8", size_bytes=10, conversion=(ERROR,), metric=METRIC,
+            latency=Latency(p50_ms=1.5, p95_ms=2.0, runs=50), passed=True, chosen=True, pareto=True, reason="first",
+            gates=(GateResult(gate="cosine:p", measured=0.999, limit=0.99, passed=True, binding=True),),
+            source=Source.MEASURED_DEVICE, measured_on="pi-1",
+        ),
+    ),
+    calibration_samples=4, evaluation_samples=10, created_at_s=T0, arch="aarch64",
+    handed_over=HandedOver(
+        digest=DIGEST, file="model.onnx", description="d", files={"model.onnx": "cd" * 32}, opsets={"ai.onnx": 17},
+        operators={"Add": 2}, weights_bytes=8,
+    ),
+    examination=Examination(
+        output="p", kind="probabilities", metric="accuracy", data="evaluation", samples=10, decisions=1,
+        source=CONFUSION, artifact=CONFUSION, worst=(WORST,),
+    ),
+)  # fmt: skip
 ONE_OF_EACH: dict[str, Wire] = {
+    "evidence": EVIDENCE,
     "desired": Desired(
         fleet="demo", connection="pi-1", unit="self", generation=7, issued_at_s=T0, expires_at_s=T0 + 3600,
         components=(
@@ -139,6 +181,15 @@ def test_recorded_message_is_read_back_whole(name: str):
 def test_newer_writers_unknown_field_is_ignored(name: str):
     newer = msgspec.json.decode((FOLDER / f"{name}.json").read_bytes()) | {"from_the_future": {"x": [1]}}
     assert decode(msgspec.json.encode(newer), type(ONE_OF_EACH[name]), what=name) == ONE_OF_EACH[name]
+
+
+def test_evidence_of_before_the_report_is_still_read():
+    """What was signed then is shown now; what it did not hold is absent."""
+    old = decode((FOLDER / "evidence-before-reports.json").read_bytes(), Evidence, what="evidence")
+    assert (old.candidates[0].passed, old.handed_over, old.examination, old.arch) == (True, None, None, "")
+    metric = old.candidates[0].metric
+    assert metric is not None
+    assert (metric.artifact, metric.artifact_interval) == (0.9, None)
 
 
 def test_newer_writers_unknown_enum_value_is_read_as_unknown():
