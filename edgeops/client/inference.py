@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from edgeops.client.inference_local import LocalModel
 from edgeops.client.inference_socket import SocketClient
+from edgeops.client.inference_state import State, Stream, states_of
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
-from edgeops.contracts.tensors import DTYPES
+from edgeops.contracts.tensors import DTYPES, TensorSpec
+
+__all__ = ["InferenceClient", "InferenceModel", "LocalModel", "SocketClient", "State", "Stream", "open_model"]
 
 TIMEOUT_S = 30.0
 MAX_RESPONSE_BYTES = 1 << 30
@@ -38,6 +41,9 @@ class InferenceModel(Protocol):
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Return what it is."""
+
+    def states(self, model: str) -> tuple[State, ...]:
+        """Return its state tensors, for `Stream`."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -131,6 +137,23 @@ class InferenceClient:
         if not isinstance(document, dict):
             raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not a model's metadata")
         return document
+
+    def states(self, model: str) -> tuple[State, ...]:
+        """Return the model's state tensors, for `Stream`.
+
+        Raises:
+            EdgeopsError: As `infer`.
+        """
+        said = self.metadata(model)
+        try:
+            inputs = [
+                TensorSpec(name=item["name"], dtype=_BY_OIP_NAME[item["datatype"]], shape=tuple(item["shape"]))
+                for item in said["inputs"]
+            ]
+            fed = {item["name"]: item.get("parameters", {}).get("state_to", "") for item in said["outputs"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not a model's metadata: {error!r}") from error
+        return states_of(fed, inputs)
 
     def busy(self, for_s: float) -> None:
         """Ask the agent that no update disturbs this application for so long from now on; 0: it may again.

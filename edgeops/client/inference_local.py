@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from edgeops.client.inference_state import State, states_of
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import open_bundle
 from edgeops.runtimes.bundle_session import open_session
@@ -64,6 +65,15 @@ class LocalModel:
             "inputs": list(self._manifest.inputs),
             "outputs": [info.tensor for info in self._manifest.outputs],
         }
+
+    def states(self, model: str) -> tuple[State, ...]:
+        """Return the model's state tensors, for `Stream`.
+
+        Raises:
+            EdgeopsError: E-INFER-MODEL; this is another model.
+        """
+        self._check(model)
+        return states_of(self._manifest.states, self._manifest.inputs)
 
     def close(self) -> None:
         """Free the model's memory."""

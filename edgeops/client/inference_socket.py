@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeops.client.inference_state import State, states_of
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.frames import FRAMES_VERSION, HEADER, Frame, FrameRefusal, Greeting, Place, places
 from edgeops.contracts.wire import decode
@@ -101,6 +102,16 @@ class SocketClient:
             "inputs": list(greeting.inputs),
             "outputs": list(greeting.outputs),
         }
+
+    def states(self, model: str) -> tuple[State, ...]:
+        """Return the model's state tensors, for `Stream`.
+
+        Raises:
+            EdgeopsError: E-INFER-MODEL; another model is served here.
+        """
+        self.metadata(model)
+        greeting = self._connection.greeting
+        return states_of(greeting.states, greeting.inputs)
 
     def close(self) -> None:
         """Close the connection."""

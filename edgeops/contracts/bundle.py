@@ -144,6 +144,11 @@ class BundleManifest(Wire, frozen=True, kw_only=True):
     nan_policy: Literal["pass", "flag", "fail"] = "fail"
     schema_version: int = msgspec.field(default=BUNDLE_SCHEMA, name="schema")
 
+    @property
+    def states(self) -> dict[str, str]:
+        """Output → the input of the next call that takes its value."""
+        return {info.tensor.name: info.state_to for info in self.outputs if info.state_to is not None}
+
     def digest(self) -> str:
         """Return the bundle's digest: `sha256:` and the hex SHA-256 of the manifest's canonical bytes."""
         return "sha256:" + hashlib.sha256(encode(self)).hexdigest()

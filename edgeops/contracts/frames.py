@@ -46,6 +46,7 @@ class Greeting(Wire, frozen=True, kw_only=True):
         digest: Its bundle.
         inputs: In the order of a request's body.
         outputs: In the order of an answer's body.
+        states: Output → the input of the next call that takes its value.
     """
 
     frames: int
@@ -54,6 +55,7 @@ class Greeting(Wire, frozen=True, kw_only=True):
     digest: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    states: dict[str, str] = {}
 
 
 class FrameRefusal(Wire, frozen=True, kw_only=True):

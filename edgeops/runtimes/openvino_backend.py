@@ -44,6 +44,8 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": options.options.get("inference_precision", DEFAULT_PRECISION),
             "INFERENCE_NUM_THREADS": str(options.threads),
             "NUM_STREAMS": "1",
+            # Its own pinning takes no notice of other models: which processors are used is the profile's to say.
+            "ENABLE_CPU_PINNING": "NO",
         }
         if options.cache_dir is not None:
             settings["CACHE_DIR"] = str(options.cache_dir)

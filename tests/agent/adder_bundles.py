@@ -39,6 +39,7 @@ def small_bundle(
     divide: bool = False,
     hungry: bool = False,
     slow: bool = False,
+    state: bool = False,
     largest: float = 9.0,
     budgets: Budgets | None = None,
 ) -> Bundle:
@@ -51,21 +52,26 @@ def small_bundle(
         divide: `y = (x + add) / x`: not finite at 0.
         hungry: Takes 4 KiB of memory per unit of its largest input, for a moment.
         slow: Takes some milliseconds.
+        state: `y` is also `next`, which the next call takes as `sum` and adds.
         largest: Upper end of the golden vectors' inputs.
     """
     (directory / "golden").mkdir(parents=True)
-    graph = _hungry_graph(add) if hungry else _slow_graph(add) if slow else _graph(add, divide)
+    graph = _hungry_graph(add) if hungry else _slow_graph(add) if slow else _graph(add, divide, state)
     onnx.save(graph, directory / "model.onnx")
     x = np.random.default_rng(1).uniform(1, largest, (VECTORS, *SHAPE)).astype(np.float32)
     y = x + np.float32(add)
     if divide:
         y = y / x
     np.save(directory / "golden" / "x.npy", x)
+    if state:
+        np.save(directory / "golden" / "sum.npy", np.zeros_like(x))
     np.save(directory / "golden" / "y.npy", y + np.float32(lie))
     inside, outside = (
         TensorSpec(name="x", dtype="float32", shape=SHAPE),
         TensorSpec(name="y", dtype="float32", shape=SHAPE),
     )
+    before, after = (TensorSpec(name=name, dtype="float32", shape=SHAPE) for name in ("sum", "next"))
+    inputs, outputs = ((inside, before), (outside, after)) if state else ((inside,), (outside,))
     histogram = Histogram(edges=(0.0, 5.0, 10.0), counts=(0, 2, 2, 0))
     manifest = BundleManifest(
         model=model,
@@ -76,16 +82,24 @@ def small_bundle(
         precision=Precision.FLOAT32,
         scheme="float",
         artifact="model.onnx",
-        inputs=(inside,),
-        outputs=(OutputInfo(tensor=outside, kind="values"),),
-        input_bindings=(Binding(device="x", artifact=inside),),
-        output_bindings=(Binding(device="y", artifact=outside),),
+        inputs=inputs,
+        outputs=tuple(
+            OutputInfo(tensor=spec, kind="state", state_to="sum")
+            if spec is after
+            else OutputInfo(tensor=spec, kind="values")
+            for spec in outputs
+        ),
+        input_bindings=tuple(Binding(device=spec.name, artifact=spec) for spec in inputs),
+        output_bindings=tuple(Binding(device=spec.name, artifact=spec) for spec in outputs),
         golden=Golden(
             count=VECTORS,
-            inputs={"x": "golden/x.npy"},
-            source_outputs={"y": "golden/y.npy"},
-            artifact_outputs={"y": "golden/y.npy"},
-            tolerances={"y": OutputTolerance(artifact_max_abs=1e-3, source_min_cosine=0.99, reason="float sums")},
+            inputs={spec.name: f"golden/{spec.name}.npy" for spec in inputs},
+            source_outputs={spec.name: "golden/y.npy" for spec in outputs},
+            artifact_outputs={spec.name: "golden/y.npy" for spec in outputs},
+            tolerances={
+                spec.name: OutputTolerance(artifact_max_abs=1e-3, source_min_cosine=0.99, reason="float sums")
+                for spec in outputs
+            },
         ),
         files={},
         providers=("CPUExecutionProvider",),
@@ -96,15 +110,18 @@ def small_bundle(
     return seal(directory, manifest)
 
 
-def _graph(add: float, divide: bool) -> onnx.ModelProto:
-    nodes = [helper.make_node("Add", ["x", "c"], ["sum" if divide else "y"])]
+def _graph(add: float, divide: bool, state: bool) -> onnx.ModelProto:
+    nodes = [helper.make_node("Add", ["x", "c"], ["added" if divide or state else "y"])]
     if divide:
-        nodes.append(helper.make_node("Div", ["sum", "x"], ["y"]))
+        nodes.append(helper.make_node("Div", ["added", "x"], ["y"]))
+    if state:
+        nodes += [helper.make_node("Add", ["added", "sum"], ["y"]), helper.make_node("Identity", ["y"], ["next"])]
+    ends = (["x", "sum"], ["y", "next"]) if state else (["x"], ["y"])
     graph = helper.make_graph(
         nodes,
         "adder",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ends[0]],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ends[1]],
         [numpy_helper.from_array(np.array(add, np.float32), "c")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,27 @@ TIMED_ROUNDS = 3
 _ROUND_WITHIN_S = 5.0
 
 
+def keep_to(processors: tuple[int, ...]) -> None:
+    """Let this process, and the threads that runtimes start in it, use some processors only; none: any.
+
+    Raises:
+        EdgeopsError: E-PROFILE-INVALID; this device does not have all of them.
+    """
+    if not processors:
+        return
+    here = sorted(os.sched_getaffinity(0))
+    if not set(processors) <= set(here):
+        raise EdgeopsError(
+            "E-PROFILE-INVALID",
+            f"serving.affinity {list(processors)} names processors that this device does not offer; it offers {here}",
+            "Correct the profile, or enrol the device with another one.",
+        )
+    # Every thread, for a library's own began when it was imported; those to come take after the one that starts them.
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), processors)
+
+
 class Engine:
     """A loaded bundle.
 
@@ -34,12 +56,12 @@ class Engine:
         load: What to load, and how.
 
     Raises:
-        EdgeopsError: E-BUNDLE-DAMAGED or E-BUNDLE-INVALID; E-RUNTIME-MISSING, E-RUNTIME-LOAD or E-RUNTIME-RUN.
+        EdgeopsError: E-PROFILE-INVALID; E-BUNDLE-DAMAGED or E-BUNDLE-INVALID; E-RUNTIME-MISSING, E-RUNTIME-LOAD or
+            E-RUNTIME-RUN.
     """
 
     def __init__(self, load: Load) -> None:
-        if load.affinity:
-            os.sched_setaffinity(0, load.affinity)
+        keep_to(load.affinity)
         bundle = open_bundle(Path(load.directory), expect_digest=load.digest)
         self.manifest: BundleManifest = bundle.manifest
         self.release, self.digest = load.release, bundle.digest

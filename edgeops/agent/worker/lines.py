@@ -60,6 +60,7 @@ class Lines:
             digest=digest,
             inputs=manifest.inputs,
             outputs=tuple(info.tensor for info in manifest.outputs),
+            states=manifest.states,
         )
         body = encode(greeting)
         self.greeting = HEADER.pack(Frame.GREETING, 0, len(body), 0) + body

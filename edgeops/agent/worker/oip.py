@@ -206,9 +206,9 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _described_output(info: OutputInfo) -> dict[str, Any]:
-    described = _described(info.tensor)
-    if info.labels:
-        described["parameters"] = {"labels": info.labels}
+    described, more = _described(info.tensor), {"labels": info.labels, "state_to": info.state_to}
+    if parameters := {name: value for name, value in more.items() if value}:
+        described["parameters"] = parameters
     return described
 
 
