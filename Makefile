@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
+.PHONY: help docs install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -43,10 +43,19 @@ test: install test-system lint types imports ## ruff, mypy, import-linter and th
 	$(BIN)/pytest $(SPREAD)
 
 test-full: install test-system fuzzer zoo browser ## every test, with exhaustive counts
-	$(BIN)/pytest $(SPREAD) -m 'not scale' --timeout=3600
+	$(BIN)/pytest $(SPREAD) -m 'not scale and not boards and not vm' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
 	$(BIN)/pytest -m scale
+
+test-hil: install hil-system ## rigs: host store, emulated Cortex-M boards, an arm64 Debian under QEMU's user emulation
+	$(BIN)/pytest tests/hil tests/firmware_bridge -m 'not vm' --timeout=3600
+
+test-vm: install hil-system ## rigs: a whole arm64 machine
+	$(BIN)/pytest tests/hil -m vm --timeout=3600
+
+hil-system: system
+	@./.ci/system-packages gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm qemu-user-static debootstrap qemu-utils e2fsprogs openssh-client ipxe-qemu
 
 test-web: install system browser ## the web page in Chromium
 	$(BIN)/pytest -m web

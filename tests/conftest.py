@@ -1,13 +1,15 @@
-"""What the whole house shares: the real model and real text lines, and what tests have proved, printed at the end."""
+"""What the whole house shares: real data, tools without which tests skip, and what was proved, printed at the end."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeops.cli.demo.text_lines import text_lines, write_handover
+from firmware_bridge.build import ARM, HOST
 
 PROOF = "proof"
 
@@ -36,3 +38,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("proof")
         for line in sorted(lines):
             terminalreporter.write_line(line)
+
+
+def needs(program: str, package: str) -> None:
+    """Skip the test where a program is missing."""
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program}: apt-get install --yes {package}")
+
+
+@pytest.fixture(scope="session")
+def host_compiler() -> None:
+    needs(*HOST)
+
+
+@pytest.fixture(scope="session")
+def arm_compiler() -> None:
+    needs(*ARM)
+
+
+@pytest.fixture(scope="session")
+def emulator() -> None:
+    needs("qemu-system-arm", "qemu-system-arm")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeops.cli.options import served_option
-from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
+from edgeops.cli.output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from edgeops.client.resources import FleetInfo
@@ -24,13 +24,11 @@ def command() -> None:
 @command.command("status")
 @served_option
 @json_option
-@watch_option
-def status(home: Path, watch: bool, as_json: bool) -> None:
+def status(home: Path, as_json: bool) -> None:
     """Show how many devices there are and are online, and whether the fleet is frozen."""
     from edgeops.client.api import Api
 
-    api = Api.from_home(home)
-    show_again(lambda: _show(api.fleet(), as_json), watch=watch)
+    _show(Api.from_home(home).fleet(), as_json)
 
 
 @command.command("freeze")
@@ -133,8 +131,7 @@ def _show(fleet: FleetInfo, as_json: bool) -> None:
     if as_json:
         print_json(fleet)
         return
-    behind = f", {fleet.units - fleet.devices} units behind them" if fleet.units > fleet.devices else ""
-    click.echo(f"fleet {fleet.fleet}: {fleet.devices} devices, {fleet.online} online{behind}")
+    click.echo(f"fleet {fleet.fleet}: {fleet.devices} devices, {fleet.online} online")
     for profile, count in fleet.profiles.items():
         click.echo(f"  {profile}: {count}")
     if fleet.frozen is not None:

@@ -107,6 +107,11 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-MCU-PORT": ErrorCode(Fault.ENVIRONMENT, "A serial port cannot be opened, is in use, or was lost."),
     "E-MCU-REFUSED": ErrorCode(Fault.PEER, "A device refuses a request, with its reason."),
     "E-MCU-SILENT": ErrorCode(Fault.PEER, "A device on a serial line does not answer."),
+    # Hardware-in-the-loop rigs
+    "E-HIL-RIG": ErrorCode(Fault.USAGE, "A rig file has a wrong key or value, or the rig cannot be used for this."),
+    "E-HIL-BOARD": ErrorCode(Fault.ENVIRONMENT, "A board does not boot, does not answer, or is another one."),
+    "E-HIL-BUSY": ErrorCode(Fault.ENVIRONMENT, "Another run uses the board."),
+    "E-HIL-CHECK": ErrorCode(Fault.GATE, "A release did not pass a check on a board."),
     # Control plane
     "E-DEVICE": ErrorCode(Fault.ENVIRONMENT, "Something keeps this device from serving or from being updated."),
     "E-COMMAND-UNKNOWN": ErrorCode(Fault.USAGE, "No such command was given to this device, or it has no answer yet."),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeops.report import sections
 from edgeops.report.gather import moment
-from edgeops.report.markup import Html, tag
+from edgeops.report.markup import Child, Html, tag
 from edgeops.report.model import Report
 from edgeops.report.style import CSS
 
@@ -15,35 +17,67 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-ur
 def page(report: Report) -> str:
     """Return the whole page."""
     title = f"{report.model} {report.version}".rstrip()
+    places = [("hand-over", "Hand-over")]
+    places += [(f"profile-{number}", one.profile) for number, one in enumerate(report.profiles)]
+    places.append(("lineage", "Lineage"))
+    return document(
+        title=f"{title}: model report",
+        kicker="Model report",
+        heading=title,
+        abstract=sections.abstract(report),
+        places=places,
+        sections=[
+            sections.cards(report),
+            sections.handed_over(report),
+            *[sections.profile(one, f"profile-{number}") for number, one in enumerate(report.profiles)],
+            sections.lineage(report),
+        ],
+        version=report.edgeops,
+        made_at_s=report.made_at_s,
+    )
+
+
+def document(
+    *,
+    title: str,
+    kicker: str,
+    heading: str,
+    abstract: Child,
+    places: Sequence[tuple[str, str]],
+    sections: Sequence[Child],
+    version: str,
+    made_at_s: float,
+) -> str:
+    """Return a page that looks and is shut off as all of edgeops' reports.
+
+    Args:
+        title: Of the window.
+        kicker: What kind of report it is.
+        heading: Of the page.
+        abstract: What it says, in short.
+        places: Sections to go to: id and words.
+        sections: What it holds.
+        version: Of edgeops.
+        made_at_s: Unix time.
+    """
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="generator", content=f"edgeops {report.edgeops}"),
-        tag("title", f"{title}: model report"),
+        tag("meta", name="generator", content=f"edgeops {version}"),
+        tag("title", title),
         tag("style", Html(CSS)),
     )
-    places = [("hand-over", "Hand-over")]
-    places += [(f"profile-{number}", one.profile) for number, one in enumerate(report.profiles)]
-    places.append(("lineage", "Lineage"))
     header = tag(
         "header",
-        tag("p", "Model report", class_="kicker"),
-        tag("h1", title),
-        tag("p", sections.abstract(report)),
+        tag("p", kicker, class_="kicker"),
+        tag("h1", heading),
+        tag("p", abstract),
         tag("nav", [tag("a", words, href=f"#{place}") for place, words in places], aria_label="Sections"),
     )
-    main = tag(
-        "main",
-        sections.cards(report),
-        sections.handed_over(report),
-        [sections.profile(one, f"profile-{number}") for number, one in enumerate(report.profiles)],
-        sections.lineage(report),
-    )
-    made = (
-        f"Made by edgeops {report.edgeops}, {moment(report.made_at_s)}. Nothing in this page is loaded from elsewhere."
-    )
+    made = f"Made by edgeops {version}, {moment(made_at_s)}. Nothing in this page is loaded from elsewhere."
     footer = tag("footer", tag("p", made))
-    return f"<!doctype html>\n{tag('html', head, tag('body', header, main, footer), lang='en')}\n"
+    body = tag("body", header, tag("main", sections), footer)
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

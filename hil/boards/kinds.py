@@ -1,0 +1,81 @@
+"""From a rig file's board to the board itself. Each kind is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hil import tools
+from hil.rig import BoardSpec, kind_of
+from hil.tools import Tool
+
+if TYPE_CHECKING:
+    from hil.boards.protocol import LinuxBoard, McuBoard
+
+
+class Kind(NamedTuple):
+    """A kind of board.
+
+    Args:
+        title: For people.
+        maker: `module:function`, called with the board of the rig file and a scratch folder.
+        tools: Programs of this machine that it needs.
+        is_mcu: Whether it is a microcontroller.
+        cannot: Runtimes that do not work there, with the reason.
+    """
+
+    title: str
+    maker: str
+    tools: tuple[Tool, ...] = ()
+    is_mcu: bool = False
+    cannot: Mapping[str, str] = {}
+
+
+KINDS: dict[str, Kind] = {
+    "local": Kind("this machine", "hil.boards.local:LocalBoard"),
+    "arm64-user": Kind(
+        "arm64 Debian under QEMU's user emulation",
+        "hil.boards.arm64_user:Arm64UserBoard",
+        (tools.QEMU_USER, tools.DEBOOTSTRAP, tools.CHROOT, tools.UNSHARE),
+        cannot={"openvino": "OpenVINO hangs under QEMU's user emulation when it compiles a model"},
+    ),
+    "arm64-vm": Kind(
+        "arm64 machine emulated by QEMU",
+        "hil.boards.arm64_vm:Arm64VmBoard",
+        (
+            tools.QEMU_AARCH64,
+            tools.QEMU_USER,
+            tools.DEBOOTSTRAP,
+            tools.QEMU_IMG,
+            tools.MKE2FS,
+            tools.SSH,
+            tools.SCP,
+            tools.SSH_KEYGEN,
+        ),
+    ),
+    "qemu-cortex-m": Kind(
+        "Cortex-M board emulated by QEMU", "hil.boards.mcu:QemuMcuBoard", (tools.QEMU_ARM, tools.ARM_GCC), is_mcu=True
+    ),
+    "serial-mcu": Kind("microcontroller on a serial line", "hil.boards.mcu:SerialMcuBoard", is_mcu=True),
+    "ssh": Kind("Linux board by SSH", "hil.boards.ssh:SshBoard.of", (tools.SSH, tools.SCP)),
+}
+
+
+def open_board(spec: BoardSpec, scratch: Path) -> AbstractContextManager[LinuxBoard | McuBoard]:
+    """Make the board of a rig file; it is off until `power_on`.
+
+    Raises:
+        EdgeopsError: E-DEPENDENCY; something that it needs is missing. E-HIL-BOARD.
+    """
+    kind = KINDS[kind_of(spec)]
+    for tool in kind.tools:
+        tool.find()
+    module, _, path = kind.maker.partition(":")
+    maker: Any = importlib.import_module(module)
+    for name in path.split("."):
+        maker = getattr(maker, name)
+    board: AbstractContextManager[LinuxBoard | McuBoard] = maker(spec, scratch)
+    return board

@@ -1,0 +1,43 @@
+"""The order of checks: what an earlier one must have shown is not looked at when it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from hil.checks.plan import Found, attempt, skipped
+from hil.results import CheckResult, Verdict
+
+
+class Step(NamedTuple):
+    """A check.
+
+    Args:
+        name: Of the result.
+        check: Makes it.
+        is_needed: Whether all that follow need it.
+    """
+
+    name: str
+    check: Callable[[], Found]
+    is_needed: bool = False
+
+
+def run_steps(steps: Sequence[Step], say: Callable[[str], object]) -> Iterator[CheckResult]:
+    """Make checks one after the other; yield each result as it is there.
+
+    Args:
+        steps: The checks.
+        say: Hears the name of each before it begins.
+    """
+    missing = ""
+    for step in steps:
+        if missing:
+            why = f"{missing} did not pass"
+            yield attempt(step.name, lambda: skipped(why))  # noqa: B023  called at once
+            continue
+        say(step.name)
+        result = attempt(step.name, step.check)
+        if step.is_needed and result.verdict in (Verdict.FAILED, Verdict.BROKEN):
+            missing = step.name
+        yield result

@@ -1,0 +1,204 @@
+"""Rigs of boards: list them, look whether they can be used, and run a release on them before a fleet gets it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.contracts.errors import EdgeopsError
+
+if TYPE_CHECKING:
+    from hil.results import CheckResult, RigResult
+
+_RIGS = click.option(
+    "--rigs",
+    "folders",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    envvar="EDGEOPS_RIGS",
+    show_envvar=True,
+    help="A folder with rig files beside those that edgeops brings; may be given again.",
+)
+_MARKS = {"passed": "✓", "failed": "✗", "broken": "!", "skipped": "-"}
+
+
+@click.group()
+def command() -> None:
+    """Rigs of boards: list them, look whether they can be used, and run a release on them before a fleet gets it."""
+
+
+@command.command("list")
+@_RIGS
+@json_option
+def list_rigs(folders: tuple[Path, ...], as_json: bool) -> None:
+    """List the rigs and their boards."""
+    from hil.rig import BUILTIN_RIGS, kind_of, read_rig
+
+    rigs = [read_rig(path) for folder in (*folders, BUILTIN_RIGS) for path in sorted(folder.glob("*.toml"))]
+    if as_json:
+        print_json(rigs)
+        return
+    rows = [
+        (rig.name, ", ".join(rig.purposes), board.name, kind_of(board), board.profile)
+        for rig in rigs
+        for board in rig.boards
+    ]
+    print_table(("rig", "for", "board", "kind", "profile"), rows)
+
+
+@command.command()
+@click.argument("rig")
+@_RIGS
+@json_option
+def doctor(rig: str, folders: tuple[Path, ...], as_json: bool) -> None:
+    """Look whether each board of RIG can be used here, and say what is missing; exit status 4 if one cannot.
+
+    RIG is a rig's name or file. Boards are neither switched nor spoken to.
+    """
+    from hil.doctor import examine
+    from hil.rig import find_rig, read_rig
+
+    findings = examine(read_rig(find_rig(rig, folders)))
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        rows = [(one.board, one.kind, "yes" if not one.missing else "NO", one.missing or one.said, one.next_step)
+                for one in findings]  # fmt: skip
+        print_table(("board", "kind", "usable", "found", "next step"), rows)
+    if bad := [one for one in findings if one.missing]:
+        raise EdgeopsError("E-HIL-BOARD", "; ".join(f"{one.board}: {one.missing}" for one in bad), bad[0].next_step)
+
+
+@command.command()
+@click.argument("rig")
+@_RIGS
+@click.option(
+    "--bundle", "bundles", type=click.Path(path_type=Path, exists=True), multiple=True, help="A bundle; repeatable."
+)
+@click.option("--release", nargs=2, metavar="MODEL VERSION", help="A published release of the fleet in --home.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="EDGEOPS_HOME",
+    default="edgeops-home",
+    show_default=True,
+    show_envvar=True,
+    help="The fleet's home, for --release.",
+)
+@click.option(
+    "--before",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="A bundle that devices run now, to update from [the tested one under another name].",
+)
+@click.option(
+    "--handover", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Its labelled data are asked."
+)
+@click.option("--board", "boards", multiple=True, help="Only this board; repeatable.")
+@click.option("--runs", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Timed inferences.")
+@click.option("--samples", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Labelled samples.")
+@click.option("--cuts", type=click.IntRange(0, 1000), default=3, show_default=True, help="Power cuts.")
+@click.option(
+    "--soak", "soak_s", type=click.FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end."
+)
+@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
+@click.option("--evidence", type=click.Path(path_type=Path, dir_okay=False), help="Write the result, signed, here.")
+@json_option
+def run(
+    rig: str,
+    folders: tuple[Path, ...],
+    bundles: tuple[Path, ...],
+    release: tuple[str, str] | None,
+    home: Path,
+    before: tuple[Path, ...],
+    handover: Path | None,
+    boards: tuple[str, ...],
+    runs: int,
+    samples: int,
+    cuts: int,
+    soak_s: float,
+    wait_s: float,
+    report: Path | None,
+    junit: Path | None,
+    evidence: Path | None,
+    as_json: bool,
+) -> None:
+    """Run bundles, or a published release, on the boards of RIG.
+
+    Each board gets the bundle of its profile: it is measured, installed, updated to, rolled back, damaged on its way,
+    cut off from power, and asked. Exit status 3: a check failed; 4: a board could not be used.
+    """
+    from hil.checks.plan import Effort
+    from hil.rig import find_rig, read_rig
+    from hil.run import Request, run_rig
+    from hil.subjects import of_bundles, of_release, read_labelled, with_context
+
+    if bool(bundles) == (release is not None):
+        raise EdgeopsError("E-CONFIG", "--bundle and --release are two ways to say what to run", "Give one of both.")
+    described = read_rig(find_rig(rig, folders))
+    with tempfile.TemporaryDirectory(prefix="edgeops-hil-") as name:
+        scratch = Path(name)
+        tested = of_release(home, *release, scratch / "tested") if release else of_bundles(bundles, scratch / "tested")
+        subjects = with_context(tested, of_bundles(before, scratch / "before"), read_labelled(handover))
+        request = Request(
+            subjects, Effort(runs, samples, cuts, soak_s), boards, "soak" if soak_s >= 3600 else "release", wait_s
+        )
+        found = run_rig(
+            described,
+            request,
+            say=lambda line: click.echo(f"… {line}", err=True),
+            on_check=lambda board, check: click.echo(_line(board, check), err=True),
+        )
+    _write(found, report, junit, evidence)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("board", "profile", "check", "result", "what"), _rows(found))
+    _end(found)
+
+
+def _write(found: RigResult, report: Path | None, junit: Path | None, evidence: Path | None) -> None:
+    from hil.evidence import RigKey, seal
+    from hil.report import to_html, to_junit
+
+    if report is not None:
+        report.write_text(to_html(found), encoding="utf-8")
+    if junit is not None:
+        junit.write_text(to_junit(found), encoding="utf-8")
+    if evidence is not None:
+        evidence.write_bytes(seal(found, RigKey.of_rig(found.rig)))
+
+
+def _end(found: RigResult) -> None:
+    """End with the status of what was found."""
+    for verdict, code in (("broken", "E-HIL-BOARD"), ("failed", "E-HIL-CHECK")):
+        bad = [
+            f"{board.board}: {check.check}: {check.said}"
+            for board in found.boards
+            for check in board.checks
+            if check.verdict.value == verdict
+        ]
+        if bad:
+            raise EdgeopsError(code, "; ".join(bad), "See the report, and the console of the board in it.")
+    if found.verdict.value != "passed":
+        raise EdgeopsError(
+            "E-HIL-BOARD", f"no board of {found.rig} checked anything", f"edgeops hil doctor {found.rig}"
+        )
+
+
+def _line(board: str, check: CheckResult) -> str:
+    return f"{_MARKS[check.verdict.value]} {board} {check.check} ({check.duration_s:.1f} s): {check.said}"
+
+
+def _rows(found: RigResult) -> list[tuple[object, ...]]:
+    return [
+        (board.board, board.profile, check.check, check.verdict.value, check.said)
+        for board in found.boards
+        for check in board.checks
+    ]

@@ -1,0 +1,62 @@
+"""Bundles for emulated microcontrollers: a blob that adds 1 to sixteen int8 values, in a bundle that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from model_code import adder
+
+from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo, OutputTolerance
+from edgeops.contracts.profile import Budgets, Precision
+from edgeops.contracts.tensors import TensorSpec
+from edgeops.releases.bundles import Bundle, seal
+from firmware_bridge import blobs
+
+SIZE = 16
+
+
+def mcu_bundle(
+    directory: Path, *, add: int = 1, lie: int = 0, arena: int = 0, budgets: Budgets | None = None
+) -> Bundle:
+    """Make a bundle for cortex-m4.
+
+    Args:
+        directory: Where to.
+        add: What the code adds.
+        lie: What the golden vectors are wrong by.
+        arena: Bytes of arena that the blob asks for; 0: what it needs.
+        budgets: Its budgets.
+    """
+    (directory / "golden").mkdir(parents=True)
+    (directory / "model.blob").write_bytes(
+        adder(directory.parent, blobs.Cpu.CORTEX_M4, add=add, size=SIZE, arena=arena)
+    )
+    x = np.arange(-8, 8, dtype=np.int8).reshape(1, 1, SIZE)
+    np.save(directory / "golden/x.npy", x)
+    np.save(directory / "golden/y.npy", x + np.int8(add + lie))
+    tensors = [TensorSpec(name=name, dtype="int8", shape=(1, SIZE)) for name in ("input", "output", "x", "y")]
+    manifest = BundleManifest(
+        model="adder",
+        profile="cortex-m4",
+        arch="armv7e-m",
+        runtime="mcu",
+        runtime_min="1",
+        precision=Precision.INT8,
+        scheme="int8",
+        artifact="model.blob",
+        inputs=(tensors[2],),
+        outputs=(OutputInfo(tensor=tensors[3], kind="values"),),
+        input_bindings=(Binding(device="x", artifact=tensors[0]),),
+        output_bindings=(Binding(device="y", artifact=tensors[1]),),
+        golden=Golden(
+            count=1,
+            inputs={"x": "golden/x.npy"},
+            source_outputs={"y": "golden/y.npy"},
+            artifact_outputs={"y": "golden/y.npy"},
+            tolerances={"y": OutputTolerance(artifact_max_abs=0.0, source_min_cosine=0.9, reason="exact")},
+        ),
+        files={},
+        budgets=budgets or Budgets(),
+    )
+    return seal(directory, manifest)

@@ -1,0 +1,160 @@
+"""A rig with an emulated microcontroller: a good release passes, and each bad one is stopped by the matching check."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from mcu_bundles import mcu_bundle
+
+from edgeops.contracts.profile import Budgets
+from hil.boards import mcu
+from hil.checks.plan import Effort, Subject
+from hil.reservation import Reservation, resource_of
+from hil.results import BoardResult, Verdict
+from hil.rig import QemuMcuSpec, Rig, SerialMcuSpec
+from hil.run import Request, run_rig
+
+pytestmark = [pytest.mark.usefixtures("arm_compiler", "emulator"), pytest.mark.timeout(180)]
+QUICK = Effort(runs=5, cuts=1)
+
+
+def rig_of(*boards: QemuMcuSpec | SerialMcuSpec) -> Rig:
+    return Rig(name="bench", title="a bench", boards=boards)
+
+
+def m4(**changed: object) -> QemuMcuSpec:
+    values = {"name": "m4", "profile": "cortex-m4", "machine": "mps2-an386", "boot_within_s": 10.0, **changed}
+    return QemuMcuSpec(**values)  # type: ignore[arg-type]
+
+
+def run(bundle: Path, *boards: QemuMcuSpec | SerialMcuSpec, effort: Effort = QUICK) -> BoardResult:
+    profile = boards[0].profile if boards else "cortex-m4"
+    request = Request({profile: Subject(bundle)}, effort)
+    return run_rig(rig_of(*(boards or (m4(),))), request).boards[0]
+
+
+def failed(result: BoardResult) -> dict[str, str]:
+    return {check.check: check.code for check in result.checks if check.verdict is Verdict.FAILED}
+
+
+def test_a_good_model_passes_everything_that_can_be_checked(tmp_path: Path) -> None:
+    result = run(mcu_bundle(tmp_path / "bundle").directory)
+    verdicts = {check.check: check.verdict for check in result.checks}
+    assert [name for name, verdict in verdicts.items() if verdict is not Verdict.PASSED] == ["accuracy", "soak"]
+    assert result.verdict is Verdict.PASSED
+    figures = {check.check: check.figures for check in result.checks}
+    assert figures["golden"]["vectors"] == 1
+    assert figures["power-cut"]["cuts"] == 1
+    assert figures["latency"]["judged"] is False
+
+
+def test_a_model_that_answers_wrongly_is_stopped_by_its_golden_vectors(tmp_path: Path) -> None:
+    assert failed(run(mcu_bundle(tmp_path / "b", lie=1).directory, effort=Effort(runs=1, cuts=0))) == {
+        "golden": "E-SELFTEST-GOLDEN"
+    }
+
+
+def test_a_model_that_is_too_slow_is_stopped_where_time_counts(tmp_path: Path) -> None:
+    bundle = mcu_bundle(tmp_path / "b", budgets=Budgets(latency_p95_ms=1e-9)).directory
+    effort = Effort(runs=5, cuts=0)
+    assert failed(run(bundle, m4(timing=True), effort=effort)) == {"latency": "E-SELFTEST-BUDGET"}
+    assert failed(run(bundle, m4(timing=False), effort=effort)) == {}
+
+
+def test_a_model_that_is_too_big_is_never_sent(tmp_path: Path) -> None:
+    result = run(mcu_bundle(tmp_path / "b", arena=1 << 20).directory)
+    assert failed(result) == {"size": "E-SELFTEST-BUDGET"}
+    assert {check.verdict for check in result.checks[2:]} == {Verdict.SKIPPED}
+
+
+def test_a_board_that_is_another_one_is_broken_not_failed(tmp_path: Path) -> None:
+    result = run(mcu_bundle(tmp_path / "b").directory, m4(machine="mps2-an385"))
+    assert result.verdict is Verdict.BROKEN
+    assert "another board answers: cortex-m3, expected cortex-m4" in result.checks[0].said
+
+
+def test_a_board_that_says_garbage_or_nothing_is_broken(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True, capture_output=True)
+    line, end = os.openpty()
+    stop = threading.Event()
+
+    def babble() -> None:
+        while not stop.wait(0.05):
+            os.write(line, os.urandom(40))
+
+    speaker = threading.Thread(target=babble)
+    bundle = mcu_bundle(tmp_path / "b").directory
+    spec = SerialMcuSpec(name="x", profile="cortex-m4", port=os.ttyname(end), signing_key=str(key), boot_within_s=1.0)
+    silent = run(bundle, spec)
+    speaker.start()
+    try:
+        noisy = run(bundle, spec)
+    finally:
+        stop.set()
+        speaker.join()
+        os.close(line)
+        os.close(end)
+    for result in (silent, noisy):
+        assert result.checks[0].check == "boot"
+        assert (result.verdict, result.checks[0].code) == (Verdict.BROKEN, "E-HIL-BOARD")
+
+
+def test_a_line_that_is_lost_in_mid_test_ends_that_board_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator dies after the update, and no switch brings it back: nothing is said of the release."""
+    golden = mcu.QemuMcuBoard.link
+    calls = []
+
+    def dying(board: mcu.QemuMcuBoard, answer_within_s: float = 0.2) -> object:
+        calls.append(1)
+        if len(calls) == 6 and board.name == "m4":
+            board.power_off()
+        return golden(board, 0.2)
+
+    monkeypatch.setattr(mcu.QemuMcuBoard, "link", dying)
+    request = Request({"cortex-m4": Subject(mcu_bundle(tmp_path / "b").directory)}, Effort(runs=1, cuts=0))
+    lost, other = run_rig(rig_of(m4(), m4(name="m4-again")), request).boards
+    assert lost.verdict in (Verdict.BROKEN, Verdict.FAILED)
+    assert any(check.code == "E-MCU-SILENT" for check in lost.checks)
+    assert other.verdict is Verdict.PASSED
+
+
+def test_two_runs_never_share_a_board(tmp_path: Path) -> None:
+    bundle = mcu_bundle(tmp_path / "b").directory
+    with Reservation(resource_of(rig_of(m4()), m4())):
+        result = run(bundle)
+    assert (result.verdict, result.checks[0].code) == (Verdict.BROKEN, "E-HIL-BUSY")
+
+
+@pytest.mark.parametrize("after_lines", [1, 4, 8])
+def test_an_interrupt_leaves_the_board_off_and_free(tmp_path: Path, after_lines: int) -> None:
+    bundle = mcu_bundle(tmp_path / "b").directory
+    rig = tmp_path / "bench.toml"
+    rig.write_text(
+        'name = "bench"\ntitle = "b"\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\n'
+        'profile = "cortex-m4"\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeops", "hil", "run", str(rig), "--bundle", str(bundle), "--soak", "60"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_take_interrupts,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for _ in range(after_lines):
+        assert process.stderr.readline()
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not psutil.wait_procs(children, 10)[1]
+    Reservation(resource_of(rig_of(m4()), m4())).release()
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
