@@ -18,7 +18,7 @@ from edgeops.compiler.engine import Step, run_step
 from edgeops.compiler.store import Product, Store, Stored
 from edgeops.contracts.handover import Handover
 from edgeops.intake.handover import read
-from edgeops.intake.steps import apply
+from edgeops.runtimes.steps import apply
 
 MODERN_OPSET = 17
 

@@ -17,16 +17,21 @@ ARTIFACTS = {
     "litert": "model.tflite",
     "mcu": "model.tflite",
 }
+READY_RUNTIMES = ("litert", "mcu")
 _TREES = "ai.onnx.ml::Tree"
 _CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
 
 class Traits(NamedTuple):
-    """What decides which schemes make sense: whether it carries state, its operators, whether there are labels."""
+    """What decides which schemes make sense: whether it carries state, its operators, whether there are labels.
+
+    `ready`: it was handed over as an artifact of this precision, and is taken as it is.
+    """
 
     stateful: bool
     ops: frozenset[str]
     labelled: bool = False
+    ready: Precision | None = None
 
     @property
     def trees(self) -> bool:
@@ -57,8 +62,10 @@ class Candidate(NamedTuple):
     rescues: float = math.inf
 
 
-def float_candidate(runtime: Runtime) -> Candidate:
-    """Return the plain float artifact of a runtime: the baseline of all others."""
+def float_candidate(runtime: Runtime, traits: Traits) -> Candidate:
+    """Return the plain float artifact of a runtime: the baseline of all others; or what was handed over ready."""
+    if traits.ready is not None:
+        return Candidate(f"{runtime.name}-as-handed-over", runtime.name, traits.ready, ())
     steps = {
         "onnxruntime": (),
         "openvino": (_openvino(False),),
@@ -70,8 +77,10 @@ def float_candidate(runtime: Runtime) -> Candidate:
 
 def ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> tuple[Candidate, ...]:
     """Return the schemes of one precision in the order in which they are tried; empty: none makes sense."""
+    if traits.ready is not None:
+        return ()
     if precision is Precision.FLOAT32:
-        return (float_candidate(runtime),)
+        return (float_candidate(runtime, traits),)
     if traits.only_float and precision is not Precision.FLOAT16:
         return ()
     makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert, "mcu": _mcu}

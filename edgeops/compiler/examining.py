@@ -19,7 +19,7 @@ def examined(ground: Ground, one: Tried, *, pictures: bool) -> Examination:
         pictures: Show the worst samples.
     """
     assert one.judged is not None
-    plan, count = ground.plan, ground.samples.notes["quality"]
+    plan, count = ground.plans[one.candidate.runtime], ground.samples.notes["quality"]
     name = plan.metric_output or plan.outputs[0].name
     labelled = has_samples(ground.samples.path, "labels")
     known = plan.metric != "none" and labelled

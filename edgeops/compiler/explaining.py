@@ -9,6 +9,7 @@ import msgspec
 from edgeops.compiler.builder import build
 from edgeops.compiler.engine import Failed, Step
 from edgeops.compiler.gates import FLOAT_COSINE_MIN, FLOAT_SQNR_MIN_DB
+from edgeops.compiler.holding import held_by, split_input
 from edgeops.compiler.search import Ground, Tried
 from edgeops.compiler.store import Stored
 from edgeops.contracts.evidence import CandidateEvidence, Opening
@@ -57,6 +58,11 @@ def _explain(
     plain = ingested if lossless else float_artifact
     if one.artifact is None or plain is None:
         return msgspec.structs.replace(record, not_explained="it, or the float artifact, could not be built")
+    if ground.traits.ready is not None:
+        return msgspec.structs.replace(record, not_explained="it is what was handed over")
+    holds = held_by(one.candidate.runtime, ready=False)
+    inputs = [split_input(item, holds)[1] for item in handover.inputs]
+    roles = {"plain": plain, "samples": ground.fed[one.candidate.runtime]}
     step = Step(
         name="explain",
         parameters={
@@ -64,11 +70,11 @@ def _explain(
             "plain_runtime": "onnxruntime" if lossless else one.candidate.runtime,
             "cosine_min": FLOAT_COSINE_MIN if lossless else handover.gates.cosine_min,
             "sqnr_min_db": FLOAT_SQNR_MIN_DB if lossless else handover.gates.sqnr_min_db,
-            "inputs": msgspec.to_builtins(handover.inputs) if lossless else [],
+            "inputs": msgspec.to_builtins(inputs) if lossless else [],
         },
         inputs=("plain", "samples"),
     )
-    built = build(ground.machine, [step], one.artifact, {"plain": plain, "samples": ground.samples})
+    built = build(ground.machine, [step], one.artifact, roles)
     if isinstance(built, Failed):
         return msgspec.structs.replace(record, not_explained=built.failure.what)
     return msgspec.structs.replace(record, opens=msgspec.convert(built.notes["opens"], tuple[Opening, ...]))

@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from edgeops.contracts.profile import Precision
 from edgeops.releases.bundles import Bundle, open_bundle, pack, seal
 from edgeops.runtimes.compare import cosine
 
+S = TypeVar("S")
 _INTEGER_ACTIVATIONS = (Precision.INT8, Precision.INT16X8, Precision.DYNAMIC_INT8)
 
 
@@ -75,7 +76,7 @@ def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> Bu
     samples = read_samples(ground.samples.path, "judged")
     source = read_samples(ground.reference.path, "reference")
     outputs = read_samples(chosen.judged.path, "outputs")
-    kinds = {output.name: output.kind for output in ground.plan.outputs}
+    kinds: dict[str, str] = {output.name: output.kind for output in handover.outputs}
     bound = chosen.manifest
     return msgspec.structs.replace(
         bound,
@@ -86,12 +87,34 @@ def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> Bu
         precision=chosen.candidate.precision,
         scheme=chosen.candidate.scheme,
         outputs=tuple(_describe(info, handover) for info in bound.outputs),
-        preprocessing={spec.name: spec.preprocess for spec in handover.inputs if spec.preprocess},
+        preprocessing=_baked(
+            {spec.name: (*spec.agent, *spec.preprocess) for spec in handover.inputs}, bound.agent_steps, first=True
+        ),
+        postprocessing=_baked({spec.name: spec.postprocess for spec in handover.outputs}, bound.agent_results),
         golden=_golden(ground, chosen, target, samples, source, outputs, kinds),
         budgets=ground.budgets,
         drift=drift_reference(samples, outputs, kinds),
         nan_policy=handover.nan_policy,
     )
+
+
+def _baked(
+    declared: dict[str, tuple[S, ...]], agent: dict[str, tuple[S, ...]], *, first: bool = False
+) -> dict[str, tuple[S, ...]]:
+    """Return the steps that the artifact holds: what is left of the declared ones without the agent's.
+
+    Args:
+        declared: Tensor → all its steps.
+        agent: Tensor → those that the agent does.
+        first: The agent's come before the artifact's.
+    """
+    baked = {}
+    for name, steps in declared.items():
+        count = len(agent.get(name, ()))
+        left = steps[count:] if first else steps[: len(steps) - count]
+        if left:
+            baked[name] = left
+    return baked
 
 
 def _golden(
@@ -152,7 +175,7 @@ def _describe(info: OutputInfo, handover: Handover) -> OutputInfo:
 
 def _verify(ground: Ground, bundle: Bundle) -> None:
     source = Stored(bundle.directory, Product(facts=("bundle",), files=bundle.manifest.files))
-    step = Step(name="verify", parameters={"digest": bundle.digest, "threads": ground.plan.threads})
+    step = Step(name="verify", parameters={"digest": bundle.digest, "threads": ground.profile.serving.threads})
     found = build(ground.machine, [step], source, {})
     if isinstance(found, Failed):
         raise EdgeopsError(

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import msgspec
 
 from edgeops import durable
-from edgeops.compiler.candidates import ARTIFACTS
+from edgeops.compiler.candidates import ARTIFACTS, READY_RUNTIMES
 from edgeops.compiler.elsewhere import check_figures, remeasured
-from edgeops.compiler.engine import cores, host, isa_digest, tool_versions
+from edgeops.compiler.engine import Failed, cores, host, isa_digest, tool_versions
 from edgeops.compiler.examining import examined
 from edgeops.compiler.executor import Machine, machine
 from edgeops.compiler.explaining import explained
@@ -31,10 +31,11 @@ from edgeops.compiler.lock import (
 )
 from edgeops.compiler.package import Packaged, package
 from edgeops.compiler.passes.judge import JudgePlan
-from edgeops.compiler.prepared import Prepared, count, float_graph, prepare
+from edgeops.compiler.prepared import Prepared, count, fed_samples, float_graph, plan_for, prepare
 from edgeops.compiler.search import Ground, Tried, only, search
 from edgeops.compiler.selection import Choice, loosened, missed, select
 from edgeops.compiler.sensitivity import Aim
+from edgeops.compiler.store import Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence
 from edgeops.contracts.examination import Examination, HandedOver
@@ -239,6 +240,13 @@ def _compile_profile(
 
     said("preparing the graph")
     served = [runtime for runtime in profile.runtimes if runtime.name in ARTIFACTS]
+    if shared.traits.ready is not None and not {runtime.name for runtime in served}.intersection(READY_RUNTIMES):
+        raise EdgeopsError(
+            "E-MODEL-UNSUPPORTED",
+            f"profile {profile.name}: a TFLite model is taken as it is and runs on LiteRT only, and it has "
+            f"{', '.join(runtime.name for runtime in profile.runtimes) or 'no runtime'}",
+            "Choose a profile with litert, or hand over the model as ONNX.",
+        )
     if shared.traits.trees and "onnxruntime" not in {runtime.name for runtime in served}:
         raise EdgeopsError(
             "E-MODEL-UNSUPPORTED",
@@ -246,16 +254,22 @@ def _compile_profile(
             f"{', '.join(runtime.name for runtime in profile.runtimes) or 'no runtime'}",
             "Choose a profile with onnxruntime, or hand over a neural network.",
         )
+    plans = {runtime.name: plan_for(loaded.handover, shared, runtime) for runtime in served}
+    fed = {name: _samples(workplace, plan, shared) for name, plan in plans.items()}
     ground = Ground(
         profile=profile,
         machine=workplace,
         prepared={runtime.name: float_graph(workplace, loaded, shared, runtime) for runtime in served},
         samples=shared.samples,
+        fed=fed,
         reference=shared.reference,
         # What is locked was chosen before: its latency decides nothing now.
-        plan=msgspec.structs.replace(
-            shared.plan, threads=profile.serving.threads, latency_s=shared.plan.latency_s if lock is None else 0.0
-        ),
+        plans={
+            name: msgspec.structs.replace(
+                plan, threads=profile.serving.threads, latency_s=plan.latency_s if lock is None else 0.0
+            )
+            for name, plan in plans.items()
+        },
         traits=shared.traits,
         aim=_aim(shared.plan, loaded.handover.gates),
         gates=loaded.handover.gates,
@@ -294,6 +308,13 @@ def _compile_profile(
     return result
 
 
+def _samples(workplace: Machine, plan: JudgePlan, shared: Prepared) -> Stored:
+    found = fed_samples(workplace, plan, shared.samples)
+    if isinstance(found, Failed):
+        raise EdgeopsError(found.failure.code, f"{found.step}: {found.failure.what}", "Correct it in handover.toml.")
+    return found
+
+
 def _keep(
     ground: Ground, loaded: LoadedHandover, tried: Sequence[Tried], folder: Path, said: Callable[[str], None]
 ) -> None:
@@ -310,7 +331,7 @@ def _aim(plan: JudgePlan, gates: Gates) -> Aim:
         cosine_min=gates.cosine_min,
         sqnr_min_db=gates.sqnr_min_db,
         agreement_min=gates.agreement_min,
-        kinds={output.model_output: output.kind for output in plan.outputs},
+        kinds={output.artifact_output: output.kind for output in plan.outputs},
     )
 
 

@@ -33,9 +33,10 @@ class Ground(NamedTuple):
         profile: The profile.
         machine: Where work is done.
         prepared: Runtime name → the clean float graph within what that runtime reads, or why there is none.
-        samples: Sample data.
+        samples: Sample data as devices send them.
+        fed: Runtime name → sample data as its artifacts take them.
         reference: The source's answers.
-        plan: How to judge; runtime, artifact, providers and options are filled in per candidate.
+        plans: Runtime name → how to judge; artifact, precision, providers and options are filled in per candidate.
         traits: Of the model.
         aim: The quality that a search within a scheme works towards.
         gates: From the hand-over.
@@ -48,8 +49,9 @@ class Ground(NamedTuple):
     machine: Machine
     prepared: dict[str, Stored | Failed]
     samples: Stored
+    fed: dict[str, Stored]
     reference: Stored
-    plan: JudgePlan
+    plans: dict[str, JudgePlan]
     traits: Traits
     aim: Aim
     gates: Gates
@@ -193,11 +195,16 @@ def only(ground: Ground, scheme: str, said: Said) -> list[Tried]:
         Empty if the profile has no such scheme.
     """
     for place, runtime in enumerate(ground.profile.runtimes):
+        if ground.traits.ready is not None:
+            ready = float_candidate(runtime, ground.traits)
+            if ready.scheme == scheme:
+                return [_try(ground, runtime, ready, _rank(runtime, place, ready.precision, 0), {}, said)]
+            continue
         for precision in runtime.precisions:
             for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim)):
                 if candidate.scheme == scheme:
                     base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
-                    base = _try(ground, runtime, float_candidate(runtime), base_rank, {}, said)
+                    base = _try(ground, runtime, float_candidate(runtime, ground.traits), base_rank, {}, said)
                     if candidate.precision is Precision.FLOAT32:
                         return [base]
                     rank = _rank(runtime, place, precision, index)
@@ -241,7 +248,14 @@ def _search_runtime(ground: Ground, runtime: Runtime, place: int, yardstick: Tri
     ladders = _ladders(ground, runtime)
     left = sum(map(len, ladders.values()))
     base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
-    base = _try(ground, runtime, float_candidate(runtime), base_rank, {"yardstick": yardstick}, _with_more(said, left))
+    base = _try(
+        ground,
+        runtime,
+        float_candidate(runtime, ground.traits),
+        base_rank,
+        {"yardstick": yardstick},
+        _with_more(said, left),
+    )
     tried = [base]
     if base.judged is None:
         return tried
@@ -259,7 +273,7 @@ def _search_runtime(ground: Ground, runtime: Runtime, place: int, yardstick: Tri
                 break
         if not ground.exhaustive and (_settles(ground, tried[-1]) or _cannot_be_proved(ground, tried[-1])):
             break
-    if Precision.FLOAT32 not in runtime.precisions:
+    if Precision.FLOAT32 not in runtime.precisions and ground.traits.ready is None:
         tried[0] = base._replace(results=(), reason="baseline only: the profile does not list fp32")
     return tried
 
@@ -302,11 +316,11 @@ def _try(
     for role, other in others.items():
         if other is not None and other.artifact is not None and other.judged is not None:
             roles |= {role: other.artifact, f"{role}-judged": other.judged}
-    artifact = build(ground.machine, candidate.steps, start, roles)
+    artifact = build(ground.machine, candidate.steps, start, roles | {"samples": ground.fed[runtime.name]})
     if isinstance(artifact, Failed):
         return tried._replace(reason=f"{artifact.step}: {artifact.failure.what}")
     plan = msgspec.structs.replace(
-        ground.plan,
+        ground.plans[runtime.name],
         runtime=runtime.name,
         artifact=ARTIFACTS[runtime.name],
         precision=candidate.precision,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from edgeops.contracts.handover import Step
+from edgeops.contracts.handover import ResultStep, Step
 from edgeops.contracts.profile import Budgets, Precision
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.contracts.wire import Wire, encode
@@ -33,6 +33,8 @@ class Binding(Wire, frozen=True, kw_only=True):
             device's (outputs); None: none. A reshape to the target's shape follows.
         scale: With `zero_point`: the artifact's tensor is quantized; real = (q - zero_point) * scale.
         zero_point: See `scale`.
+        bound: What is bound in the place of the device's tensor: an input after `agent_steps`, an output before
+            `agent_results`; None: there are none.
     """
 
     device: str
@@ -40,6 +42,7 @@ class Binding(Wire, frozen=True, kw_only=True):
     transpose: tuple[int, ...] | None = None
     scale: float | None = None
     zero_point: int | None = None
+    bound: TensorSpec | None = None
 
 
 class OutputTolerance(Wire, frozen=True, kw_only=True):
@@ -115,6 +118,9 @@ class BundleManifest(Wire, frozen=True, kw_only=True):
         input_bindings: One per input.
         output_bindings: One per output.
         preprocessing: Steps baked into the artifact, per input, for the reader.
+        postprocessing: The same of outputs.
+        agent_steps: Steps per input that whoever runs the bundle does before the artifact: it cannot hold them.
+        agent_results: The same of outputs, after the artifact.
         golden: Golden vectors.
         budgets: Limits that the self-test on the device holds.
         drift: Drift reference.
@@ -139,6 +145,9 @@ class BundleManifest(Wire, frozen=True, kw_only=True):
     providers: tuple[str, ...] = ()
     options: dict[str, str] = {}
     preprocessing: dict[str, tuple[Step, ...]] = {}
+    postprocessing: dict[str, tuple[ResultStep, ...]] = {}
+    agent_steps: dict[str, tuple[Step, ...]] = {}
+    agent_results: dict[str, tuple[ResultStep, ...]] = {}
     budgets: Budgets = Budgets()
     drift: DriftReference | None = None
     nan_policy: Literal["pass", "flag", "fail"] = "fail"

@@ -23,17 +23,38 @@ DTYPES: dict[str, tuple[str, int]] = {
 # Integers that a float32 holds without loss.
 SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
 
+# A picture of 2,700 by 1,000 pixels in colour.
+MAX_VARYING_ELEMENTS = 1 << 23
+
 
 class TensorSpec(Wire, frozen=True, kw_only=True):
-    """A tensor's name, dtype (a key of `DTYPES`) and static shape."""
+    """A tensor's name, dtype (a key of `DTYPES`) and shape; -1: a size that varies from request to request."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     @property
+    def varies(self) -> bool:
+        """Whether a size varies."""
+        return -1 in self.shape
+
+    def sized(self, shape: tuple[int, ...]) -> TensorSpec | None:
+        """Return the tensor of one request, or None if its shape does not fit."""
+        if shape == self.shape and not self.varies:
+            return self
+        if len(shape) != len(self.shape) or min(shape, default=1) < 1:
+            return None
+        if any(want not in (-1, have) for want, have in zip(self.shape, shape, strict=True)):
+            return None
+        found = TensorSpec(name=self.name, dtype=self.dtype, shape=shape)
+        return found if found.elements <= MAX_VARYING_ELEMENTS else None
+
+    @property
     def elements(self) -> int:
-        """Number of elements."""
+        """Number of elements; where a size varies, the most that may come."""
+        if self.varies:
+            return MAX_VARYING_ELEMENTS
         count = 1
         for size in self.shape:
             count *= size

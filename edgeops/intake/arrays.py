@@ -56,8 +56,9 @@ def samples_of(arrays: dict[str, NDArray[Any]], inputs: Sequence[Input], path: P
                 f"{path}: array {spec.name!r} is {array.dtype.name}, input {spec.name!r} is {spec.dtype}",
                 "Save what the device will send.",
             )
-        fits = array.shape[1:] == spec.shape or (spec.shape[:1] == (1,) and array.shape[1:] == spec.shape[1:])
-        if array.ndim == 0 or not fits or array.shape[0] == 0:
+        whole = _fits(array.shape[1:], spec.shape)
+        fits = whole or (spec.shape[:1] == (1,) and _fits(array.shape[1:], spec.shape[1:]))
+        if array.ndim == 0 or not fits or array.size == 0:
             wanted = ", ".join(("n", *map(str, spec.shape)))
             raise EdgeopsError(
                 "E-DATA-SHAPE",
@@ -65,11 +66,15 @@ def samples_of(arrays: dict[str, NDArray[Any]], inputs: Sequence[Input], path: P
                 "Put the samples along the first axis, at least one.",
             )
         check_finite(array, spec.name, path)
-        samples[spec.name] = np.asarray(array.reshape(array.shape[0], *spec.shape), order="C")
+        samples[spec.name] = np.asarray(array if whole else array[:, None], order="C")
     counts = {name: len(array) for name, array in samples.items()}
     if len(set(counts.values())) != 1:
         raise EdgeopsError("E-DATA-SHAPE", f"{path}: inputs have different numbers of samples: {counts}")
     return samples
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, have) for have, want in zip(shape, wanted, strict=True))
 
 
 def check_finite(array: NDArray[Any], name: str, path: Path) -> None:

@@ -20,7 +20,7 @@ from edgeops.contracts.tensors import DTYPES
 from edgeops.contracts.wire import encode
 from edgeops.intake.arrays import check_finite, load_arrays, samples_of
 from edgeops.intake.onnx_probe import ModelFacts, ModelTensor, probe
-from edgeops.intake.steps import TensorForm, propagate
+from edgeops.runtimes.steps import MAX_SIDE, TensorForm, propagate, propagate_results
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,8 +48,8 @@ class LoadedHandover(NamedTuple):
     Args:
         folder: Where it lies.
         handover: What was declared.
-        model_path: The ONNX file.
-        model: What the ONNX file says of itself.
+        model_path: The model's file.
+        model: What it says of itself.
         calibration: Input name → [n, *shape].
         evaluation: Labelled data, if declared.
         digest: `sha256:` and hex digest of everything that was handed over, whatever the folder's name.
@@ -129,7 +129,14 @@ def check_fit(handover: Handover, facts: ModelFacts) -> None:
     if set(wanted) != set(fed):
         raise _disagree(f"the model has inputs {sorted(wanted)}, the hand-over feeds {sorted(fed)}")
     for name, spec in fed.items():
-        form = propagate(spec.preprocess, TensorForm(spec.dtype, spec.shape), where=f"input {spec.name!r}")
+        where = f"input {spec.name!r}"
+        form = propagate(spec.agent, TensorForm(spec.dtype, spec.shape), where=where, key="agent")
+        if -1 in form.shape:
+            raise _disagree(
+                f"{where} is {form} after the agent's steps: sizes that vary need a step in agent that brings them to "
+                "one, such as resize"
+            )
+        form = propagate(spec.preprocess, form, where=where)
         if not _fits(form, wanted[name]):
             raise _disagree(
                 f"input {spec.name!r} becomes {form} after its preprocessing, "
@@ -145,8 +152,17 @@ def check_fit(handover: Handover, facts: ModelFacts) -> None:
             raise EdgeopsError(
                 "E-MODEL-UNSUPPORTED", f"output {own.name!r} is a {own.dtype}, not a tensor", "Export tensors only."
             )
+        if output.postprocess and own.shape:
+            propagate_results(
+                output.postprocess, TensorForm(own.dtype, _positive(own.shape)), where=f"output {output.name!r}"
+            )
         if output.labels and own.shape and own.shape[-1] not in (-1, len(output.labels)):
             raise _disagree(f"output {output.name!r}: {len(output.labels)} labels for {own.shape[-1]} classes")
+
+
+def _positive(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape whose open sizes are as large as any: only the compile knows them."""
+    return tuple(size if size > 0 else MAX_SIDE for size in shape)
 
 
 def _check_declaration(handover: Handover) -> None:
@@ -160,10 +176,13 @@ def _check_declaration(handover: Handover) -> None:
             raise EdgeopsError(
                 "E-HANDOVER-KEY", f"input {spec.name!r}: dtype {spec.dtype!r} is none of {sorted(DTYPES)}"
             )
-        if min(spec.shape, default=1) < 1 or math.prod(spec.shape) > MAX_ELEMENTS:
+        varies = bool(spec.agent) and spec.state_from is None
+        sizes = [1 if size == -1 and varies else size for size in spec.shape]
+        if min(sizes, default=1) < 1 or math.prod(sizes) > MAX_ELEMENTS:
             raise EdgeopsError(
                 "E-HANDOVER-SHAPE",
-                f"input {spec.name!r}: shape {list(spec.shape)}: sizes must be positive, of sane size",
+                f"input {spec.name!r}: shape {list(spec.shape)}: sizes must be positive, of sane size; -1 (any) only "
+                "where a step in agent brings it to one",
             )
     states = {spec.name for spec in handover.outputs if spec.kind == "state"}
     for spec in handover.inputs:
@@ -221,7 +240,7 @@ def _labelled(evaluation: Evaluation, inputs: Sequence[Input], path: Path) -> La
 
 
 def _fits(form: TensorForm, own: ModelTensor) -> bool:
-    if form.dtype != own.dtype:
+    if form.dtype != own.dtype and not (own.quantized and form.dtype == "float32"):
         return False
     if own.shape is None:
         return True

@@ -1,4 +1,4 @@
-"""Look at an ONNX file in a process of its own: time and memory are limited, and a crash hurts nobody."""
+"""Look at an ONNX or TFLite file in a process of its own: time and memory are limited, and a crash hurts nobody."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.intake.cache import cache_dir
 
+TFLITE_MARK = b"TFL3"
 _TIMEOUT_S = 120
 _MEMORY_BASE_BYTES = 2 << 30
 _MEMORY_PER_FILE_BYTE = 6
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 class ModelTensor(Wire, frozen=True, kw_only=True):
-    """An input or output of the model: its shape has -1 where the model leaves a size open; None: rank unknown."""
+    """An input or output of the model: its shape has -1 where the model leaves a size open; None: rank unknown.
+
+    `quantized`: it stores integers for real numbers (TFLite).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] | None
+    quantized: bool = False
 
 
 class ModelFacts(Wire, frozen=True, kw_only=True):
-    """What an ONNX file says of itself.
+    """What a model file says of itself.
 
     Args:
-        ir_version: ONNX IR version.
+        ir_version: ONNX IR version; 0 for TFLite.
         opsets: Domain → version.
         inputs: Without initializers.
         outputs: As the graph lists them.
         ops: Operator → count, subgraphs too; other domains as `domain::op`.
         weights_bytes: Size of all initializers.
         files: External data files beside the model, relative to its folder.
+        format: `onnx` or `tflite`.
+        quantized: Its arithmetic is that of integers (TFLite).
     """
 
     ir_version: int
@@ -50,6 +58,8 @@ class ModelFacts(Wire, frozen=True, kw_only=True):
     ops: dict[str, int]
     weights_bytes: int
     files: tuple[str, ...] = ()
+    format: str = "onnx"
+    quantized: bool = False
 
 
 class _Refusal(Wire, frozen=True, kw_only=True):
@@ -63,10 +73,10 @@ class _Answer(Wire, frozen=True, kw_only=True):
 
 
 def probe(path: Path) -> ModelFacts:
-    """Check an ONNX file and return what it says of itself. The answer is kept in the cache by content.
+    """Check an ONNX or TFLite file and return what it says of itself. The answer is kept in the cache by content.
 
     Raises:
-        EdgeopsError: E-MODEL-FORMAT; not ONNX, damaged, or it takes too much time or memory to read.
+        EdgeopsError: E-MODEL-FORMAT; not ONNX or TFLite, damaged, or it takes too much time or memory to read.
             E-HANDOVER-MISSING or E-PATH-ESCAPE; external data. E-MODEL-UNSUPPORTED; unusual types or operators.
     """
     cached = cache_dir() / "intake" / f"{_content_key(path)}.json"
@@ -79,7 +89,7 @@ def probe(path: Path) -> ModelFacts:
             cached.unlink(missing_ok=True)
     limit = _MEMORY_BASE_BYTES + _MEMORY_PER_FILE_BYTE * path.stat().st_size
     command = [sys.executable, "-m", "edgeops.intake.onnx_probe", str(path), str(limit)]
-    advice = "Export the model again, and check it with onnx.checker."
+    advice = "Export the model again, and check it with onnx.checker or a TFLite interpreter."
     try:
         done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -126,9 +136,11 @@ def read_facts(path: Path) -> ModelFacts:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError) as error:
         raise EdgeopsError("E-MODEL-FORMAT", f"{path}: {' '.join(str(error).split())[:300]}") from error
+    _check_domains(path, model.graph)
     for opset in model.opset_import:
         if opset.domain not in _DOMAINS:
             raise EdgeopsError("E-MODEL-UNSUPPORTED", f"{path}: operators of domain {opset.domain!r}")
+    _check_weights(path, model.graph)
     constants = {tensor.name for tensor in model.graph.initializer}
     return ModelFacts(
         ir_version=model.ir_version,
@@ -139,6 +151,42 @@ def read_facts(path: Path) -> ModelFacts:
         weights_bytes=_constant_bytes(model.graph) + sum((path.parent / name).stat().st_size for name in files),
         files=files,
     )
+
+
+def _check_domains(path: Path, graph: Any) -> None:
+    for node in graph.node:
+        if node.domain not in _DOMAINS:
+            raise EdgeopsError(
+                "E-MODEL-UNSUPPORTED",
+                f"{path}: node {node.name or node.output[0]!r}: operator {node.op_type} of domain {node.domain!r}: "
+                "no runtime of any profile has it",
+            )
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _check_domains(path, inner)
+
+
+def _check_weights(path: Path, graph: Any) -> None:
+    """Refuse NaN anywhere, and infinite values in what is multiplied; masks of attention are infinite by intent."""
+    import numpy as np
+    import onnx
+
+    multiplied = {name for node in graph.node if node.op_type in _WEIGHTED for name in node.input}
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+    for tensor in graph.initializer:
+        if tensor.data_type not in kinds:
+            continue
+        values = onnx.numpy_helper.to_array(tensor, base_dir=str(path.parent))
+        bad = ~np.isfinite(values) if tensor.name in multiplied else np.isnan(values)
+        if bad.any():
+            raise EdgeopsError(
+                "E-MODEL-UNSUPPORTED",
+                f"{path}: weights {tensor.name!r}: {int(bad.sum())} of {values.size} values are NaN or infinite",
+            )
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _check_weights(path, inner)
 
 
 def _constant_bytes(graph: Any) -> int:
@@ -195,11 +243,21 @@ def _count_ops(graph: Any, counts: dict[str, int]) -> dict[str, int]:
     return counts
 
 
+def _read(path: Path) -> ModelFacts:
+    with path.open("rb") as model:
+        mark = model.read(8)[4:]
+    if mark != TFLITE_MARK and path.suffix != ".tflite":
+        return read_facts(path)
+    from edgeops.intake.tflite_probe import read_tflite_facts
+
+    return read_tflite_facts(path)
+
+
 def _main(path: str, memory_bytes: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        answer = _Answer(facts=read_facts(Path(path)))
+        answer = _Answer(facts=_read(Path(path)))
     except EdgeopsError as error:
         answer = _Answer(refusal=_Refusal(code=error.code, what=error.what))
     sys.stdout.buffer.write(encode(answer))

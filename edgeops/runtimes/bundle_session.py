@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from edgeops.contracts.bundle import Binding, BundleManifest
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
+from edgeops.contracts.tensors import MAX_VARYING_ELEMENTS, SMALL_INTEGERS, TensorSpec
 from edgeops.runtimes.protocol import FeedCheck, LoadOptions, Session, Tensors
 from edgeops.runtimes.registry import backend
+from edgeops.runtimes.steps import TensorForm, apply, apply_results, propagate, propagate_results
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "int32")
 
@@ -40,9 +41,14 @@ class BundleSession:
         if free := sorted(spec.name for spec in session.inputs if spec.name not in bound):
             raise EdgeopsError("E-RUNTIME-LOAD", f"the manifest binds nothing to the artifact's input {free[0]!r}")
         for spec, item in _pairs(manifest):
-            _check_binding(item, spec, incoming=item in manifest.input_bindings)
-        inputs = {spec.name: spec for spec in manifest.inputs}
-        outputs = {info.tensor.name: info.tensor for info in manifest.outputs}
+            _check_binding(item, item.bound or spec, incoming=item in manifest.input_bindings)
+        _check_steps(manifest)
+        inputs = {item.device: item.bound for item in manifest.input_bindings if item.bound}
+        inputs = {spec.name: spec for spec in manifest.inputs} | inputs
+        outputs = {item.device: item.bound for item in manifest.output_bindings if item.bound}
+        outputs = {info.tensor.name: info.tensor for info in manifest.outputs} | outputs
+        self._steps, self._results = manifest.agent_steps, manifest.agent_results
+        self._varying = {spec.name: spec for spec in manifest.inputs if spec.varies}
         self._incoming = [
             (item.device, item.artifact.name, _incoming(item, inputs[item.device])) for item in manifest.input_bindings
         ]
@@ -69,8 +75,23 @@ class BundleSession:
                 or gave a tensor of another size than the manifest says.
         """
         self._check(feeds)
+        if self._steps:
+            feeds = dict(feeds) | {name: self._stepped(name, feeds[name]) for name in self._steps}
         raw = self._session.run({artifact: adapt(feeds[device]) for device, artifact, adapt in self._incoming})
-        return {device: adapt(raw[artifact]) for device, artifact, adapt in self._outgoing}
+        answer = {device: adapt(raw[artifact]) for device, artifact, adapt in self._outgoing}
+        for name, steps in self._results.items():
+            answer[name] = apply_results(steps, answer[name])
+        return answer
+
+    def _stepped(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        spec = self._varying.get(name)
+        if spec is not None and spec.sized(value.shape) is None:
+            raise EdgeopsError(
+                "E-RUNTIME-INPUT",
+                f"input {name!r}: {list(value.shape)} is empty, or more than {MAX_VARYING_ELEMENTS} values",
+                "Send a smaller one.",
+            )
+        return apply(self._steps[name], value)
 
     def close(self) -> None:
         """Free the artifact's memory."""
@@ -151,6 +172,43 @@ def _check_binding(item: Binding, device: TensorSpec, *, incoming: bool) -> None
         raise EdgeopsError(
             "E-BUNDLE-INVALID", f"binding of {item.device!r} to {item.artifact.name!r}: {problem}", "Compile it again."
         )
+
+
+def _check_steps(manifest: BundleManifest) -> None:
+    """Refuse steps that do not lead from the device's tensors to the bound ones, or back."""
+    ins = {item.device: item.bound for item in manifest.input_bindings}
+    outs = {item.device: item.bound for item in manifest.output_bindings}
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    outputs = {info.tensor.name: info.tensor for info in manifest.outputs}
+    problem = ""
+    varying = {spec.name for spec in manifest.inputs if spec.varies}
+    agree = {name for name, bound in ins.items() if bound} == set(manifest.agent_steps) >= varying and {
+        name for name, bound in outs.items() if bound
+    } == set(manifest.agent_results)
+    if not agree:
+        problem = "agent_steps, agent_results and bindings do not agree"
+    else:
+        try:
+            for name, steps in manifest.agent_steps.items():
+                form = propagate(steps, _form(inputs[name]), where=name, key="agent_steps")
+                problem = problem or _unlike(form, ins[name])
+            for name, results in manifest.agent_results.items():
+                bound = outs[name]
+                assert bound is not None
+                form = propagate_results(results, _form(bound), where=name)
+                problem = problem or _unlike(form, outputs[name])
+        except EdgeopsError as error:
+            problem = error.what
+    if problem:
+        raise EdgeopsError("E-BUNDLE-INVALID", problem, "Compile it again.")
+
+
+def _form(spec: TensorSpec) -> TensorForm:
+    return TensorForm(spec.dtype, spec.shape)
+
+
+def _unlike(form: TensorForm, spec: TensorSpec | None) -> str:
+    return "" if spec is not None and form == _form(spec) else f"steps give {form}, bound is {spec}"
 
 
 def _incoming(item: Binding, device: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -15,7 +15,7 @@ SQNR_CAP_DB = 200.0
 # JSON has no infinity: the difference from a value that is not finite.
 NOT_FINITE = sys.float_info.max
 _NOTHING = 1e-6
-_CLASS_KINDS = ("probabilities", "logits")
+_CLASS_KINDS = ("probabilities", "logits", "classes")
 
 
 def cosine(reference: NDArray[Any], got: NDArray[Any]) -> float:
@@ -48,8 +48,11 @@ def sqnr_db(reference: NDArray[Any], got: NDArray[Any]) -> float:
 def classes(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
     """Return the class along the last axis, arrays [n, ..., classes]; one value per class decision.
 
-    A single column is one class against its absence: above 0.5 for `probabilities`, above 0 for `logits`.
+    Values of kind `classes` are class numbers themselves. A single column is one class against its absence: above 0.5
+    for `probabilities`, above 0 for `logits`.
     """
+    if kind == "classes":
+        return values.astype(np.int64)
     if values.ndim < 2 or values.shape[-1] == 1:
         return (values > (0.5 if kind == "probabilities" else 0.0)).astype(np.int64)
     found: NDArray[np.int64] = values.argmax(axis=-1)
@@ -61,7 +64,7 @@ def output_error(name: str, kind: str, reference: NDArray[Any], got: NDArray[Any
 
     Args:
         name: The output.
-        kind: Its kind, as in the hand-over; only `probabilities` and `logits` have an agreement of classes.
+        kind: Its kind, as in the hand-over; only `probabilities`, `logits` and `classes` have an agreement of classes.
         reference: What it should be, [n, ...].
         got: What it is, same shape.
 
@@ -80,6 +83,11 @@ def output_error(name: str, kind: str, reference: NDArray[Any], got: NDArray[Any
             samples=len(reference),
         )
     agreement = float((classes(reference, kind) == classes(got, kind)).mean()) if kind in _CLASS_KINDS else None
+    if kind == "classes":
+        # Numbers of classes have no size: only their agreement says something.
+        return OutputError(
+            output=name, cosine=1.0, sqnr_db=SQNR_CAP_DB, max_abs=0.0, agreement=agreement, samples=len(reference)
+        )
     difference = np.abs(reference.astype(np.float64) - got.astype(np.float64)).max(initial=0.0)
     return OutputError(
         output=name,

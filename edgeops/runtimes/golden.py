@@ -93,7 +93,10 @@ def _read(path: Path, count: int, dtype: str, shape: tuple[int, ...]) -> NDArray
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise EdgeopsError("E-BUNDLE-INVALID", f"{path} is no array: {error}", "Compile the bundle again.") from error
-    if array.dtype != np.dtype(dtype) or array.shape != (count, *shape):
+    fits = array.ndim == len(shape) + 1 and all(
+        want in (-1, have) for want, have in zip((count, *shape), array.shape, strict=True)
+    )
+    if array.dtype != np.dtype(dtype) or not fits:
         raise EdgeopsError(
             "E-BUNDLE-INVALID",
             f"{path} is {array.dtype}{list(array.shape)}, the manifest says {dtype}{[count, *shape]}",

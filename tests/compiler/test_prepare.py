@@ -15,13 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work
+from edgeops.compiler.passes.baking import Bake
 from edgeops.compiler.passes.doubtful import between_pixels, without_one_answer
-from edgeops.compiler.passes.prepare import Bake, Ingest, Optimize, Repair
+from edgeops.compiler.passes.prepare import Ingest, Optimize, Repair
 from edgeops.compiler.passes.running import run_artifact
 from edgeops.compiler.passes.samples import write_samples
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Cast, ChannelOrder, Input, Layout, Normalize, Resize, Scale
-from edgeops.intake.steps import TensorForm, apply, propagate
+from edgeops.runtimes.steps import TensorForm, apply, propagate
 from edgeops.testkit.handovers import shapes, shapes_model
 
 

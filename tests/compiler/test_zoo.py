@@ -15,9 +15,9 @@ from edgeops import compiler
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Input
 from edgeops.intake.handover import read
-from edgeops.intake.steps import apply
 from edgeops.releases.bundles import open_bundle
 from edgeops.runtimes.bundle_session import open_session
+from edgeops.runtimes.steps import apply
 
 PROFILES = ("intel-nuc", "generic-x86-64", "raspberry-pi-4")
 CHECKED = 40

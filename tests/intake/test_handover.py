@@ -170,7 +170,8 @@ def test_reference_lists_every_key_and_step():
     tables = [
         words.Handover, words.ModelFile, words.Input, words.Output, words.Samples, words.Evaluation, words.Gates,
         Budgets, words.Cast, words.Scale, words.Normalize, words.ChannelOrder, words.Layout, words.Resize,
-        words.Reshape,
+        words.Reshape, words.Crop, words.Pad, words.Standardize, words.Frame, words.Window, words.LogMel, words.Softmax,
+        words.ArgMax, words.TopK,
     ]  # fmt: skip
     names = {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
     names |= {str(step.__struct_config__.tag) for step in tables[8:]}

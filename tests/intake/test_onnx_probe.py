@@ -77,6 +77,39 @@ def test_unknown_operator_domain_is_named(tmp_path: Path):
     assert "acme.secret" in error.what
 
 
+def test_an_operator_of_an_unknown_domain_is_named_with_its_node(tmp_path: Path):
+    model = shapes_model()
+    model.opset_import.append(helper.make_opsetid("acme.secret", 1))
+    model.graph.node[3].domain, model.graph.node[3].op_type, model.graph.node[3].name = "acme.secret", "Sort", "sorts"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    error = refused(path)
+    assert error.code == "E-MODEL-UNSUPPORTED"
+    assert "node 'sorts': operator Sort of domain 'acme.secret'" in error.what
+
+
+@pytest.mark.parametrize(("name", "value"), [("w2", np.nan), ("w2", np.inf), ("w3", -np.inf)])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, name: str, value: float):
+    model = shapes_model()
+    weights = next(item for item in model.graph.initializer if item.name == name)
+    values = numpy_helper.to_array(weights).copy()
+    values.reshape(-1)[7] = value
+    weights.CopyFrom(numpy_helper.from_array(values, name))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    error = refused(path)
+    assert error.code == "E-MODEL-UNSUPPORTED"
+    assert f"weights {name!r}: 1 of" in error.what
+
+
+def test_a_mask_may_be_infinite(tmp_path: Path):
+    model = shapes_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, -np.inf], np.float32), "mask"))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert onnx_probe.probe(path).weights_bytes > 1000
+
+
 def field(number: int, content: bytes) -> bytes:
     """Encode a length-delimited field of a protobuf."""
     length, size = b"", len(content)

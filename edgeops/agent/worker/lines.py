@@ -50,6 +50,7 @@ class Lines:
 
     def __init__(self, service: Service, turns: Turns, manifest: BundleManifest, release: str, digest: str) -> None:
         self.service, self.turns = service, turns
+        self._varying = [spec.name for spec in manifest.inputs if spec.varies]
         self.inputs, self.input_bytes = laid_out(manifest.inputs)
         self.bools = tuple(spec.name for spec in manifest.inputs if spec.dtype == "bool")
         self.outputs, self.output_bytes = laid_out(info.tensor for info in manifest.outputs)
@@ -102,6 +103,11 @@ class Lines:
         except OSError:
             return  # another worker was faster, or the client is gone again
         client.setblocking(False)
+        if self._varying:
+            what = f"sizes of {self._varying[0]!r} vary, frames have places for one: ask over HTTP"
+            with client, contextlib.suppress(OSError):
+                client.send(_refusal(0, EdgeopsError("E-INFER-MODEL", what)))
+            return
         if len(self.open) >= MAX_LINES:
             with client, contextlib.suppress(OSError):
                 client.send(_refusal(0, EdgeopsError("E-INFER-BUSY", f"{MAX_LINES} connections are open")))

@@ -94,10 +94,9 @@ class _Drift:
         per_sample = reference.elements_per_sample
         sizes = {spec.name: spec.elements for spec in manifest.inputs}
         sizes |= {info.tensor.name: info.tensor.elements for info in manifest.outputs}
-        self._places = {
-            name: np.unique(np.linspace(0, size - 1, min(size, per_sample)).round().astype(np.intp))
-            for name, size in sizes.items()
-        }
+        self._places = {name: _spread(size, per_sample) for name, size in sizes.items()}
+        self._varying = frozenset(spec.name for spec in manifest.inputs if spec.varies)
+        self._per_sample = per_sample
         self._inputs = {name: _Bins(part) for name, part in reference.inputs.items() if name in sizes}
         self._outputs = {name: _Bins(part) for name, part in reference.outputs.items() if name in sizes}
         self._confidence = _Bins(reference.confidence) if reference.confidence is not None else None
@@ -107,10 +106,13 @@ class _Drift:
         self._waiting: list[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]] = []
 
     def add(self, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]) -> None:
-        picked = {name: feeds[name].reshape(-1)[self._places[name]] for name in self._inputs}
+        picked = {name: feeds[name].reshape(-1)[self._spread(name, feeds[name].size)] for name in self._inputs}
         self._waiting.append((picked, answer))
         if len(self._waiting) >= _BATCH:
             self._count()
+
+    def _spread(self, name: str, size: int) -> NDArray[np.intp]:
+        return _spread(size, self._per_sample) if name in self._varying else self._places[name]
 
     def take(self) -> dict[str, Any]:
         self._count()
@@ -146,6 +148,11 @@ class _Drift:
                 rows = np.exp(rows - rows.max(axis=1, keepdims=True))
                 rows /= rows.sum(axis=1, keepdims=True)
             self._confidence.add(rows.max(axis=1))
+
+
+def _spread(size: int, most: int) -> NDArray[np.intp]:
+    """Return at most `most` places of `size`, evenly spread, always the same ones."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(np.intp))
 
 
 class _Bins:

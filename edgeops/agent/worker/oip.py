@@ -165,7 +165,8 @@ class InferCodec:
         offset = len(body) if json_length is None else json_length
         for item in request.inputs:
             spec = self._inputs[item.name]
-            if _BY_OIP_NAME.get(item.datatype) != spec.dtype or item.shape != spec.shape:
+            own = spec.sized(item.shape)
+            if _BY_OIP_NAME.get(item.datatype) != spec.dtype or own is None:
                 raise EdgeopsError(
                     "E-RUNTIME-INPUT",
                     f"input {spec.name!r}: expected {DTYPES[spec.dtype][0]}{list(spec.shape)}, "
@@ -173,17 +174,17 @@ class InferCodec:
                 )
             size = item.parameters.binary_data_size
             if size is None:
-                feeds[spec.name] = _from_json(item.data, spec)
+                feeds[spec.name] = _from_json(item.data, own)
                 continue
             if bytes(item.data):
                 raise _malformed(f"input {spec.name!r} has both data and binary_data_size")
-            if size != spec.nbytes or offset + size > len(body):
+            if size != own.nbytes or offset + size > len(body):
                 raise EdgeopsError(
                     "E-RUNTIME-INPUT",
-                    f"input {spec.name!r}: {spec.nbytes} binary bytes are needed, announced {size}, "
+                    f"input {spec.name!r}: {own.nbytes} binary bytes are needed, announced {size}, "
                     f"present {len(body) - offset}",
                 )
-            feeds[spec.name] = _from_binary(body, offset, spec)
+            feeds[spec.name] = _from_binary(body, offset, own)
             offset += size
         if offset != len(body):
             raise _malformed(f"{len(body) - offset} bytes are left over after the last binary tensor")

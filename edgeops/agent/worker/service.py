@@ -119,9 +119,12 @@ class Service:
         self._meter.failed(code)
 
     def max_body_bytes(self) -> int:
-        """Return the largest body that a request may have: all inputs as JSON numbers, generously."""
-        elements = sum(spec.elements for spec in self._engine.manifest.inputs)
-        return (64 << 10) + 32 * elements
+        """Return the largest body that a request may have: all inputs as JSON numbers, generously.
+
+        The most that may come of what varies is there for binary tensors.
+        """
+        inputs = self._engine.manifest.inputs
+        return (64 << 10) + sum(spec.nbytes if spec.varies else 32 * spec.elements for spec in inputs)
 
     def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer a request. Whatever the client sent, there is an answer with a code."""

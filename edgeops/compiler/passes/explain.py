@@ -15,8 +15,8 @@ from edgeops.compiler.passes.running import few_samples
 from edgeops.compiler.passes.tensors import look_into
 from edgeops.contracts.evidence import OutputError
 from edgeops.contracts.handover import Input
-from edgeops.intake.steps import apply
 from edgeops.runtimes import compare
+from edgeops.runtimes.steps import apply
 
 
 class Explain:

@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.metrics import accuracy_metric, error_metric
-from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes import Outcome, Work, refuse, tflite
 from edgeops.compiler.passes.running import run_artifact
 from edgeops.compiler.passes.samples import has_samples, read_samples, write_samples
 from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency, Metric
-from edgeops.contracts.handover import Input
+from edgeops.contracts.handover import Input, ResultStep, Step
 from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
 from edgeops.contracts.wire import Wire
 from edgeops.intake.cache import cache_dir
-from edgeops.intake.steps import apply
 from edgeops.runtimes import compare, measure
 from edgeops.runtimes.bundle_session import BundleSession, open_session
 from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
+from edgeops.runtimes.steps import TensorForm, apply, apply_results, propagate, propagate_results
 
 _WARMUP_RUNS = 3
 _LEAST_RUNS = 11
@@ -39,11 +39,25 @@ _MOST_RUNS = 300
 
 
 class JudgeOutput(Wire, frozen=True, kw_only=True):
-    """An output to judge: the device's name, the model's own, and how it is compared."""
+    """An output to judge.
+
+    Args:
+        name: The device's name for it.
+        model_output: The model's own.
+        kind: How it is compared.
+        artifact_output: The artifact's name for it.
+        postprocess: Steps from the model's output to the device's.
+        agent_results: Those of them that the artifact does not hold.
+        bound: What the artifact gives where there are such; its name says nothing.
+    """
 
     name: str
     model_output: str
     kind: str
+    artifact_output: str
+    postprocess: tuple[ResultStep, ...] = ()
+    agent_results: tuple[ResultStep, ...] = ()
+    bound: TensorSpec | None = None
 
 
 class JudgePlan(Wire, frozen=True, kw_only=True):
@@ -57,6 +71,7 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
         options: Runtime settings.
         threads: Inference threads.
         inputs: What devices send.
+        agent_steps: Steps of them that the artifact does not hold.
         outputs: What devices get.
         metric: accuracy, mae or none.
         metric_output: The output that labels judge.
@@ -69,6 +84,7 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[JudgeOutput, ...]
+    agent_steps: dict[str, tuple[Step, ...]] = {}
     providers: tuple[str, ...] = ()
     options: dict[str, str] = {}
     threads: int = 1
@@ -79,10 +95,10 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
 
 
 class Reference:
-    """Run the model as it was handed over, with the declared preprocessing done outside of it."""
+    """Run the model as it was handed over, with the declared steps done outside of it."""
 
-    tools = ("onnx", "onnxruntime", "numpy")
-    requires: frozenset[str] = frozenset({"onnx"})
+    tools = ("onnx", "onnxruntime", "ai-edge-litert", "numpy")
+    requires: frozenset[str] = frozenset()
     ensures = frozenset({"reference"})
 
     def run(self, work: Work) -> Outcome:
@@ -91,13 +107,23 @@ class Reference:
         outputs = msgspec.convert(work.parameters["outputs"], tuple[JudgeOutput, ...])
         samples = read_samples(work.inputs["samples"], "judged")
         feeds = {
-            spec.model_input or spec.name: np.stack([apply(spec.preprocess, row) for row in samples[spec.name]])
+            spec.model_input or spec.name: np.stack(
+                [apply((*spec.agent, *spec.preprocess), row) for row in samples[spec.name]]
+            )
             for spec in inputs
         }
-        got = run_artifact("onnxruntime", work.source / graphs.MODEL_NAME, feeds)
-        reference = {}
+        if "tflite" in work.facts:
+            got = tflite.run_as_handed_over(work.source / tflite.MODEL_NAME, feeds)
+        else:
+            got = run_artifact("onnxruntime", work.source / graphs.MODEL_NAME, feeds)
+        reference, own = {}, {}
         for output in outputs:
             values = got[output.model_output]
+            own[output.name] = {"dtype": values.dtype.name, "shape": values.shape[1:]}
+            if output.postprocess:
+                form = TensorForm(values.dtype.name, values.shape[1:])
+                propagate_results(output.postprocess, form, where=f"output {output.name!r}")
+                values = apply_results(output.postprocess, values)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise EdgeopsError(
                     "E-MODEL-UNSUPPORTED",
@@ -107,7 +133,7 @@ class Reference:
             reference[output.name] = values
         write_samples(work.target, "reference", reference)
         shapes = {name: {"dtype": values.dtype.name, "shape": values.shape[1:]} for name, values in reference.items()}
-        return Outcome(frozenset({"reference"}), {"outputs": shapes})
+        return Outcome(frozenset({"reference"}), {"outputs": shapes, "model_outputs": own})
 
 
 class Judge:
@@ -177,8 +203,10 @@ def bind(
         TensorSpec(name=item.name, dtype=reference[item.name].dtype.name, shape=reference[item.name].shape[1:])
         for item in plan.outputs
     ]
-    inputs = _pair(own_inputs, [(spec, spec.name) for spec in plan.inputs])
-    outputs = _pair(own_outputs, [(spec, item.model_output) for spec, item in zip(devices, plan.outputs, strict=True)])
+    stepped = [_after_steps(spec, plan.agent_steps.get(spec.name, ())) for spec in plan.inputs]
+    inputs = _pair(own_inputs, [(spec, spec.name) for spec in stepped])
+    given = [item.bound or spec for spec, item in zip(devices, plan.outputs, strict=True)]
+    outputs = _pair(own_outputs, [(spec, item.artifact_output) for spec, item in zip(given, plan.outputs, strict=True)])
     return BundleManifest(
         model="",
         profile="",
@@ -192,16 +220,39 @@ def bind(
         outputs=tuple(
             OutputInfo(tensor=spec, kind=item.kind) for spec, item in zip(devices, plan.outputs, strict=True)
         ),
-        input_bindings=tuple(_binding(device, own, quantized, None, incoming=True) for device, own in inputs),
-        output_bindings=tuple(
-            _binding(device, own, quantized, transposes.get(item.model_output))
-            for (device, own), item in zip(outputs, plan.outputs, strict=True)
+        input_bindings=tuple(
+            _bound(_binding(one, own, ends, None, incoming=True), device, one, bool(plan.agent_steps.get(one.name)))
+            for (one, own), device in zip(inputs, plan.inputs, strict=True)
+            # What sends the stored integers themselves has quantized them before.
+            for ends in ({} if notes.get("stored_integers") and one.dtype == own.dtype else quantized,)
         ),
+        output_bindings=tuple(
+            _bound(
+                _binding(one, own, quantized, transposes.get(item.artifact_output)),
+                device,
+                one,
+                bool(item.agent_results),
+            )
+            for (one, own), item, device in zip(outputs, plan.outputs, devices, strict=True)
+        ),
+        agent_steps={name: steps for name, steps in plan.agent_steps.items() if steps},
+        agent_results={item.name: item.agent_results for item in plan.outputs if item.agent_results},
         golden=Golden(count=0, inputs={}, source_outputs={}, artifact_outputs={}, tolerances={}),
         files={},
         providers=plan.providers,
         options=plan.options,
     )
+
+
+def _after_steps(spec: TensorSpec, steps: tuple[Step, ...]) -> TensorSpec:
+    if not steps:
+        return spec
+    form = propagate(steps, TensorForm(spec.dtype, spec.shape), where=f"input {spec.name!r}", key="agent")
+    return TensorSpec(name=spec.name, dtype=form.dtype, shape=form.shape)
+
+
+def _bound(binding: Binding, device: TensorSpec, bound: TensorSpec, stepped: bool) -> Binding:
+    return msgspec.structs.replace(binding, device=device.name, bound=bound if stepped else None)
 
 
 def _pair(own: tuple[TensorSpec, ...], wanted: list[tuple[TensorSpec, str]]) -> list[tuple[TensorSpec, TensorSpec]]:

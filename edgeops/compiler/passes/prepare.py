@@ -1,4 +1,4 @@
-"""From the file that was handed over to one clean float graph: ingest, repair, bake, optimize."""
+"""From the file that was handed over to one clean float graph: ingest, repair, optimize. `baking` is between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +14,6 @@ from edgeops.compiler.passes import Outcome, Work, refuse
 from edgeops.compiler.passes.doubtful import between_pixels, without_one_answer
 from edgeops.compiler.passes.running import run_artifact
 from edgeops.compiler.passes.samples import read_samples
-from edgeops.contracts.handover import Cast, ChannelOrder, Input, Layout, Normalize, Reshape, Resize, Scale, Step
-from edgeops.intake.steps import LAYOUT_AXES, TensorForm, propagate
 
 _ONNX = ("onnx",)
 _COMPARED_SAMPLES = 2
@@ -81,57 +78,6 @@ class Repair:
         return Outcome(frozenset(facts), {"opset": graphs.opset(model), "ir": model.ir_version})
 
 
-class Bake:
-    """Put the declared preprocessing in front of the graph, so that it takes what the device sends."""
-
-    tools = _ONNX
-    requires: frozenset[str] = frozenset({"onnx"})
-    ensures = frozenset({"onnx", "baked"})
-
-    def run(self, work: Work) -> Outcome:
-        """Parameters: `inputs`, the hand-over's inputs. The graph's inputs get the device's names."""
-        import onnx
-
-        model = graphs.load(work.source)
-        inputs = msgspec.convert(work.parameters["inputs"], tuple[Input, ...])
-        device_names = {spec.name for spec in inputs}
-        fed = {spec.model_input or spec.name: spec for spec in inputs}
-        # A device's name may be that of any inner tensor.
-        outputs = {item.name for item in model.graph.output}
-        graphs.rename_tensors(
-            model.graph,
-            lambda name: (
-                graphs.OWN_PREFIX + name if name in fed or (name in device_names and name not in outputs) else name
-            ),
-        )
-        nodes: list[Any] = []
-        for name, spec in fed.items():
-            baker = _Baker(model.graph, graphs.OWN_PREFIX + name, spec.name)
-            baker.bake(spec)
-            nodes += baker.nodes
-        order = [graphs.OWN_PREFIX + name for name in fed]
-        kept = [item for item in model.graph.input if item.name not in order]
-        old = list(model.graph.node)
-        for items in (model.graph.input, model.graph.node):
-            del items[:]
-        model.graph.input.extend(
-            [
-                onnx.helper.make_tensor_value_info(
-                    spec.name,
-                    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)),
-                    [None] * len(spec.shape) if "free-inputs" in work.facts else spec.shape,
-                )
-                for spec in inputs
-            ]
-            + kept
-        )
-        model.graph.node.extend(nodes + old)
-        if clash := device_names & outputs:
-            raise refuse(f"input and output share the name {sorted(clash)}", "Give the input another name.")
-        graphs.save(onnx.shape_inference.infer_shapes(model), work.target)
-        return Outcome(work.facts | {"baked"}, dict(work.notes))
-
-
 class Optimize:
     """Simplify the graph with onnxslim; a graph that then answers differently is refused."""
 
@@ -156,62 +102,6 @@ class Optimize:
         samples = read_samples(work.inputs["samples"], "calibration")
         _same_answers(work.source, work.target, {name: array[:_COMPARED_SAMPLES] for name, array in samples.items()})
         return Outcome(work.facts | {"optimized"}, dict(work.notes))
-
-
-class _Baker:
-    """Writes the nodes of one input's preprocessing."""
-
-    def __init__(self, graph: Any, inner: str, device: str) -> None:
-        self.nodes: list[Any] = []
-        self._graph = graph
-        self._inner = inner
-        self._current = device
-
-    def bake(self, spec: Input) -> None:
-        """Write all steps; the last tensor is the model's own input."""
-        form = TensorForm(spec.dtype, spec.shape)
-        for step in spec.preprocess:
-            self._step(step, form)
-            form = propagate((step,), form, where=spec.name)
-        self._node("Identity", [])
-        self.nodes[-1].output[0] = self._inner
-
-    def _step(self, step: Step, form: TensorForm) -> None:
-        if isinstance(step, Cast):
-            self._node("Cast", [], to=1)
-        elif isinstance(step, Scale):
-            self._node("Mul", [np.float32(step.by)])
-            if step.offset:
-                self._node("Add", [np.float32(step.offset)])
-        elif isinstance(step, Normalize):
-            mean, std = np.asarray(step.mean, np.float64), np.asarray(step.std, np.float64)
-            self._node("Mul", [(1 / std).astype(np.float32)])
-            self._node("Add", [(-mean / std).astype(np.float32)])
-        elif isinstance(step, ChannelOrder):
-            self._node("Gather", [np.asarray(step.order, np.int64)], axis=-1)
-        elif isinstance(step, Layout):
-            self._node("Transpose", [], perm=LAYOUT_AXES[step.change])
-        elif isinstance(step, Resize):
-            # Channels first: every runtime resizes that form.
-            self._node("Transpose", [], perm=(0, 3, 1, 2))
-            sizes = np.asarray((form.shape[0], form.shape[3], step.height, step.width), np.int64)
-            mode = {"nearest_mode": "round_prefer_floor"} if step.interpolation == "nearest" else {}
-            self._node("Resize", [None, None, sizes], mode=step.interpolation, **mode)
-            self._node("Transpose", [], perm=(0, 2, 3, 1))
-        elif isinstance(step, Reshape):
-            self._node("Reshape", [np.asarray(step.shape, np.int64)])
-
-    def _node(self, op: str, constants: list[NDArray[Any] | np.generic | None], **attributes: Any) -> None:
-        import onnx
-
-        base = f"{self._inner}/{len(self.nodes)}"
-        names = []
-        for index, constant in enumerate(constants):
-            names.append("" if constant is None else f"{base}/c{index}")
-            if constant is not None:
-                self._graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(constant), names[-1]))
-        self.nodes.append(onnx.helper.make_node(op, [self._current, *names], [base], name=base, **attributes))
-        self._current = base
 
 
 def _has_branches(model: Any) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Cast, ChannelOrder, Layout, Normalize, Reshape, Resize, Scale
-from edgeops.intake.steps import TensorForm, apply, propagate
+from edgeops.runtimes.steps import TensorForm, apply, propagate
 
 FORM = TensorForm("uint8", (1, 4, 6, 3))
 
