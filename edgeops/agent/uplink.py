@@ -12,6 +12,7 @@ from paho.mqtt.client import MQTTMessageInfo
 from securesystemslib.signer import Signer
 
 from edgeops import __version__
+from edgeops.agent import machine
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop, Timer
@@ -301,6 +302,7 @@ def compose_report(
         components=components,
         capabilities=capabilities,
         features=FEATURES,
+        attributes=machine.attributes(),
         stale_s=stale_s,
         refused=refused,
     )

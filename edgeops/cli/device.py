@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgeops.cli.options import served_option
-from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
 
 if TYPE_CHECKING:
-    from edgeops.client.resources import ComponentInfo, DeviceInfo, UnitInfo
+    from edgeops.client.resources import ComponentInfo, DeviceInfo, SelfTestInfo, UnitInfo
     from edgeops.contracts.samples import Sample
 
 SAMPLES_LOOK_EVERY_S = 1.0
@@ -32,16 +33,22 @@ def command() -> None:
 @command.command("list")
 @served_option
 @json_option
+@watch_option
 @click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
-def list_devices(home: Path, where: str, as_json: bool) -> None:
-    """List all devices: version, state, latency, requests, errors, and what they refused last."""
+def list_devices(home: Path, where: str, watch: bool, as_json: bool) -> None:
+    """List all devices and the units behind them: version, state, latency, requests, errors, and refusals."""
     from edgeops.client.api import Api
 
-    devices = list(Api.from_home(home).devices(where))
-    if as_json:
-        print_json(devices)
-        return
-    print_table(COLUMNS, [row for device in devices for row in _rows(device)])
+    api = Api.from_home(home)
+
+    def show() -> None:
+        devices = list(api.devices(where))
+        if as_json:
+            print_json(devices)
+        else:
+            print_table(COLUMNS, [row for device in devices for row in _rows(device)])
+
+    show_again(show, watch=watch)
 
 
 @command.command("show")
@@ -66,12 +73,20 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
     if device.certificate_until_s is not None:
         days = (device.certificate_until_s - time.time()) / 86400
         click.echo(f"its certificate {f'holds for {days:.0f} days' if days > 0 else f'ran out {-days:.0f} days ago'}")
-    click.echo(f"agent {device.agent_version or 'unknown'}, last heard {seen}, labels {device.labels or 'none'}")
+    click.echo(f"agent {device.agent_version or 'unknown'}, last heard {seen}, labels {_said(device.labels)}")
     for unit in device.units:
         click.echo(
-            f"unit {unit.unit}: desired generation {unit.desired_generation}"
+            f"unit {unit.unit}, {unit.profile or 'of no known profile'}: desired generation {unit.desired_generation}"
             f"{'' if unit.published else ' (not yet with the broker)'}, observed {unit.observed_generation}"
         )
+        for what, words in (
+            ("labels", unit.labels), ("attributes", unit.attributes), ("capabilities", unit.capabilities)
+        ):  # fmt: skip
+            if words:
+                click.echo(f"  {what}: {_said(words)}")
+        for part in unit.components:
+            if part.self_test is not None:
+                click.echo(f"  {part.name} measured there: {_measured(part.self_test)}")
         if unit.stale_s:
             click.echo(f"  its trusted metadata has been stale for {unit.stale_s:.0f} s")
     if device.rejected_messages:
@@ -84,6 +99,48 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
                 for p in device.progress
             ],
         )
+
+
+@command.command("history")
+@served_option
+@json_option
+@click.argument("name")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
+def history(home: Path, name: str, limit: int, as_json: bool) -> None:
+    """Show what a device, or a unit behind it (GATEWAY/UNIT), was to run: since when, why, and how far it got."""
+    from edgeops.client.api import Api
+
+    past = Api.from_home(home).history(name, limit)
+    if as_json:
+        print_json(past)
+        return
+    print_table(
+        ("when", "generation", "why", "to run", "how that went"),
+        [
+            (
+                f"{_ago(one.at_s)} ago", one.generation, one.cause,
+                ", ".join(f"{part.name} {part.release}" for part in one.components) or "nothing",
+                ", ".join(f"{who}: {state}" for who, state in sorted(one.outcomes.items())),
+            )
+            for one in past
+        ],
+    )  # fmt: skip
+
+
+@command.command("label")
+@served_option
+@click.argument("name")
+@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
+def label(home: Path, name: str, changes: tuple[str, ...]) -> None:
+    """Set labels of a device, or of a unit behind it (GATEWAY/UNIT); KEY- removes one, the others stay."""
+    from edgeops.client.api import Api
+
+    gone = [change for change in changes if change.endswith("-") and "=" not in change]
+    labels: dict[str, str | None] = {change[:-1]: None for change in gone}
+    labels |= parse_labels(tuple(change for change in changes if change not in gone))
+    device = Api.from_home(home).label_device(name, labels)
+    behind = {unit.unit: unit.labels for unit in device.units}.get(name.partition("/")[2])
+    click.echo(f"{name}: {_said(device.labels if behind is None else behind)}")
 
 
 @command.command("revoke")
@@ -271,15 +328,37 @@ def parse_labels(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def _rows(device: DeviceInfo) -> list[tuple[object, ...]]:
-    rows = [_row(device, unit, component) for unit in device.units for component in unit.components]
+    rows = [row for unit in device.units for row in _rows_of_unit(device, unit)]
     return rows or [(device.connection, device.profile, _online(device), *[""] * 7, _refusal(device, None, None))]
 
 
-def _row(device: DeviceInfo, unit: UnitInfo, component: ComponentInfo) -> tuple[object, ...]:
-    name = device.connection if unit.unit == "self" else f"{device.connection}/{unit.unit}"
+def _rows_of_unit(device: DeviceInfo, unit: UnitInfo) -> list[tuple[object, ...]]:
+    """Return a row for each component; a unit without any has one too, but a mere gateway's own."""
+    rows = [_row(device, unit, component) for component in unit.components]
+    if rows or (unit.unit == "self" and len(device.units) == 1):
+        return rows
+    return [(_name(device, unit), unit.profile, _online(device), *[""] * 7, _refusal(device, unit, None))]
+
+
+def _name(device: DeviceInfo, unit: UnitInfo) -> str:
+    return device.connection if unit.unit == "self" else f"{device.connection}/{unit.unit}"
+
+
+def _said(words: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(words.items())) or "none"
+
+
+def _measured(figures: SelfTestInfo) -> str:
     return (
-        name,
-        device.profile,
+        f"{figures.latency_p50_ms:.2f} ms (p95 {figures.latency_p95_ms:.2f}), {figures.peak_memory_mib:.0f} MiB, "
+        f"by {figures.provider}, {figures.vectors} golden vectors within {figures.max_abs_diff:.3g}"
+    )
+
+
+def _row(device: DeviceInfo, unit: UnitInfo, component: ComponentInfo) -> tuple[object, ...]:
+    return (
+        _name(device, unit),
+        unit.profile or device.profile,
         _online(device),
         component.name,
         component.active_release or "",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeops.cli.options import served_option
-from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 
 if TYPE_CHECKING:
     from edgeops.client.resources import FleetInfo
@@ -24,11 +24,13 @@ def command() -> None:
 @command.command("status")
 @served_option
 @json_option
-def status(home: Path, as_json: bool) -> None:
+@watch_option
+def status(home: Path, watch: bool, as_json: bool) -> None:
     """Show how many devices there are and are online, and whether the fleet is frozen."""
     from edgeops.client.api import Api
 
-    _show(Api.from_home(home).fleet(), as_json)
+    api = Api.from_home(home)
+    show_again(lambda: _show(api.fleet(), as_json), watch=watch)
 
 
 @command.command("freeze")
@@ -131,7 +133,8 @@ def _show(fleet: FleetInfo, as_json: bool) -> None:
     if as_json:
         print_json(fleet)
         return
-    click.echo(f"fleet {fleet.fleet}: {fleet.devices} devices, {fleet.online} online")
+    behind = f", {fleet.units - fleet.devices} units behind them" if fleet.units > fleet.devices else ""
+    click.echo(f"fleet {fleet.fleet}: {fleet.devices} devices, {fleet.online} online{behind}")
     for profile, count in fleet.profiles.items():
         click.echo(f"  {profile}: {count}")
     if fleet.frozen is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeops.cli.options import served_option
-from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 
 
 @click.group()
@@ -35,18 +35,24 @@ def create(home: Path, name: str, where: str, devices: tuple[str, ...], as_json:
 @command.command("list")
 @served_option
 @json_option
-def list_groups(home: Path, as_json: bool) -> None:
+@watch_option
+def list_groups(home: Path, watch: bool, as_json: bool) -> None:
     """List the groups."""
     from edgeops.client.api import Api
 
-    groups = Api.from_home(home).groups()
-    if as_json:
-        print_json(groups)
-        return
-    print_table(
-        ("group", "devices now", "query", "made by"),
-        [(group.name, len(group.devices), group.query, group.created_by) for group in groups],
-    )
+    api = Api.from_home(home)
+
+    def show() -> None:
+        groups = api.groups()
+        if as_json:
+            print_json(groups)
+            return
+        print_table(
+            ("group", "devices now", "query", "made by"),
+            [(group.name, len(group.devices), group.query, group.created_by) for group in groups],
+        )
+
+    show_again(show, watch=watch)
 
 
 @command.command("show")

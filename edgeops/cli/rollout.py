@@ -13,14 +13,14 @@ import click
 
 from edgeops.cli.device import parse_labels
 from edgeops.cli.options import served_option
-from edgeops.cli.output import json_option, print_json, print_table
+from edgeops.cli.output import json_option, print_json, print_table, show_again
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 
 if TYPE_CHECKING:
     from edgeops.client.api import Api
-    from edgeops.client.resources import RolloutInfo, RolloutPlan, RolloutWish
+    from edgeops.client.resources import MemberInfo, RolloutInfo, RolloutPlan, RolloutWish
 
 WATCH_EVERY_S = 0.5
 TROUBLED_SHOWN = 20
@@ -137,16 +137,17 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
 @served_option
 @json_option
 @click.argument("rollout_id", type=int, required=False)
-@click.option("--watch", is_flag=True, help="Wait until it ends or pauses; exit with status 3 unless it succeeds.")
+@click.option(
+    "--watch", is_flag=True,
+    help="Wait until it ends or pauses, exit with status 3 unless it succeeds; without an id show the list again.",
+)  # fmt: skip
 def status(home: Path, rollout_id: int | None, watch: bool, as_json: bool) -> None:
     """Show one rollout, or list the newest ones."""
     from edgeops.client.api import Api
 
     api = Api.from_home(home)
     if rollout_id is None:
-        if watch:
-            raise EdgeopsError("E-CONFIG", "--watch needs the id of a rollout")
-        _list(api, as_json)
+        show_again(lambda: _list(api, as_json), watch=watch)
         return
     rollout = _watch(api, rollout_id) if watch else api.rollout(rollout_id)
     _show(rollout, as_json)
@@ -184,7 +185,7 @@ def explain(home: Path, rollout_id: int, as_json: bool) -> None:
     if troubled:
         print_table(
             ("device", "group", "state", "code", "detail"),
-            [(m.connection, m.group, m.state, m.code or "", m.detail) for m in troubled[:TROUBLED_SHOWN]],
+            [(_name(m), m.group, m.state, m.code or "", m.detail) for m in troubled[:TROUBLED_SHOWN]],
         )
         if len(troubled) > TROUBLED_SHOWN:
             click.echo(f"and {len(troubled) - TROUBLED_SHOWN} more; --json lists all")
@@ -306,6 +307,10 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
         click.echo("no device has got this model by a rollout yet: how long they need is not known")
     else:
         click.echo(f"devices needed {plan.typical_s:.1f} s so far (median, measured)")
+
+
+def _name(member: MemberInfo) -> str:
+    return member.connection if member.unit == "self" else f"{member.connection}/{member.unit}"
 
 
 def _size(count: int) -> str:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -123,7 +124,8 @@ class Api:
 
     def tokens(self) -> list[resources.Token]:
         """Return the tokens that were made, newest first."""
-        return self._items("/api/v1/enrolment-tokens", list[resources.Token])[0]
+        found = self._pages("/api/v1/enrolment-tokens", list[resources.Token])
+        return sorted(found, key=lambda token: -token.created_at_s)
 
     def devices(self, where: str = "") -> Iterator[resources.DeviceInfo]:
         """Yield all devices by name, or those that a query finds.
@@ -131,11 +133,7 @@ class Api:
         Raises:
             EdgeopsError: E-QUERY; the query cannot be read.
         """
-        after: str | None = ""
-        while after is not None:
-            query = {"limit": str(PAGE), "after": after, "where": where}
-            page, after = self._items("/api/v1/devices", list[resources.DeviceInfo], query)
-            yield from page
+        yield from self._pages("/api/v1/devices", list[resources.DeviceInfo], {"where": where})
 
     def device_page(self, after: str = "", limit: int = PAGE) -> list[resources.DeviceInfo]:
         """Return some devices by name, after a name."""
@@ -148,6 +146,26 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN.
         """
         return self._call("GET", f"/api/v1/devices/{_part(connection)}", resources.DeviceDetail)
+
+    def label_device(self, name: str, labels: Mapping[str, str | None]) -> resources.DeviceDetail:
+        """Set labels of a device or of a unit behind it (`gateway/unit`); None: the label goes.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN. E-NAME or E-CONFIG; a label is not acceptable.
+        """
+        connection, _, unit = name.partition("/")
+        path = f"/api/v1/devices/{_part(connection)}" + (f"/units/{_part(unit)}" if unit else "")
+        return self._call("PATCH", path, resources.DeviceDetail, {"labels": dict(labels)})
+
+    def history(self, name: str, limit: int = 100) -> list[resources.PastInfo]:
+        """Return what a device or a unit behind it was to run, newest first, at most 500.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN.
+        """
+        connection, _, unit = name.partition("/")
+        query = {"unit": unit or "self", "limit": str(limit)}
+        return self._items(f"/api/v1/devices/{_part(connection)}/history", list[resources.PastInfo], query)[0]
 
     def telemetry(
         self, model: str, *, devices: Sequence[str] = (), by: str = "all", **narrowed: str | float | None
@@ -259,9 +277,10 @@ class Api:
         """
         return self._call("POST", "/api/v1/rollouts/plan", resources.RolloutPlan, msgspec.to_builtins(wish))
 
-    def rollouts(self) -> list[resources.RolloutInfo]:
-        """Return the newest rollouts."""
-        return self._items("/api/v1/rollouts", list[resources.RolloutInfo])[0]
+    def rollouts(self, before: int = 1 << 53, limit: int = 100) -> list[resources.RolloutInfo]:
+        """Return the newest rollouts before a number, at most 500."""
+        query = {"before": str(before), "limit": str(limit)}
+        return self._items("/api/v1/rollouts", list[resources.RolloutInfo], query)[0]
 
     def rollout(self, rollout_id: int) -> resources.RolloutInfo:
         """Return one rollout.
@@ -277,12 +296,7 @@ class Api:
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        after: str | None = ""
-        while after is not None:
-            query = {"limit": str(PAGE), "after": after}
-            path = f"/api/v1/rollouts/{rollout_id}/members"
-            page, after = self._items(path, list[resources.MemberInfo], query)
-            yield from page
+        yield from self._pages(f"/api/v1/rollouts/{rollout_id}/members", list[resources.MemberInfo])
 
     def approve_rollout(self, rollout_id: int) -> resources.RolloutInfo:
         """Say as a second person that a draft may start.
@@ -363,7 +377,7 @@ class Api:
 
     def groups(self) -> list[resources.DeviceGroup]:
         """Return the device groups, with who is in each now."""
-        return self._items("/api/v1/groups", list[resources.DeviceGroup])[0]
+        return list(self._pages("/api/v1/groups", list[resources.DeviceGroup]))
 
     def group(self, name: str) -> resources.DeviceGroup:
         """Return one device group.
@@ -392,7 +406,7 @@ class Api:
 
     def api_tokens(self) -> list[resources.ApiTokenInfo]:
         """Return the API tokens by name."""
-        return self._items("/api/v1/api-tokens", list[resources.ApiTokenInfo])[0]
+        return list(self._pages("/api/v1/api-tokens", list[resources.ApiTokenInfo]))
 
     def revoke_api_token(self, name: str) -> None:
         """End an API token at once.
@@ -408,6 +422,13 @@ class Api:
 
     def _act(self, rollout_id: int, action: str) -> resources.RolloutInfo:
         return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", resources.RolloutInfo)
+
+    def _pages(self, path: str, kind: type[list[T]], query: Mapping[str, str] = MappingProxyType({})) -> Iterator[T]:
+        """Yield all items of a list, page by page."""
+        after: str | None = ""
+        while after is not None:
+            page, after = self._items(path, kind, {**query, "limit": str(PAGE), "after": after})
+            yield from page
 
     def _items(self, path: str, kind: type[T], query: _Query | None = None) -> tuple[T, str | None]:
         page = self._call("GET", path, _Items, query=query)

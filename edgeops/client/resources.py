@@ -82,6 +82,19 @@ class FailureInfo(Wire, frozen=True, kw_only=True):
     at_s: float
 
 
+class SelfTestInfo(Wire, frozen=True, kw_only=True):
+    """What the self-test measured on the device, with the golden vectors of the bundle."""
+
+    vectors: int
+    max_abs_diff: float
+    min_cosine: float
+    load_ms: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_mib: float
+    provider: str
+
+
 class ComponentInfo(Wire, frozen=True, kw_only=True):
     """One component of a unit; requests, errors and latency are those of the active release."""
 
@@ -96,12 +109,18 @@ class ComponentInfo(Wire, frozen=True, kw_only=True):
     latency_p50_ms: float | None
     latency_p95_ms: float | None
     endpoint: str | None
+    self_test: SelfTestInfo | None = None
 
 
 class UnitInfo(Wire, frozen=True, kw_only=True):
-    """One unit of a device."""
+    """One unit of a device: `self`, or behind it. `labels` are those beside the device's."""
 
     unit: str
+    profile: str = ""
+    labels: dict[str, str] = {}
+    attributes: dict[str, str] = {}
+    capabilities: dict[str, str] = {}
+    agent_version: str = ""
     desired_generation: int
     observed_generation: int
     published: bool
@@ -128,6 +147,24 @@ class DeviceInfo(Wire, frozen=True, kw_only=True):
     rejected_messages: int
     rejected_last: str
     units: tuple[UnitInfo, ...]
+
+
+class PastComponent(Wire, frozen=True, kw_only=True):
+    """One component of a desired state of the past."""
+
+    name: str
+    kind: str
+    release: str
+
+
+class PastInfo(Wire, frozen=True, kw_only=True):
+    """One desired state that a unit was given; `outcomes`: how far the release of each rollout got with it."""
+
+    generation: int
+    at_s: float
+    cause: str
+    components: tuple[PastComponent, ...]
+    outcomes: dict[str, str]
 
 
 class ProgressInfo(Wire, frozen=True, kw_only=True):
@@ -387,11 +424,12 @@ class FreezeInfo(Wire, frozen=True, kw_only=True):
 
 
 class FleetInfo(Wire, frozen=True, kw_only=True):
-    """The fleet at a glance; `frozen` None: rollouts go on."""
+    """The fleet at a glance; `units`: devices and what is behind them; `frozen` None: rollouts go on."""
 
     fleet: str
     devices: int
     online: int
+    units: int = 0
     profiles: dict[str, int]
     frozen: FreezeInfo | None
 

@@ -199,6 +199,8 @@ class Reported(Wire, frozen=True, kw_only=True):
         capabilities: Runtimes present: name → version.
         stale_s: Seconds since trusted metadata was last fresh; None: fresh.
         features: What this agent knows that older ones do not.
+        attributes: What the machine is: operating system, kernel, processor, memory and the like, for people and for
+            queries; no secret, and nothing that changes from hour to hour.
     """
 
     fleet: str
@@ -215,6 +217,7 @@ class Reported(Wire, frozen=True, kw_only=True):
     stale_s: float | None = None
     refused: Failure | None = None
     features: tuple[str, ...] = ()
+    attributes: dict[str, str] = {}
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

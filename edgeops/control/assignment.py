@@ -14,7 +14,12 @@ _COMPONENTS = msgspec.json.Decoder(tuple[Component, ...])
 
 def components_of(unit: Unit) -> tuple[Component, ...]:
     """Return what the unit should hold."""
-    return _COMPONENTS.decode(unit.desired_components)
+    return components_in(unit.desired_components)
+
+
+def components_in(data: bytes) -> tuple[Component, ...]:
+    """Return the components of a desired state as it rests in a row."""
+    return _COMPONENTS.decode(data)
 
 
 def assign(
@@ -83,11 +88,14 @@ def previous_component(session: Session, unit: Unit, name: str, *, below: int) -
     return next((part for part in _COMPONENTS.decode(found or b"[]") if part.name == name), None)
 
 
-def new_unit(connection: str, unit: str) -> Unit:
+def new_unit(connection: str, unit: str, *, profile: str, now_s: float) -> Unit:
     """Return the row of a unit that has neither reported nor been told anything."""
     return Unit(
         connection=connection,
         unit=unit,
+        profile=profile,
+        labels={},
+        added_at_s=now_s,
         boot_id="",
         seq=0,
         observed_generation=0,

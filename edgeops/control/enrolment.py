@@ -155,7 +155,7 @@ def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, 
             )
         )
         session.flush()
-        session.add(new_unit(connection, SELF_UNIT))
+        session.add(new_unit(connection, SELF_UNIT, profile=request.profile, now_s=now_s))
         token.used_at_s, token.used_by = now_s, connection
         audit.record(
             session, at_s=now_s, actor=f"token/{token.id}", action="device.enrol", subject=f"device/{connection}"

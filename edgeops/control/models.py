@@ -67,13 +67,18 @@ class Device(Base):
 class Unit(Base):
     """What one unit of a connection reported last, and what it should run.
 
-    Desired state waits for publication while `publish_wanted` differs from `publish_done`.
+    `profile` of a connection itself is what it joined with; of a unit behind it what was reported last, "" before that.
+    `labels` are those beside the connection's. Desired state waits for publication while `publish_wanted` differs from
+    `publish_done`.
     """
 
     __tablename__ = "units"
 
     connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"), primary_key=True)
     unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    profile: Mapped[str] = mapped_column(_NAME, index=True)
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    added_at_s: Mapped[float]
     boot_id: Mapped[str] = mapped_column(String(64))
     seq: Mapped[int] = mapped_column(BigInteger)
     observed_generation: Mapped[int] = mapped_column(BigInteger)

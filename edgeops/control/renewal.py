@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from sqlalchemy import select
 
 from edgeops.contracts.enrolment import RenewalMessage
@@ -83,6 +85,12 @@ def want_renewal(database: Database, connection: str, *, actor: str, now_s: floa
         else:
             reissue(session, unit, (), cause="renewal", now_s=now_s)
         audit.record(session, at_s=now_s, actor=actor, action="device.want-renewal", subject=f"device/{connection}")
+
+
+@functools.lru_cache(maxsize=20_000)
+def certificate_until_s(pem: str) -> float | None:
+    """Return when a device's certificate (PEM) ends; None: it has none."""
+    return certificates.validity(pem.encode()).not_after_s if pem else None
 
 
 def _fact(pem: bytes) -> dict[str, float | str]:

@@ -24,8 +24,9 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SHARED_LEAVES
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.control.access import Doorkeeper
-from edgeops.control.api.app import ControlApi, api_app
+from edgeops.control.api.app import api_app
 from edgeops.control.api.artifacts import artifacts_app
+from edgeops.control.api.base import ControlApi
 from edgeops.control.api.resources import BrokerHealth, Health
 from edgeops.control.backup import DATABASE_NAME
 from edgeops.control.broker.start import BrokerKind, BrokerTls, RunningBroker, is_free, local_host, start_broker

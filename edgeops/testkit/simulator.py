@@ -102,7 +102,7 @@ def enroll_many(
     with database.write() as session:
         session.add_all(rows)
         session.flush()
-        session.add_all(new_unit(identity.name, SELF_UNIT) for identity in made)
+        session.add_all(new_unit(identity.name, SELF_UNIT, profile=identity.profile, now_s=now_s) for identity in made)
     return made
 
 

@@ -15,7 +15,8 @@ from registry_fleet import FLEET, MODEL, release
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.enrolment import BrokerAddress
-from edgeops.control.api.app import ControlApi, api_app
+from edgeops.control.api.app import api_app
+from edgeops.control.api.base import ControlApi
 from edgeops.control.api.resources import BrokerHealth, Health
 from edgeops.control.database import Database
 from edgeops.control.enrolment import FirstTrust

@@ -59,7 +59,10 @@ def join(directory: Path, token_text: str, *, profile: str, name: str) -> EnrolR
 
 
 class FakeDevice:
-    """Reports the end of everything desired at once: confirmed, or failed for releases in `refuses`."""
+    """Reports the end of everything desired at once: confirmed, or failed for releases in `refuses`.
+
+    It may be a gateway: `behind` are the units that it speaks for, with their profiles.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class FakeDevice:
         *,
         refuses: tuple[str, ...] = (),
         boot_id: str = "b1",
+        behind: dict[str, str] | None = None,
     ) -> None:
         self.name, self.fleet = joined.connection, joined.fleet
         self._identity = DeviceIdentity.load(directory)
@@ -80,6 +84,9 @@ class FakeDevice:
         self.desired: Desired | None = None
         self.active: dict[str, Slot] = {}
         self.asleep = False
+        self.behind = behind or {}
+        self.desired_behind: dict[str, Desired] = {}
+        self.active_behind: dict[str, dict[str, Slot]] = {unit: {} for unit in self.behind}
         self._changed = threading.Condition()
         files = self._identity.tls_files()
         self.link = MqttLink(
@@ -109,14 +116,15 @@ class FakeDevice:
         with self._changed:
             assert self._changed.wait_for(lambda: generation in self.generations, within_s), self.generations
 
-    def report(self, observed: int, components: tuple[ComponentReport, ...] = ()) -> None:
+    def report(self, observed: int, components: tuple[ComponentReport, ...] = (), unit: str = "self") -> None:
         self._seq += 1
         statement = Reported(
-            fleet=self.fleet, connection=self.name, unit="self", boot_id=self.boot_id, seq=self._seq, at_s=0.0,
-            agent_version="0.0.1", profile="any", observed_generation=observed, components=components,
+            fleet=self.fleet, connection=self.name, unit=unit, boot_id=self.boot_id, seq=self._seq, at_s=0.0,
+            agent_version="0.0.1", profile=self.behind.get(unit, "any"), observed_generation=observed,
+            components=components,
         )  # fmt: skip
         envelope = statements.sign(statement, self._identity.signer)
-        self.link.publish(unit_topic(self.fleet, self.name, "self", "reported"), envelope, retain=True)
+        self.link.publish(unit_topic(self.fleet, self.name, unit, "reported"), envelope, retain=True)
 
     def _on_connect(self) -> None:
         self.link.publish(
@@ -124,17 +132,27 @@ class FakeDevice:
         )
         if self.desired is not None and not self.asleep:
             self.obey()
+        for unit in self.behind:
+            self._obey_behind(unit)
 
     def _on_message(self, message: Message) -> None:
         topic = parse_topic(message.topic)
+        floor = max(self.generations, default=0)
+        if topic.unit in self.behind:
+            known = self.desired_behind.get(topic.unit)
+            floor = 0 if known is None else known.generation
         try:
             desired = desired_state.verify(
                 message.payload, keys=self._keys, fleet=self.fleet, connection=self.name, unit=topic.unit,
-                floor_generation=max(self.generations, default=0), now_s=0.0,
+                floor_generation=floor, now_s=0.0,
             )  # fmt: skip
         except EdgeopsError as error:
             if error.code != "E-TRUST-REPLAY":
                 raise
+            return
+        if topic.unit in self.behind:
+            self.desired_behind[topic.unit] = desired
+            self._obey_behind(topic.unit)
             return
         with self._changed:
             self.generations.append(desired.generation)
@@ -148,15 +166,25 @@ class FakeDevice:
         reports = tuple(self._end_of(component, self.desired.generation) for component in self.desired.components)
         self.report(self.desired.generation, reports)
 
-    def _end_of(self, component: Component, generation: int) -> ComponentReport:
+    def _obey_behind(self, unit: str) -> None:
+        wanted = self.desired_behind.get(unit)
+        if wanted is None:
+            self.report(0, unit=unit)
+            return
+        active = self.active_behind[unit]
+        ends = tuple(self._end_of(component, wanted.generation, active) for component in wanted.components)
+        self.report(wanted.generation, ends, unit=unit)
+
+    def _end_of(self, component: Component, generation: int, active: dict[str, Slot] | None = None) -> ComponentReport:
+        active = self.active if active is None else active
         refused = component.release in self.refuses
         if not refused:
-            self.active[component.name] = Slot(release=component.release, digest=component.digest, number=1)
+            active[component.name] = Slot(release=component.release, digest=component.digest, number=1)
         return ComponentReport(
             name=component.name,
             kind=ComponentKind.MODEL,
             state=DeploymentState.FAILED if refused else DeploymentState.CONFIRMED,
             generation=generation,
-            active=self.active.get(component.name),
+            active=active.get(component.name),
             failure=msgspec.structs.replace(self.failure, release=component.release) if refused else None,
         )

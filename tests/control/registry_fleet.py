@@ -68,7 +68,7 @@ def add_devices(
                 )
             )
             session.flush()
-            session.add(new_unit(name, "self"))
+            session.add(new_unit(name, "self", profile=profile, now_s=enrolled_at_s))
     return names
 
 
@@ -87,16 +87,20 @@ def release(version: str, number: int = 1, profiles: tuple[str, ...] = PROFILES)
 
 
 class SpeakingDevice:
-    """A device whose words go straight to the registry: it has one boot and counts its messages."""
+    """A device, or a unit behind it, whose words go straight to the registry: it has one boot, counts its messages."""
 
-    def __init__(self, database: Database, name: str, *, boot_id: str = "boot-1") -> None:
-        self._database, self.name, self.boot_id = database, name, boot_id
+    def __init__(
+        self, database: Database, name: str, *, boot_id: str = "boot-1", unit: str = "self", profile: str = "any"
+    ) -> None:
+        self._database, self.name, self.boot_id, self.unit, self.profile = database, name, boot_id, unit, profile
         self.seq = 0
         self.features: tuple[str, ...] = (SHADOW_FEATURE,)
+        self.attributes: dict[str, str] = {}
+        self.capabilities: dict[str, str] = {}
 
     def desired(self) -> tuple[int, tuple[Component, ...]]:
         with self._database.read() as session:
-            unit = session.get_one(Unit, (self.name, "self"))
+            unit = session.get_one(Unit, (self.name, self.unit))
             return unit.desired_generation, components_of(unit)
 
     def report(self, components: tuple[ComponentReport, ...], *, observed: int, now_s: float) -> Reported:
@@ -104,15 +108,17 @@ class SpeakingDevice:
         statement = Reported(
             fleet=FLEET,
             connection=self.name,
-            unit="self",
+            unit=self.unit,
             boot_id=self.boot_id,
             seq=self.seq,
             at_s=now_s,
             agent_version="0.1.0",
-            profile="any",
+            profile=self.profile,
             observed_generation=observed,
             components=components,
             features=self.features,
+            attributes=self.attributes,
+            capabilities=self.capabilities,
         )
         self.say(statement, now_s)
         return statement
@@ -146,7 +152,7 @@ class SpeakingDevice:
             **seen,
         )
         telemetry = Telemetry(
-            fleet=FLEET, connection=self.name, unit="self", boot_id=self.boot_id, seq=self.seq,
+            fleet=FLEET, connection=self.name, unit=self.unit, boot_id=self.boot_id, seq=self.seq,
             start_s=now_s - 1, end_s=now_s, models=(window,),
             device=DeviceWindow(uptime_s=1.0, temperature_c=temperature_c),
         )  # fmt: skip

@@ -86,9 +86,9 @@ def run(serving: Serving, *words: str) -> Any:
     return json.loads(result.stdout) if "--json" in words else result.stdout
 
 
-def make_release(home: Path, version: str) -> None:
+def make_release(home: Path, version: str, profiles: tuple[str, ...] = PROFILES) -> None:
     """Publish a release that no device of these tests opens."""
-    publish_sealed_release(home, home.parent / "bundles" / version, MODEL, version, PROFILES)
+    publish_sealed_release(home, home.parent / "bundles" / version, MODEL, version, profiles)
 
 
 class Fleet:

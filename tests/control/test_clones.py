@@ -20,6 +20,7 @@ from edgeops.control.database import Database
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.ingest.apply import CLONE_SIGNS, Batch
 from edgeops.control.models import Device
+from edgeops.control.units import enrolled
 
 NOW = 1_000_000.0
 
@@ -40,7 +41,7 @@ def name(database: Database) -> str:
 
 def health(database: Database, name: str) -> str:
     with database.read() as session:
-        return facts_of(session, [session.get_one(Device, name)], NOW)[name].health
+        return facts_of(enrolled(session), NOW)[name].health
 
 
 class Machine(SpeakingDevice):

@@ -20,6 +20,7 @@ from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.followers import take_in_followers
 from edgeops.control.rollout.policy import Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.units import enrolled
 
 NOW = 1_800_000_000.0
 ALL = Policy(groups=("100%",))
@@ -52,7 +53,7 @@ def test_facts_are_what_the_device_reported_last(registry_url: Path | str) -> No
         observed=1, now_s=NOW,
     )  # fmt: skip
     with database.read() as session:
-        facts = facts_of(session, session.scalars(select(Device)), NOW)
+        facts = facts_of(enrolled(session), NOW)
     assert (facts[good].releases, facts[good].states, facts[good].health) == (
         {"lines": "1.2.0"}, {"lines": "confirmed"}, "ok",
     )  # fmt: skip

@@ -40,6 +40,9 @@ def spoken(database: Database, hours: int) -> dict[str, list[tuple[float, list[f
 def ask(database: Database, **asked: object) -> dict[Place, Traffic]:
     whole = {"model": MODEL, "since_s": 0.0, "until_s": NOW + 4000 * DAY_S}
     with database.read() as session:
+        if "devices" in asked:
+            asked = {**asked, "units": {(name, "self") for name in asked["devices"]}}  # type: ignore[attr-defined]
+            del asked["devices"]
         return merged(session, Asked(**{**whole, **asked}))  # type: ignore[arg-type]
 
 

@@ -103,6 +103,7 @@ ONE_OF_EACH: dict[str, Wire] = {
     "reported": Reported(
         fleet="demo", connection="pi-1", unit="self", boot_id="b1", seq=3, at_s=T0, agent_version="0.1.0",
         profile="raspberry-pi-4", observed_generation=7, capabilities={"litert": "2.3.0"},
+        attributes={"arch": "aarch64"},
         components=(
             ComponentReport(
                 name="m", kind=ComponentKind.MODEL, state=DeploymentState.FAILED, generation=7, active=SLOT,

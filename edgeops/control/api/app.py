@@ -3,78 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi import Path as PathParameter
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import APIRouter, Depends, FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from edgeops.__about__ import __version__
 from edgeops.contracts.access import Permission, Role
-from edgeops.contracts.bundle import DriftReference
-from edgeops.contracts.enrolment import BrokerAddress, EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
+from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
-from edgeops.control import access, enrolment, renewal, revocation
-from edgeops.control.api import conditions, limits, problems, repeats, resources, samples, telemetry, views
+from edgeops.control import access, enrolment, renewal
+from edgeops.control.api import (
+    access_resources,
+    conditions,
+    limits,
+    problems,
+    registry,
+    repeats,
+    resources,
+    samples,
+    telemetry,
+    views,
+)
+from edgeops.control.api.base import (
+    PAGE_DEFAULT,
+    After,
+    AfterUnit,
+    Before,
+    ControlApi,
+    Limit,
+    RolloutId,
+    may,
+)
 from edgeops.control.api.document import openapi_document
-from edgeops.control.database import Database
-from edgeops.control.groups import manage as groups
 from edgeops.control.ingest import rollups
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy, Rate, Shadow
 from edgeops.control.rollout.schedule import Schedule
 from edgeops.control.rollout.selection import Selection
-
-PAGE_DEFAULT, PAGE_MAX = 100, 500
-_SCHEME = HTTPBearer(auto_error=False)
-
-
-class ControlApi(NamedTuple):
-    """What the API stands on.
-
-    Args:
-        database: The registry.
-        fleet: The fleet.
-        trust: Returns what enrolment tokens tell devices to trust.
-        issuer: Issues devices' certificates.
-        ca_pem: The fleet CA's certificate.
-        root_json: Returns the TUF root that devices start from.
-        broker: Where devices find the broker.
-        artifacts_url: Where devices find the artifacts.
-        token: The bearer token of the home's owner, who is an admin.
-        approval: No rollout starts that a second person has not approved.
-        releases: Returns the published releases.
-        references: Returns what a release's bundles were compiled with, by profile.
-        wake: Says that a rollout or a desired state changed, or a device joined.
-        shut_out: Ends a revoked device's session and keeps it out.
-        health: Returns the control plane's health.
-        metrics: Returns what Prometheus reads.
-    """
-
-    database: Database
-    fleet: str
-    trust: Callable[[], enrolment.FirstTrust]
-    issuer: enrolment.CertificateIssuer
-    ca_pem: bytes
-    root_json: Callable[[], bytes]
-    broker: BrokerAddress
-    artifacts_url: str
-    token: str
-    approval: bool
-    releases: Callable[[], Sequence[Release]]
-    references: Callable[[Release], Mapping[str, DriftReference]]
-    wake: Callable[[], None]
-    shut_out: Callable[[str], None]
-    health: Callable[[], resources.Health]
-    metrics: Callable[[], bytes]
 
 
 def api_app(control: ControlApi) -> FastAPI:
@@ -84,17 +56,17 @@ def api_app(control: ControlApi) -> FastAPI:
     app.include_router(_health(control))
     door = access.Doorkeeper(control.database, control.token)
     conditional = Depends(conditions.refuse_unchecked)
-    readers = [Depends(_may(door, Permission.READ)), conditional]
+    readers = [Depends(may(door, Permission.READ)), conditional]
     app.include_router(_metrics(control), dependencies=readers)
     app.include_router(_enrolment_tokens(control, door), dependencies=readers)
-    app.include_router(_registry(control, door), dependencies=readers)
-    app.include_router(_groups(control, door), dependencies=readers)
+    app.include_router(registry.registry(control, door), dependencies=readers)
+    app.include_router(registry.device_groups_router(control, door), dependencies=readers)
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
     app.include_router(telemetry.router(control.database), dependencies=readers)
-    operate = _may(door, Permission.ROLL_OUT)
+    operate = may(door, Permission.ROLL_OUT)
     app.include_router(samples.router(control.database, control.wake, operate), dependencies=readers)
-    app.include_router(_access(control, door), dependencies=[Depends(_may(door, Permission.ADMINISTER)), conditional])
+    app.include_router(_access(control, door), dependencies=[Depends(may(door, Permission.ADMINISTER)), conditional])
     app.include_router(_bootstrap(control))
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
@@ -106,17 +78,6 @@ def api_app(control: ControlApi) -> FastAPI:
     app.add_middleware(limits.BodyLimit)
     app.add_middleware(limits.SafeHeaders)
     return app
-
-
-def _may(door: access.Doorkeeper, permission: Permission) -> Callable[..., access.Caller]:
-    """Return a dependency that lets only those in who may do this, and says who it is."""
-
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]) -> access.Caller:
-        caller = door.identify(given.credentials if given is not None else "", time.time())
-        access.check_allowed(caller, permission)
-        return caller
-
-    return check
 
 
 def _health(control: ControlApi) -> APIRouter:
@@ -142,10 +103,10 @@ def _metrics(control: ControlApi) -> APIRouter:
 
 def _enrolment_tokens(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/enrolment-tokens", tags=["enrolment"])
-    enroller = Depends(_may(door, Permission.ENROLL))
+    enroller = Depends(may(door, Permission.ENROLL))
 
     @router.post("", status_code=201, summary="Make a one-time token with which one device can join")
-    def create(wish: resources.TokenRequest, caller: access.Caller = enroller) -> resources.TokenCreated:
+    def create(wish: access_resources.TokenRequest, caller: access.Caller = enroller) -> access_resources.TokenCreated:
         issued = enrolment.issue_token(
             control.database,
             control.trust(),
@@ -154,106 +115,19 @@ def _enrolment_tokens(control: ControlApi, door: access.Doorkeeper) -> APIRouter
             now_s=time.time(),
             valid_s=wish.valid_s,
         )
-        return resources.TokenCreated(id=issued.id, token=issued.text, expires_at_s=issued.expires_at_s)
+        return access_resources.TokenCreated(id=issued.id, token=issued.text, expires_at_s=issued.expires_at_s)
 
     @router.get("", summary="List the tokens that were made")
-    def tokens() -> resources.Tokens:
+    def tokens(after: After = "", limit: Limit = PAGE_DEFAULT) -> access_resources.Tokens:
         with control.database.read() as session:
-            return views.tokens(session)
-
-    return router
-
-
-_RolloutId = Annotated[int, PathParameter(ge=1, lt=1 << 53)]
-_After = Annotated[str, Query(max_length=63, description="Cursor: `next` of the page before")]
-_Before = Annotated[int, Query(ge=1, le=1 << 53, description="Cursor: `next` of the page before")]
-_Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
-
-
-def _registry(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
-    router = APIRouter(prefix="/api/v1", tags=["registry"])
-    operator = Depends(_may(door, Permission.ROLL_OUT))
-
-    @router.get("/devices", summary="List devices by name")
-    def devices(
-        after: _After = "",
-        limit: _Limit = PAGE_DEFAULT,
-        profile: str | None = None,
-        online: bool | None = None,
-        where: Annotated[str, Query(max_length=2000, description="A query over devices")] = "",
-    ) -> resources.Devices:
-        with control.database.read() as session:
-            return views.device_page(
-                session, after=after, limit=limit, profile=profile, online=online, where=where, now_s=time.time()
-            )
-
-    @router.get("/devices/{connection}", summary="Show a device with its reports and newest steps")
-    def device(connection: str) -> resources.DeviceDetail:
-        with control.database.read() as session:
-            return views.device_detail(session, connection)
-
-    @router.post("/devices/{connection}/revoke", summary="Shut a device out, at once and for good")
-    def revoke_device(connection: str, caller: access.Caller = operator) -> resources.DeviceDetail:
-        revocation.revoke(control.database, connection, actor=caller.name, now_s=time.time())
-        control.shut_out(connection)
-        control.wake()
-        with control.database.read() as session:
-            return views.device_detail(session, connection)
-
-    @router.post("/devices/{connection}/renew", summary="Have a device renew its certificate now")
-    def renew_device(connection: str, caller: access.Caller = operator) -> resources.DeviceDetail:
-        renewal.want_renewal(control.database, connection, actor=caller.name, now_s=time.time())
-        control.wake()
-        with control.database.read() as session:
-            return views.device_detail(session, connection)
-
-    @router.get("/releases", summary="List the published releases")
-    def releases() -> resources.Releases:
-        return resources.Releases(items=[msgspec.to_builtins(release) for release in control.releases()])
-
-    return router
-
-
-def _groups(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
-    router = APIRouter(prefix="/api/v1/groups", tags=["groups"])
-    engineer = Depends(_may(door, Permission.ENROLL))
-
-    @router.post("", status_code=201, summary="Make a device group: by a query, or by names")
-    def create(wish: resources.GroupRequest, caller: access.Caller = engineer) -> resources.DeviceGroupResource:
-        now_s = time.time()
-        groups.create(
-            control.database, wish.name, query=wish.query, devices=wish.devices, actor=caller.name, now_s=now_s
-        )
-        return group(wish.name)
-
-    @router.get("", summary="List device groups, with who is in each now")
-    def device_groups() -> resources.DeviceGroups:
-        with control.database.read() as session:
-            return views.device_groups(session, time.time())
-
-    @router.get("/{name}", summary="Show a device group, with who is in it now")
-    def group(name: str) -> resources.DeviceGroupResource:
-        with control.database.read() as session:
-            return views.device_group(session, name, time.time())
-
-    @router.delete("/{name}", summary="Remove a device group; its devices stay as they are")
-    def remove(
-        name: str, caller: access.Caller = engineer, if_match: conditions.IfMatch = None
-    ) -> resources.DeviceGroups:
-        now_s = time.time()
-
-        def check(session: Session) -> None:
-            conditions.check_unchanged(if_match, views.device_group(session, name, now_s))
-
-        groups.remove(control.database, name, actor=caller.name, now_s=now_s, check=check)
-        return device_groups()
+            return views.tokens(session, after=after, limit=limit)
 
     return router
 
 
 def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
-    proposer, operator = Depends(_may(door, Permission.PROPOSE)), Depends(_may(door, Permission.ROLL_OUT))
+    proposer, operator = Depends(may(door, Permission.PROPOSE)), Depends(may(door, Permission.ROLL_OUT))
 
     def shown(rollout_id: int) -> resources.RolloutResource:
         with control.database.read() as session:
@@ -316,22 +190,22 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         return release, policy, selection
 
     @router.get("", summary="List rollouts, newest first")
-    def rollouts() -> resources.Rollouts:
+    def rollouts(before: Before = 1 << 53, limit: Limit = PAGE_DEFAULT) -> resources.Rollouts:
         with control.database.read() as session:
-            return views.rollout_list(session)
+            return views.rollout_list(session, before=before, limit=limit)
 
     @router.get("/{rollout_id}", summary="Show a rollout: where it stands and why")
-    def rollout(rollout_id: _RolloutId) -> resources.RolloutResource:
+    def rollout(rollout_id: RolloutId) -> resources.RolloutResource:
         return shown(rollout_id)
 
     @router.get("/{rollout_id}/members", summary="List the devices of a rollout by name")
-    def members(rollout_id: _RolloutId, after: _After = "", limit: _Limit = PAGE_DEFAULT) -> resources.Members:
+    def members(rollout_id: RolloutId, after: AfterUnit = "", limit: Limit = PAGE_DEFAULT) -> resources.Members:
         with control.database.read() as session:
             return views.member_page(session, rollout_id, after=after, limit=limit)
 
     def act(name: str, action: Callable[..., None], summary: str) -> None:
         @router.post(f"/{{rollout_id}}/{name}", summary=summary, name=name)
-        def do(rollout_id: _RolloutId, caller: access.Caller = operator) -> resources.RolloutResource:
+        def do(rollout_id: RolloutId, caller: access.Caller = operator) -> resources.RolloutResource:
             action(control.database, rollout_id, actor=caller.name, now_s=time.time())
             control.wake()
             return shown(rollout_id)
@@ -348,7 +222,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
 
 def _fleet(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/fleet", tags=["fleet"])
-    operator = Depends(_may(door, Permission.ROLL_OUT))
+    operator = Depends(may(door, Permission.ROLL_OUT))
 
     def shown() -> resources.Fleet:
         with control.database.read() as session:
@@ -370,7 +244,7 @@ def _fleet(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         return shown()
 
     @router.get("/audit", summary="List who did what, newest first")
-    def audit(before: _Before = 1 << 53, limit: _Limit = PAGE_DEFAULT) -> resources.AuditLog:
+    def audit(before: Before = 1 << 53, limit: Limit = PAGE_DEFAULT) -> resources.AuditLog:
         with control.database.read() as session:
             return views.audit_page(session, before=before, limit=limit)
 
@@ -379,22 +253,24 @@ def _fleet(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
 
 def _access(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/api-tokens", tags=["access"])
-    admin = Depends(_may(door, Permission.ADMINISTER))
+    admin = Depends(may(door, Permission.ADMINISTER))
 
     @router.post("", status_code=201, summary="Make an API token with a role; its text is told once")
-    def create(wish: resources.ApiTokenRequest, caller: access.Caller = admin) -> resources.ApiTokenCreated:
+    def create(
+        wish: access_resources.ApiTokenRequest, caller: access.Caller = admin
+    ) -> access_resources.ApiTokenCreated:
         issued = access.issue(
             control.database, wish.name, Role(wish.role), actor=caller.name, now_s=time.time(), valid_s=wish.valid_s
         )
-        return resources.ApiTokenCreated(id=issued.id, token=issued.text, expires_at_s=issued.expires_at_s)
+        return access_resources.ApiTokenCreated(id=issued.id, token=issued.text, expires_at_s=issued.expires_at_s)
 
     @router.get("", summary="List the API tokens by name")
-    def tokens() -> resources.ApiTokens:
+    def tokens(after: After = "", limit: Limit = PAGE_DEFAULT) -> access_resources.ApiTokens:
         with control.database.read() as session:
-            return views.api_tokens(session)
+            return views.api_tokens(session, after=after, limit=limit)
 
     @router.delete("/{name}", summary="End an API token at once")
-    def revoke(name: str, caller: access.Caller = admin) -> resources.ApiTokens:
+    def revoke(name: str, caller: access.Caller = admin) -> access_resources.ApiTokens:
         access.revoke(control.database, name, actor=caller.name, now_s=time.time())
         return tokens()
 

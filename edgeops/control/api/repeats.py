@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import idempotency
 from edgeops.control.access import Doorkeeper
+from edgeops.control.api.access_resources import ToldOnce
 from edgeops.control.api.problems import problem_of
-from edgeops.control.api.resources import ToldOnce
 from edgeops.control.database import Database
 from edgeops.control.idempotency import CLAIM, Answer, Claim, KeyedRequest
 

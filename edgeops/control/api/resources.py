@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
 from edgeops.contracts.samples import MAX_VALID_S as MAX_VALID_SAMPLES_S
-from edgeops.control.access import MAX_VALID_S
 from edgeops.control.commands import VALID_S as SAMPLES_VALID_S
-from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
 from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+UNIT_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62})?$"
 Name = Annotated[str, Field(pattern=NAME)]
+UnitName = Annotated[str, Field(pattern=UNIT_NAME)]
 Labels = Annotated[dict[str, str], Field(max_length=32)]
 
 
@@ -29,82 +29,6 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class TokenRequest(Request):
-    """A wish for an enrolment token."""
-
-    profile: Name | None = None
-    name: Name | None = None
-    labels: Labels = {}
-    valid_s: Annotated[float, Field(gt=0, le=TOKEN_VALID_MAX_S)] = TOKEN_VALID_S
-
-
-class ToldOnce(BaseModel):
-    """An answer that holds a secret: it is kept nowhere, so that it cannot be repeated either."""
-
-
-class TokenCreated(ToldOnce):
-    """A new token. `token` is shown once."""
-
-    id: str
-    token: str
-    expires_at_s: float
-
-
-class Token(BaseModel):
-    """A token that was made; its secret is not kept."""
-
-    id: str
-    profile: str | None
-    name: str | None
-    labels: dict[str, str]
-    created_at_s: float
-    created_by: str
-    expires_at_s: float
-    used_at_s: float | None
-    used_by: str | None
-
-
-class Tokens(BaseModel):
-    """Tokens, newest first."""
-
-    items: list[Token]
-
-
-class ApiTokenRequest(Request):
-    """A wish for an API token: whose it is, and what it may do."""
-
-    name: Name
-    role: Literal["viewer", "data-scientist", "engineer", "operator", "admin"]
-    valid_s: Annotated[float, Field(gt=0, le=MAX_VALID_S)] = 90 * 86400.0
-
-
-class ApiTokenCreated(ToldOnce):
-    """A new API token. `token` is shown once."""
-
-    id: str
-    token: str
-    expires_at_s: float
-
-
-class ApiTokenResource(BaseModel):
-    """An API token that was made; its secret is not kept. `used_at_s` is exact to an hour."""
-
-    id: str
-    name: str
-    role: str
-    created_at_s: float
-    created_by: str
-    expires_at_s: float
-    revoked_at_s: float | None
-    used_at_s: float | None
-
-
-class ApiTokens(BaseModel):
-    """API tokens by name."""
-
-    items: list[ApiTokenResource]
-
-
 class FailureResource(BaseModel):
     """Why something failed or was refused."""
 
@@ -112,6 +36,19 @@ class FailureResource(BaseModel):
     what: str
     release: str
     at_s: float
+
+
+class SelfTestResource(BaseModel):
+    """What the self-test measured on the device, with the golden vectors of the bundle."""
+
+    vectors: int
+    max_abs_diff: float
+    min_cosine: float
+    load_ms: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_mib: float
+    provider: str
 
 
 class ComponentResource(BaseModel):
@@ -128,12 +65,18 @@ class ComponentResource(BaseModel):
     latency_p50_ms: float | None
     latency_p95_ms: float | None
     endpoint: str | None
+    self_test: SelfTestResource | None
 
 
 class UnitResource(BaseModel):
-    """One unit of a device. `published`: the broker has its desired state."""
+    """One unit of a device. `published`: the broker has its desired state. `labels` are those beside the device's."""
 
     unit: str
+    profile: str
+    labels: dict[str, str]
+    attributes: dict[str, str]
+    capabilities: dict[str, str]
+    agent_version: str
     desired_generation: int
     observed_generation: int
     published: bool
@@ -167,6 +110,37 @@ class Devices(BaseModel):
 
     items: list[DeviceResource]
     next: str | None
+
+
+class LabelsRequest(Request):
+    """Labels to set; null: the label goes. Those that are not named stay."""
+
+    labels: Annotated[dict[str, str | None], Field(min_length=1, max_length=32)]
+
+
+class PastComponent(BaseModel):
+    """One component of a desired state of the past."""
+
+    name: str
+    kind: str
+    release: str
+
+
+class GenerationResource(BaseModel):
+    """One desired state that a unit was given: since when and why, and how far each rollout's release got with it."""
+
+    generation: int
+    at_s: float
+    cause: str
+    components: list[PastComponent]
+    outcomes: dict[str, str]
+
+
+class UnitHistory(BaseModel):
+    """A page of a unit's desired states, newest first; `next` is the cursor of the following page, null at the end."""
+
+    items: list[GenerationResource]
+    next: int | None
 
 
 class ProgressResource(BaseModel):
@@ -286,7 +260,7 @@ class RolloutRequest(Request):
     retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] = 0
     on_failure: Literal["stop", "pause", "revert"] = "stop"
     gates: GatesResource = GatesResource()
-    devices: Annotated[list[Name], Field(max_length=10_000)] = []
+    devices: Annotated[list[UnitName], Field(max_length=10_000)] = []
     profiles: Annotated[list[Name], Field(max_length=1000)] = []
     labels: Labels = {}
     where: Annotated[str, Field(max_length=2000)] = ""
@@ -336,7 +310,7 @@ class GroupRequest(Request):
 
     name: Name
     query: Annotated[str, Field(max_length=2000)] = ""
-    devices: Annotated[list[Name], Field(max_length=10_000)] = []
+    devices: Annotated[list[UnitName], Field(max_length=10_000)] = []
 
 
 class DeviceGroupResource(BaseModel):
@@ -350,9 +324,10 @@ class DeviceGroupResource(BaseModel):
 
 
 class DeviceGroups(BaseModel):
-    """Device groups by name."""
+    """A page of device groups by name; `next` is the cursor of the following page, null at the end."""
 
     items: list[DeviceGroupResource]
+    next: str | None
 
 
 class PlannedGroupResource(BaseModel):
@@ -439,9 +414,10 @@ class RolloutResource(BaseModel):
 
 
 class Rollouts(BaseModel):
-    """Rollouts, newest first."""
+    """A page of rollouts, newest first; `next` is the cursor of the following page, null at the end."""
 
     items: list[RolloutResource]
+    next: int | None
 
 
 class MemberResource(BaseModel):
@@ -480,11 +456,12 @@ class FreezeResource(BaseModel):
 
 
 class Fleet(BaseModel):
-    """The fleet at a glance. `frozen` null: rollouts go on."""
+    """The fleet at a glance. `units` are devices and what is behind them, by profile. `frozen` null: rollouts go on."""
 
     fleet: str
     devices: int
     online: int
+    units: int
     profiles: dict[str, int]
     frozen: FreezeResource | None
 

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ShadowFigures
 from edgeops.control.api import resources, views
@@ -18,7 +17,8 @@ from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
 from edgeops.control.ingest import history
 from edgeops.control.ingest.rollups import DAY_S, HOUR_S, QUARTER_S
-from edgeops.control.models import Device
+from edgeops.control.models import Device, Unit
+from edgeops.control.units import Subject, meant
 
 _STEPS = {"all": None, "quarter": QUARTER_S, "hour": HOUR_S, "day": DAY_S}
 _Step = Literal["all", "quarter", "hour", "day"]
@@ -36,7 +36,10 @@ def router(database: Database) -> APIRouter:
         by: Annotated[_Step, Query(description="Spans to tell apart; all: one sum")] = "all",
         release: Annotated[str | None, Query(max_length=64)] = None,
         profile: Annotated[str | None, Query(max_length=63)] = None,
-        device: Annotated[list[str] | None, Query(max_length=500, description="Only these devices")] = None,
+        device: Annotated[
+            list[str] | None,
+            Query(max_length=500, description="Only these devices, with the units behind them, or units"),
+        ] = None,
         group: Annotated[str, Query(max_length=63, description="Only devices of this group")] = "",
         where: Annotated[str, Query(max_length=2000, description="Only devices that this query finds")] = "",
     ) -> resources.TelemetryHistory:
@@ -47,26 +50,25 @@ def router(database: Database) -> APIRouter:
             until_s=now_s + 1 if until_s < 0 else until_s,
             release=release,
             profile=profile,
-            devices=device,
             step_s=_STEPS[by],
         )
         with database.read() as session:
-            return _history(session, asked, where=where, group=group, now_s=now_s)
+            return _history(session, asked, devices=device, where=where, group=group, now_s=now_s)
 
     return routes
 
 
 def _history(
-    session: Session, asked: history.Asked, *, where: str, group: str, now_s: float
+    session: Session, asked: history.Asked, *, devices: Collection[str] | None, where: str, group: str, now_s: float
 ) -> resources.TelemetryHistory:
-    """Return what devices said of a model; `where` and `group` narrow the devices down further.
+    """Return what devices said of a model; all that is given narrows the devices down.
 
     Raises:
         EdgeopsError: E-QUERY; `where` cannot be read, or there are too many windows. E-GROUP; there is no such group.
         E-DEVICE-UNKNOWN; a named device is not enrolled.
     """
-    if asked.devices is not None or where or group:
-        asked = asked._replace(devices=_meant(session, asked.devices, where, group, now_s))
+    if devices or where or group:
+        asked = asked._replace(units=_meant(session, devices or (), where, group, now_s))
     return resources.TelemetryHistory(
         items=[
             resources.TelemetryResource(
@@ -96,20 +98,18 @@ def _compared(shadow: ShadowFigures) -> resources.ComparedResource:
     )
 
 
-def _meant(session: Session, named: Collection[str] | None, where: str, group: str, now_s: float) -> set[str]:
-    """Return the names of the devices that fulfil all that is given."""
-    everyone = session.scalars(select(Device)).all()
-    names = {device.connection for device in everyone}
-    for name in named or ():
-        if name not in names:
-            raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {name[:80]!r}", "See `edgeops device list`.")
-    if named:
-        names &= set(named)
+def _meant(session: Session, named: Collection[str], where: str, group: str, now_s: float) -> set[tuple[str, str]]:
+    """Return connection and unit of those that fulfil all that is given; revoked ones are still told of."""
+    rows = session.execute(select(Device, Unit).join(Unit, Unit.connection == Device.connection))
+    everyone = [Subject(device, unit) for device, unit in rows]
+    chosen = meant(everyone, named) if named else everyone
     if where:
-        names &= set(groups.found(session, everyone, where, now_s))
+        names = set(groups.found(chosen, where, now_s))
+        chosen = [one for one in chosen if one.name in names]
     if group:
-        names &= set(views.device_group(session, group, now_s).devices)
-    return names
+        names = set(views.device_group(session, group, now_s).devices)
+        chosen = [one for one in chosen if one.name in names]
+    return {(one.unit.connection, one.unit.unit) for one in chosen}
 
 
 def _latency(sketch: QuantileSketch) -> dict[str, float]:

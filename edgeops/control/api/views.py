@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from edgeops.contracts.deployment import Component, ComponentReport, Failure, Reported
+from edgeops.contracts.deployment import Component, ComponentReport, Failure, Reported, SelfTestFigures
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.control.api import resources
-from edgeops.control.assignment import components_of
+from edgeops.contracts.topics import SELF_UNIT
+from edgeops.control.api import access_resources, resources
+from edgeops.control.assignment import components_in, components_of
 from edgeops.control.groups import manage as groups
 from edgeops.control.models import (
     ApiToken,
@@ -23,6 +23,7 @@ from edgeops.control.models import (
     Device,
     DeviceGroup,
     EnrolmentTokenRow,
+    Generation,
     ProgressEvent,
     Rollout,
     RolloutGroup,
@@ -31,12 +32,13 @@ from edgeops.control.models import (
     TelemetryTotal,
     Unit,
 )
+from edgeops.control.renewal import certificate_until_s
 from edgeops.control.rollout.execute import read_view
 from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.plan import plan
 from edgeops.control.rollout.policy import Policy, read_policy
 from edgeops.control.rollout.selection import Selection
-from edgeops.trust import certificates
+from edgeops.control.units import Subject, split_name
 
 PROGRESS_SHOWN = 50
 _REPORTED = msgspec.json.Decoder(Reported)
@@ -47,7 +49,7 @@ _Totals = dict[tuple[str, str, str, str], TelemetryTotal]
 def device_page(
     session: Session, *, after: str, limit: int, profile: str | None, online: bool | None, where: str, now_s: float
 ) -> resources.Devices:
-    """Return the devices after a name, in order of names.
+    """Return the devices after a name, in order of names. `where` has to find the device, or a unit behind it.
 
     Raises:
         EdgeopsError: E-QUERY; `where` cannot be read.
@@ -58,9 +60,13 @@ def device_page(
     if online is not None:
         query = query.where(Device.online.is_(online))
     if where:
-        everyone = session.scalars(query.limit(None)).all()
-        names = set(groups.found(session, everyone, where, now_s))
-        found: Sequence[Device] = [device for device in everyone if device.connection in names]
+        rows = session.execute(
+            query.limit(None).join(Unit, Unit.connection == Device.connection).add_columns(Unit)
+        ).all()
+        subjects = [Subject(device, unit) for device, unit in rows]
+        names = {split_name(name)[0] for name in groups.found(subjects, where, now_s)}
+        everyone = {one.device.connection: one.device for one in subjects}
+        found: Sequence[Device] = [device for name, device in everyone.items() if name in names]
     else:
         found = session.scalars(query).all()
     devices = found[:limit]
@@ -93,22 +99,71 @@ def device_detail(session: Session, connection: str) -> resources.DeviceDetail:
     )
 
 
-def tokens(session: Session) -> resources.Tokens:
-    """Return the enrolment tokens, newest first."""
-    rows = session.scalars(select(EnrolmentTokenRow).order_by(EnrolmentTokenRow.created_at_s.desc()).limit(500))
-    return resources.Tokens(items=[_copy(resources.Token, row) for row in rows])
+def history_page(session: Session, connection: str, unit: str, *, before: int, limit: int) -> resources.UnitHistory:
+    """Return what a unit was to run before a generation, newest first.
+
+    Raises:
+        EdgeopsError: E-DEVICE-UNKNOWN.
+    """
+    if session.get(Unit, (connection, unit)) is None:
+        raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no unit {unit[:63]!r} of {connection[:63]!r}")
+    mine = (Generation.connection == connection, Generation.unit == unit)
+    found = session.scalars(
+        select(Generation)
+        .where(*mine, Generation.generation < before)
+        .order_by(Generation.generation.desc())
+        .limit(limit + 1)
+    ).all()
+    page = found[:limit]
+    members = session.scalars(
+        select(RolloutMember).where(
+            RolloutMember.connection == connection,
+            RolloutMember.unit == unit,
+            RolloutMember.generation.in_([row.generation for row in page]),
+        )
+    )
+    outcomes: dict[int | None, dict[str, str]] = {}
+    for member in members:
+        said = member.state if member.code is None else f"{member.state} {member.code}"
+        outcomes.setdefault(member.generation, {})[f"rollout {member.rollout_id}"] = said
+    items = [
+        resources.GenerationResource(
+            generation=row.generation,
+            at_s=row.created_at_s,
+            cause=row.cause,
+            components=[
+                resources.PastComponent(name=part.name, kind=str(part.kind), release=part.release)
+                for part in components_in(row.components)
+            ],
+            outcomes=outcomes.get(row.generation, {}),
+        )
+        for row in page
+    ]
+    return resources.UnitHistory(items=items, next=items[-1].generation if len(found) > limit else None)
 
 
-def api_tokens(session: Session) -> resources.ApiTokens:
-    """Return the API tokens by name."""
-    rows = session.scalars(select(ApiToken).order_by(ApiToken.name).limit(500))
-    return resources.ApiTokens(items=[_copy(resources.ApiTokenResource, row) for row in rows])
+def tokens(session: Session, *, after: str, limit: int) -> access_resources.Tokens:
+    """Return the enrolment tokens after an id."""
+    row = EnrolmentTokenRow
+    found = session.scalars(select(row).where(row.id > after).order_by(row.id).limit(limit + 1)).all()
+    items = [_copy(access_resources.Token, one) for one in found[:limit]]
+    return access_resources.Tokens(items=items, next=items[-1].id if len(found) > limit else None)
 
 
-def device_groups(session: Session, now_s: float) -> resources.DeviceGroups:
-    """Return the groups by name, with the devices that are in each now."""
-    rows = session.scalars(select(DeviceGroup).order_by(DeviceGroup.name).limit(500)).all()
-    return resources.DeviceGroups(items=[device_group(session, row.name, now_s) for row in rows])
+def api_tokens(session: Session, *, after: str, limit: int) -> access_resources.ApiTokens:
+    """Return the API tokens after a name."""
+    row = ApiToken
+    found = session.scalars(select(row).where(row.name > after).order_by(row.name).limit(limit + 1)).all()
+    items = [_copy(access_resources.ApiTokenResource, one) for one in found[:limit]]
+    return access_resources.ApiTokens(items=items, next=items[-1].name if len(found) > limit else None)
+
+
+def device_groups(session: Session, now_s: float, *, after: str, limit: int) -> resources.DeviceGroups:
+    """Return the groups after a name, with the devices that are in each now."""
+    row = DeviceGroup
+    found = session.scalars(select(row).where(row.name > after).order_by(row.name).limit(limit + 1)).all()
+    items = [device_group(session, one.name, now_s) for one in found[:limit]]
+    return resources.DeviceGroups(items=items, next=items[-1].name if len(found) > limit else None)
 
 
 def device_group(session: Session, name: str, now_s: float) -> resources.DeviceGroupResource:
@@ -127,10 +182,13 @@ def device_group(session: Session, name: str, now_s: float) -> resources.DeviceG
     )
 
 
-def rollout_list(session: Session) -> resources.Rollouts:
-    """Return the newest rollouts."""
-    rows = session.scalars(select(Rollout).order_by(Rollout.id.desc()).limit(100)).all()
-    return resources.Rollouts(items=[rollout_resource(session, row) for row in rows])
+def rollout_list(session: Session, *, before: int = 1 << 53, limit: int = 100) -> resources.Rollouts:
+    """Return the rollouts before a number, newest first."""
+    found = session.scalars(
+        select(Rollout).where(Rollout.id < before).order_by(Rollout.id.desc()).limit(limit + 1)
+    ).all()
+    items = [rollout_resource(session, row) for row in found[:limit]]
+    return resources.Rollouts(items=items, next=items[-1].id if len(found) > limit else None)
 
 
 def rollout_by_id(session: Session, rollout_id: int) -> resources.RolloutResource:
@@ -209,7 +267,7 @@ def rollout_plan(
 
 
 def member_page(session: Session, rollout_id: int, *, after: str, limit: int) -> resources.Members:
-    """Return the members of a rollout after a connection's name.
+    """Return the members of a rollout after a unit's name.
 
     Raises:
         EdgeopsError: E-ROLLOUT-UNKNOWN.
@@ -221,7 +279,7 @@ def member_page(session: Session, rollout_id: int, *, after: str, limit: int) ->
             RolloutGroup,
             (RolloutGroup.rollout_id == RolloutMember.rollout_id) & (RolloutGroup.position == RolloutMember.position),
         )
-        .where(RolloutMember.rollout_id == rollout_id, RolloutMember.connection > after)
+        .where(RolloutMember.rollout_id == rollout_id, _comes_after(after))
         .order_by(RolloutMember.connection, RolloutMember.unit)
         .limit(limit + 1)
     ).all()
@@ -239,24 +297,33 @@ def member_page(session: Session, rollout_id: int, *, after: str, limit: int) ->
         )
         for row, label in found[:limit]
     ]
-    return resources.Members(items=items, next=items[-1].connection if len(found) > limit else None)
+    last = items[-1] if len(found) > limit else None
+    return resources.Members(items=items, next=None if last is None else f"{last.connection}/{last.unit}")
+
+
+def _comes_after(cursor: str) -> ColumnElement[bool]:
+    connection, slash, unit = cursor.partition("/")
+    later = RolloutMember.connection > connection
+    return later | ((RolloutMember.connection == connection) & (RolloutMember.unit > unit)) if slash else later
 
 
 def fleet(session: Session, name: str) -> resources.Fleet:
     """Return the fleet at a glance."""
     rows = session.execute(
-        select(Device.profile, Device.online, func.count())
+        select(Unit.profile, Device.online, Unit.unit == SELF_UNIT, func.count())
+        .join(Device, Device.connection == Unit.connection)
         .where(Device.revoked_at_s.is_(None))
-        .group_by(Device.profile, Device.online)
+        .group_by(Unit.profile, Device.online, Unit.unit == SELF_UNIT)
     ).all()
     profiles: dict[str, int] = {}
-    for profile, _, count in rows:
+    for profile, _, _, count in rows:
         profiles[profile] = profiles.get(profile, 0) + count
     now = frozen(session)
     return resources.Fleet(
         fleet=name,
-        devices=sum(profiles.values()),
-        online=sum(count for _, online, count in rows if online),
+        devices=sum(count for _, _, itself, count in rows if itself),
+        online=sum(count for _, online, itself, count in rows if itself and online),
+        units=sum(profiles.values()),
         profiles=dict(sorted(profiles.items())),
         frozen=None if now is None else resources.FreezeResource(**now._asdict()),
     )
@@ -285,15 +352,12 @@ def _rollout(session: Session, rollout_id: int) -> Rollout:
     return rollout
 
 
-@functools.lru_cache(maxsize=20_000)
-def _certificate_until_s(pem: str) -> float | None:
-    return certificates.validity(pem.encode()).not_after_s if pem else None
-
-
 def _devices(session: Session, devices: Sequence[Device]) -> list[resources.DeviceResource]:
     names = [device.connection for device in devices]
     units: dict[str, list[Unit]] = {}
-    for unit in session.scalars(select(Unit).where(Unit.connection.in_(names)).order_by(Unit.unit)):
+    for unit in session.scalars(
+        select(Unit).where(Unit.connection.in_(names)).order_by(Unit.unit != SELF_UNIT, Unit.unit)
+    ):
         units.setdefault(unit.connection, []).append(unit)
     totals: _Totals = {
         (row.connection, row.unit, row.model, row.release): row
@@ -308,7 +372,7 @@ def _devices(session: Session, devices: Sequence[Device]) -> list[resources.Devi
             online=device.online,
             enrolled_at_s=device.enrolled_at_s,
             revoked_at_s=device.revoked_at_s,
-            certificate_until_s=_certificate_until_s(device.certificate_pem),
+            certificate_until_s=certificate_until_s(device.certificate_pem),
             certificate_renewed_at_s=device.renewed_at_s,
             cloned_since_s=device.cloned_since_s,
             last_seen_s=device.last_seen_s,
@@ -326,6 +390,11 @@ def _unit(unit: Unit, totals: _Totals) -> resources.UnitResource:
     said = {component.name: component for component in report.components} if report is not None else {}
     return resources.UnitResource(
         unit=unit.unit,
+        profile=unit.profile,
+        labels=unit.labels,
+        attributes=report.attributes if report is not None else {},
+        capabilities=report.capabilities if report is not None else {},
+        agent_version=report.agent_version if report is not None else "",
         desired_generation=unit.desired_generation,
         observed_generation=unit.observed_generation,
         published=unit.publish_wanted == unit.publish_done,
@@ -357,6 +426,20 @@ def _component(
         latency_p50_ms=sketch.quantile(0.5),
         latency_p95_ms=sketch.quantile(0.95),
         endpoint=said.endpoint if said is not None else None,
+        self_test=None if said is None or said.self_test is None else _self_test(said.self_test),
+    )
+
+
+def _self_test(figures: SelfTestFigures) -> resources.SelfTestResource:
+    return resources.SelfTestResource(
+        vectors=figures.vectors,
+        max_abs_diff=figures.max_abs_diff,
+        min_cosine=figures.min_cosine,
+        load_ms=figures.load_ms,
+        latency_p50_ms=figures.latency.p50_ms,
+        latency_p95_ms=figures.latency.p95_ms,
+        peak_memory_mib=figures.peak_memory_mib,
+        provider=figures.provider,
     )
 
 

@@ -1,10 +1,9 @@
-"""Named groups: of devices that were named, or of all that a query finds at the moment."""
+"""Named groups: of devices and units that were named, or of all that a query finds at the moment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.errors import EdgeopsError
@@ -13,7 +12,8 @@ from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.groups.query import parse
-from edgeops.control.models import Device, DeviceGroup
+from edgeops.control.models import DeviceGroup
+from edgeops.control.units import Subject, enrolled, meant
 
 MAX_DEVICES = 10_000
 
@@ -35,10 +35,8 @@ def create(
     with database.write() as session:
         if session.get(DeviceGroup, name) is not None:
             raise EdgeopsError("E-GROUP", f"there is a group {name} already", "Remove it, or choose another name.")
-        enrolled = set(session.scalars(select(Device.connection).where(Device.revoked_at_s.is_(None))))
-        for device in devices:
-            if device not in enrolled:
-                raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {device!r}", "See `edgeops device list`.")
+        if devices:
+            meant(enrolled(session), devices)
         session.add(
             DeviceGroup(name=name, query=query, devices=sorted(set(devices)), created_at_s=now_s, created_by=actor)
         )
@@ -80,20 +78,23 @@ def group(session: Session, name: str, *, lock: bool = False) -> DeviceGroup:
 
 
 def members(session: Session, row: DeviceGroup, now_s: float) -> list[str]:
-    """Return the names of the devices that are in a group now, in order. Revoked devices are in none."""
-    devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None)).order_by(Device.connection)).all()
+    """Return the names of the units that are in a group now, in order. Those of revoked devices are in none.
+
+    A device that is named is in it with all units behind it.
+    """
+    everyone = enrolled(session)
     if not row.query:
         named = set(row.devices)
-        return [device.connection for device in devices if device.connection in named]
-    return found(session, devices, row.query, now_s)
+        return [one.name for one in everyone if one.name in named or one.unit.connection in named]
+    return found(everyone, row.query, now_s)
 
 
-def found(session: Session, devices: Sequence[Device], query: str, now_s: float) -> list[str]:
-    """Return the names of those devices that a query finds.
+def found(subjects: Sequence[Subject], query: str, now_s: float) -> list[str]:
+    """Return the names of those units that a query finds.
 
     Raises:
         EdgeopsError: E-QUERY.
     """
     predicate = parse(query)
-    facts = facts_of(session, devices, now_s)
-    return [device.connection for device in devices if predicate(facts[device.connection])]
+    facts = facts_of(subjects, now_s)
+    return [subject.name for subject in subjects if predicate(facts[subject.name])]

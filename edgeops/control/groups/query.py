@@ -17,6 +17,7 @@ from lark.exceptions import VisitError
 from packaging.version import InvalidVersion, Version
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.topics import SELF_UNIT
 
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 50
@@ -43,12 +44,16 @@ _GRAMMAR = r"""
 
 
 class Facts(NamedTuple):
-    """What is known of one device.
+    """What is known of one unit.
 
     Args:
-        name: Its connection.
+        name: Its connection, or `connection/unit` behind a gateway.
         profile: Its device profile.
+        connection: The device that speaks for it: itself, or its gateway.
+        unit: `self`, or its name behind the gateway.
         labels: Its labels.
+        attributes: What it says that it is: operating system, processor and the like.
+        capabilities: Runtime → version, as it says.
         agent: Version of its agent; empty: unknown.
         online: Whether it is connected.
         health: `ok`, `cloned`, `failing`, `stale` or `offline`.
@@ -59,7 +64,11 @@ class Facts(NamedTuple):
 
     name: str
     profile: str
+    connection: str = ""
+    unit: str = SELF_UNIT
     labels: Mapping[str, str] = {}
+    attributes: Mapping[str, str] = {}
+    capabilities: Mapping[str, str] = {}
     agent: str = ""
     online: bool = False
     health: str = "ok"
@@ -142,7 +151,7 @@ class _Compiler(Transformer[Token, Predicate]):
 
 def _comparison(field: Token, sign: str, value: Token) -> Predicate:
     kind, _, key = field.value.partition(".")
-    if kind in ("agent", "release") and sign in _ORDER:
+    if kind in ("agent", "release", "capability") and sign in _ORDER:
         return _version_order(_reader(field, kind, key), sign, value)
     if kind == "seen" and not key:
         return _duration_order(field, sign, value)
@@ -162,11 +171,15 @@ def _reader(field: Token, kind: str, key: str) -> _Reader:
     plain: dict[str, _Reader] = {
         "name": lambda facts: facts.name,
         "profile": lambda facts: facts.profile,
+        "connection": lambda facts: facts.connection,
+        "unit": lambda facts: facts.unit,
         "agent": lambda facts: facts.agent,
         "health": lambda facts: facts.health,
     }
     keyed: dict[str, _Reader] = {
         "label": lambda facts: facts.labels.get(key),
+        "attribute": lambda facts: facts.attributes.get(key),
+        "capability": lambda facts: facts.capabilities.get(key),
         "release": lambda facts: facts.releases.get(key),
         "state": lambda facts: facts.states.get(key),
     }
@@ -177,7 +190,8 @@ def _reader(field: Token, kind: str, key: str) -> _Reader:
     raise _at(
         field,
         f"there is no field {field.value!r}",
-        "Fields: name, profile, label.KEY, agent, online, health, seen, release.MODEL, state.MODEL.",
+        "Fields: name, profile, connection, unit, label.KEY, attribute.KEY, capability.RUNTIME, agent, online, health, "
+        "seen, release.MODEL, state.MODEL.",
     )
 
 

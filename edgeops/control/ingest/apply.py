@@ -21,6 +21,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import SamplesAnswer
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import Telemetry
+from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import encode
 from edgeops.control import commands
 from edgeops.control.assignment import components_of, new_unit, reissue
@@ -62,12 +63,12 @@ class Batch:
         self.devices = {row.connection: row for row in session.scalars(speakers.with_for_update())}
         units = select(Unit).where(Unit.connection.in_(connections)).order_by(Unit.connection, Unit.unit)
         self._units = {(row.connection, row.unit): row for row in session.scalars(units.with_for_update())}
-        unreached = select(RolloutMember.connection).where(
+        unreached = select(RolloutMember.connection, RolloutMember.unit).where(
             RolloutMember.connection.in_(connections),
             RolloutMember.generation.is_not(None),
             RolloutMember.reached.is_(False),
         )
-        self._unreached = set(session.scalars(unreached.distinct()))
+        self._unreached = {(row[0], row[1]) for row in session.execute(unreached.distinct())}
         self._repeated: dict[type[ProgressEvent] | type[TelemetryWindow], set[_MessageKey]] = {}
         self._windows: list[dict[str, Any]] = []
         self._new_traffic: dict[tuple[str, str, str, str], Traffic] = {}
@@ -103,12 +104,12 @@ class Batch:
         """
         if isinstance(statement, SamplesAnswer):
             commands.take_result(self._session, statement, self._now_s)
-            self._reached(device)
+            self._reached(device, statement.unit)
             return
         if isinstance(statement, Presence):
             device.online, device.presence_at_s = statement.online, self._now_s
             if statement.online:
-                self._reached(device)
+                self._reached(device, SELF_UNIT)
             return
         unit = self._unit(statement)
         if isinstance(statement, Reported):
@@ -117,8 +118,8 @@ class Batch:
             if self._first_time(ProgressEvent, statement):
                 _apply_progress(self._session, statement, self._now_s)
         elif self._first_time(TelemetryWindow, statement):
-            self._apply_telemetry(device, statement)
-        self._reached(device)
+            self._apply_telemetry(unit, statement)
+        self._reached(device, statement.unit)
 
     def finish(self) -> None:
         """Write what was summed up over the batch; call it once, after the last statement."""
@@ -140,24 +141,27 @@ class Batch:
             count = sum(1 for connection, _ in self._units if connection == statement.connection)
             if count >= MAX_UNITS:
                 raise EdgeopsError("E-WIRE-MALFORMED", f"{statement.connection} has {count} units already")
-            unit = self._units[statement.connection, statement.unit] = new_unit(statement.connection, statement.unit)
+            unit = new_unit(statement.connection, statement.unit, profile="", now_s=self._now_s)
+            self._units[statement.connection, statement.unit] = unit
             self._session.add(unit)
             self._session.flush()
         return unit
 
-    def _reached(self, device: Device) -> None:
+    def _reached(self, device: Device, unit: str) -> None:
+        """Note that a unit was heard. Its gateway's word is none of the unit, which may be unplugged."""
         device.last_seen_s = self._now_s
-        if device.connection in self._unreached:
-            self._unreached.discard(device.connection)
+        if (device.connection, unit) in self._unreached:
+            self._unreached.discard((device.connection, unit))
             waiting = select(RolloutMember).where(
                 RolloutMember.connection == device.connection,
+                RolloutMember.unit == unit,
                 RolloutMember.generation.is_not(None),
                 RolloutMember.reached.is_(False),
             )
             for member in self._session.scalars(waiting):
                 member.reached = True
 
-    def _apply_telemetry(self, device: Device, telemetry: Telemetry) -> None:
+    def _apply_telemetry(self, unit: Unit, telemetry: Telemetry) -> None:
         self._windows.append(
             {
                 "connection": telemetry.connection,
@@ -176,7 +180,7 @@ class Batch:
             # What values look like is of interest over many devices, and over time: totals go without.
             plain = traffic._replace(histograms={}, temperature_max_c=None, shadow=None)
             self._new_traffic[key] = self._new_traffic.get(key, Traffic()).plus(plain)
-            self._rollups.add(device.profile, window.model, release, traffic)
+            self._rollups.add(unit.profile, window.model, release, traffic)
 
     def _write_totals(self) -> None:
         for key in sorted(self._new_traffic):
@@ -224,7 +228,10 @@ def _apply_reported(session: Session, device: Device, unit: Unit, report: Report
     unit.boot_id, unit.seq = report.boot_id, report.seq
     unit.observed_generation = report.observed_generation
     unit.reported, unit.reported_at_s = encode(report), now_s
-    device.agent_version = _text(report.agent_version, 64)
+    if unit.unit == SELF_UNIT:
+        device.agent_version = _text(report.agent_version, 64)
+    else:
+        unit.profile = report.profile
     for component in report.components:
         _settle(session, unit, component, now_s)
     _reconcile(unit, session, now_s)

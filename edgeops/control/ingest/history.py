@@ -16,7 +16,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.wire import decode
 from edgeops.control.ingest.rollups import DAY_S, HOUR_S, Key, Traffic, add_all, traffic_in, traffic_of
-from edgeops.control.models import Device, DeviceRollup, TelemetryRollup, TelemetryWindow
+from edgeops.control.models import DeviceRollup, TelemetryRollup, TelemetryWindow, Unit
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
         until_s: Before then.
         release: Only this one; None: all.
         profile: Only this one; None: all.
-        devices: Only these; None: all.
+        units: Only these, by connection and unit; None: all.
         step_s: Length of the spans to tell apart; None: one sum.
     """
 
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     until_s: float
     release: str | None = None
     profile: str | None = None
-    devices: Collection[str] | None = None
+    units: Collection[tuple[str, str]] | None = None
     step_s: int | None = None
 
 
@@ -99,7 +99,7 @@ def sum_up(session: Session, now_s: float) -> int:
 
 def _parts(session: Session, asked: Asked) -> Iterator[tuple[str, str, int, Traffic]]:
     """Yield release, profile, time and traffic of all that was asked for."""
-    if asked.devices is None:
+    if asked.units is None:
         rollup = TelemetryRollup
         rows = select(rollup).where(
             rollup.model == asked.model,
@@ -110,12 +110,12 @@ def _parts(session: Session, asked: Asked) -> Iterator[tuple[str, str, int, Traf
             yield row.release, row.profile, row.start_s, traffic_in(row)
         return
     _check_number(session, asked)
-    for names in _batched(sorted(asked.devices), _CHUNK):
+    for names in _batched(sorted(asked.units), _CHUNK):
         sums = (
-            select(DeviceRollup, Device.profile)
-            .join(Device, Device.connection == DeviceRollup.connection)
+            select(DeviceRollup, Unit.profile)
+            .join(Unit, (Unit.connection == DeviceRollup.connection) & (Unit.unit == DeviceRollup.unit))
             .where(
-                DeviceRollup.connection.in_(names),
+                tuple_(DeviceRollup.connection, DeviceRollup.unit).in_(names),
                 DeviceRollup.model == asked.model,
                 DeviceRollup.start_s + DeviceRollup.span_s > asked.since_s,
                 DeviceRollup.start_s < asked.until_s,
@@ -124,8 +124,8 @@ def _parts(session: Session, asked: Asked) -> Iterator[tuple[str, str, int, Traf
         for total, profile in session.execute(sums):
             yield total.release, profile, total.start_s, traffic_in(total)
         windows = (
-            select(TelemetryWindow, Device.profile)
-            .join(Device, Device.connection == TelemetryWindow.connection)
+            select(TelemetryWindow, Unit.profile)
+            .join(Unit, (Unit.connection == TelemetryWindow.connection) & (Unit.unit == TelemetryWindow.unit))
             .where(*_fresh(asked, names))
         )
         for window, profile in session.execute(windows):
@@ -134,9 +134,9 @@ def _parts(session: Session, asked: Asked) -> Iterator[tuple[str, str, int, Traf
                     yield release, profile, int(window.received_at_s), traffic
 
 
-def _fresh(asked: Asked, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+def _fresh(asked: Asked, names: Collection[tuple[str, str]]) -> tuple[ColumnElement[bool], ...]:
     return (
-        TelemetryWindow.connection.in_(names),
+        tuple_(TelemetryWindow.connection, TelemetryWindow.unit).in_(names),
         TelemetryWindow.summed.is_(False),
         TelemetryWindow.received_at_s >= asked.since_s,
         TelemetryWindow.received_at_s < asked.until_s,
@@ -145,7 +145,7 @@ def _fresh(asked: Asked, names: Collection[str]) -> tuple[ColumnElement[bool], .
 
 def _check_number(session: Session, asked: Asked) -> None:
     number = 0
-    for names in _batched(sorted(asked.devices or ()), _CHUNK):
+    for names in _batched(sorted(asked.units or ()), _CHUNK):
         count = select(func.count()).select_from(TelemetryWindow).where(*_fresh(asked, names))
         number += session.scalars(count).one()
     if number > MAX_WINDOWS:

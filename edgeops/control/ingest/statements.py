@@ -13,7 +13,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.samples import SamplesAnswer
 from edgeops.contracts.telemetry import Telemetry
-from edgeops.contracts.topics import UnitTopic
+from edgeops.contracts.topics import SELF_UNIT, UnitTopic
 from edgeops.contracts.wire import decode
 from edgeops.trust import certificates, reported
 
@@ -21,6 +21,7 @@ MAX_STATEMENT_BYTES = 512 << 10
 MAX_PRESENCE_BYTES = 1024
 MAX_COMPONENTS = 64
 MAX_MODELS = 64
+MAX_WORDS = 64
 MAX_INTEGER = 1 << 53
 # What one window may count: sums over a fleet's life stay far below what a column holds.
 MAX_WINDOW_COUNT = 1_000_000_000
@@ -121,6 +122,10 @@ def check_statement(statement: Reported | Progress | Telemetry) -> None:
     if isinstance(statement, Reported):
         if len(statement.components) > MAX_COMPONENTS:
             raise EdgeopsError("E-WIRE-MALFORMED", f"{len(statement.components)} components")
+        if statement.unit != SELF_UNIT:
+            check_name(statement.profile, "profile")
+        if max(len(statement.attributes), len(statement.capabilities)) > MAX_WORDS:
+            raise EdgeopsError("E-WIRE-MALFORMED", f"more than {MAX_WORDS} attributes or capabilities")
         integers += [statement.observed_generation, *(part.generation for part in statement.components)]
         names = [part.name for part in statement.components]
         floats = [statement.at_s]

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import Declared
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.groups.query import Facts
 from edgeops.control.ingest import rollups
-from edgeops.control.models import Device, Rollout, RolloutProfile, Unit
+from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutProfile, Unit
+from edgeops.control.renewal import certificate_until_s
 from edgeops.control.rollout.drift import Drift, farthest
-from edgeops.trust import certificates
+from edgeops.control.units import Subject, enrolled
 
+_PAUSES = ("rollout.pause", "rollout.paused")
 STOPPED_TOLD_FOR_S = 86_400.0
+_UNDER_WAY = frozenset(
+    {
+        DeploymentState.DOWNLOADING,
+        DeploymentState.STAGED,
+        DeploymentState.SELF_TEST,
+        DeploymentState.TRIAL,
+        DeploymentState.ROLLING_BACK,
+    }
+)
 # Values are held against their reference over so long; by chance one release and profile alarms once in a million.
 DRIFT_OVER_S, DRIFT_ALPHA = 86_400.0, 1e-6
 
@@ -61,10 +73,18 @@ class Alert(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """What one device's alerts rest on. `waiting_since_s`: since when it should have taken up a newer desired state."""
+    """What one unit's alerts rest on.
+
+    Args:
+        facts: What it is and says.
+        certificate_until_s: When its certificate ends; None: it speaks by its gateway's.
+        waiting_since_s: Since when it is connected and not through with its newest desired state; None: it is through,
+            or waits for a reason of its own.
+        heard_s: When its connection was last heard.
+    """
 
     facts: Facts
-    certificate_until_s: float
+    certificate_until_s: float | None
     waiting_since_s: float | None
     heard_s: float
 
@@ -99,28 +119,55 @@ class Looked(NamedTuple):
 
 def look(session: Session, now_s: float) -> Looked:
     """Read what alerts rest on."""
-    rows = session.execute(
-        select(Device, Unit)
-        .join(Unit, (Unit.connection == Device.connection) & (Unit.unit == SELF_UNIT))
-        .where(Device.revoked_at_s.is_(None))
-        .order_by(Device.connection)
-    ).all()
-    facts = facts_of(session, [device for device, _ in rows], now_s)
+    subjects = enrolled(session)
+    facts = facts_of(subjects, now_s)
+    given = _given_at(session)
     watched = [
         Watched(
-            facts[device.connection],
-            certificates.validity(device.certificate_pem.encode()).not_after_s,
-            unit.published_at_s if unit.desired_generation > unit.observed_generation else None,
-            device.last_seen_s if device.last_seen_s is not None else device.enrolled_at_s,
+            facts[one.name],
+            certificate_until_s(one.device.certificate_pem) if one.unit.unit == SELF_UNIT else None,
+            _waiting_since_s(one, facts[one.name], given),
+            one.device.last_seen_s if one.device.last_seen_s is not None else one.device.enrolled_at_s,
         )
-        for device, unit in rows
+        for one in subjects
     ]
     resting = session.scalars(select(Rollout).where(Rollout.state.in_([RolloutState.PAUSED, RolloutState.STOPPED])))
     rests = [
-        Resting(row.id, f"{row.model} {row.version}", RolloutState(row.state), row.reason, row.ended_at_s or now_s)
+        Resting(
+            row.id, f"{row.model} {row.version}", RolloutState(row.state), row.reason,
+            row.ended_at_s or _paused_at_s(session, row.id) or now_s,
+        )
         for row in resting
-    ]
+    ]  # fmt: skip
     return Looked(watched, rests, look_at_values(session, now_s))
+
+
+def _paused_at_s(session: Session, rollout_id: int) -> float | None:
+    paused = (AuditEntry.subject == f"rollout/{rollout_id}") & (AuditEntry.action.in_(_PAUSES))
+    return session.scalar(select(func.max(AuditEntry.at_s)).where(paused))
+
+
+def _given_at(session: Session) -> dict[tuple[str, str], float]:
+    """Return when each unit was given its newest desired state."""
+    newest = (Generation.unit == Unit.unit) & (Generation.generation == Unit.desired_generation)
+    rows = session.execute(
+        select(Unit.connection, Unit.unit, Generation.created_at_s).join(
+            Generation, (Generation.connection == Unit.connection) & newest
+        )
+    )
+    return {(connection, unit): at_s for connection, unit, at_s in rows}
+
+
+def _waiting_since_s(one: Subject, facts: Facts, given: Mapping[tuple[str, str], float]) -> float | None:
+    """Return since when a unit could have done what it was told; who was away may begin when it is back."""
+    unit = one.unit
+    given_s = given.get((unit.connection, unit.unit))
+    if given_s is None:
+        return None
+    under_way = any(state in _UNDER_WAY for state in facts.states.values())
+    if unit.desired_generation <= unit.observed_generation and not under_way:
+        return None
+    return max(given_s, one.device.presence_at_s or 0.0)
 
 
 def look_at_values(session: Session, now_s: float) -> list[Shifted]:
@@ -175,11 +222,11 @@ def _of_device(one: Watched, limits: Thresholds, now_s: float) -> Iterator[Alert
     facts = one.facts
     labels = (("device", facts.name), ("profile", facts.profile))
     silent_s = now_s - one.heard_s
-    if not facts.online and silent_s > limits.offline_after_s:
+    if facts.unit == SELF_UNIT and not facts.online and silent_s > limits.offline_after_s:
         yield Alert("EdgeopsDeviceOffline", labels, f"{facts.name} was last heard {silent_s:.0f} s ago", one.heard_s)
     waits_s = 0.0 if one.waiting_since_s is None else now_s - one.waiting_since_s
     if facts.online and one.waiting_since_s is not None and waits_s > limits.stuck_after_s:
-        summary = f"{facts.name} is connected and has not taken up its desired state for {waits_s:.0f} s"
+        summary = f"{facts.name} is connected and not through with its desired state for {waits_s:.0f} s"
         yield Alert("EdgeopsDeviceStuck", labels, summary, one.waiting_since_s)
     if facts.health == "failing":
         states = ", ".join(f"{model} {state}" for model, state in sorted(facts.states.items()))
@@ -190,6 +237,8 @@ def _of_device(one: Watched, limits: Thresholds, now_s: float) -> Iterator[Alert
     if facts.health == "stale":
         summary = f"{facts.name} gets no fresh metadata: somebody may be holding it back"
         yield Alert("EdgeopsDeviceStale", labels, summary, one.heard_s)
+    if one.certificate_until_s is None:
+        return
     left_s = one.certificate_until_s - now_s
     if left_s < limits.certificate_days * 86_400:
         told = f"ends in {left_s / 86_400:.1f} days" if left_s > 0 else "has ended"

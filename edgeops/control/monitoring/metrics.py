@@ -12,12 +12,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.rollouts import ENDED_STATES
+from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control.database import Database
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.groups.query import HEALTH
 from edgeops.control.ingest import rollups
-from edgeops.control.models import Device, Rollout, RolloutMember
-from edgeops.trust import certificates
+from edgeops.control.models import Rollout, RolloutMember
+from edgeops.control.renewal import certificate_until_s
+from edgeops.control.units import enrolled
 
 QUANTILES = (0.5, 0.95, 0.99)
 
@@ -62,23 +64,28 @@ def exposition(collector: FleetCollector) -> bytes:
 
 
 def _devices(session: Session, now_s: float) -> Iterator[Metric]:
-    devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None))).all()
-    facts = facts_of(session, devices, now_s)
+    subjects = enrolled(session)
+    devices = [one.device for one in subjects if one.unit.unit == SELF_UNIT]
+    facts = facts_of(subjects, now_s)
     online = GaugeMetricFamily("edgeops_devices", "Devices by profile and connection.", labels=["profile", "online"])
     for (profile, connected), count in sorted(Counter((d.profile, d.online) for d in devices).items()):
         online.add_metric([profile, "yes" if connected else "no"], count)
     yield online
-    health = GaugeMetricFamily("edgeops_devices_health", "Devices by health.", labels=["health"])
+    units = GaugeMetricFamily("edgeops_units", "Devices and units behind them by profile.", labels=["profile"])
+    for profile, count in sorted(Counter(one.profile for one in subjects).items()):
+        units.add_metric([profile], count)
+    yield units
+    health = GaugeMetricFamily("edgeops_devices_health", "Devices and units by health.", labels=["health"])
     counted = Counter(fact.health for fact in facts.values())
     for word in HEALTH:
         health.add_metric([word], counted[word])
     yield health
     rejected = sum(device.rejected_messages for device in devices)
     yield CounterMetricFamily("edgeops_device_messages_rejected", "Messages of enrolled devices refused.", rejected)
-    expiries = [certificates.validity(device.certificate_pem.encode()).not_after_s - now_s for device in devices]
-    if expiries:
+    ends = [until_s for one in devices if (until_s := certificate_until_s(one.certificate_pem)) is not None]
+    if ends:
         yield GaugeMetricFamily(
-            "edgeops_certificate_expiry_min_seconds", "Time until a device's certificate ends first.", min(expiries)
+            "edgeops_certificate_expiry_min_seconds", "Time until a device's certificate ends first.", min(ends) - now_s
         )
 
 

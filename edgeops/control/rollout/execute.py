@@ -21,6 +21,7 @@ from edgeops.contracts.deployment import (
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError, Fault
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.telemetry import ShadowFigures
+from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import decode
 from edgeops.control import audit
 from edgeops.control.assignment import assign, components_of
@@ -32,6 +33,7 @@ from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.policy import MAX_RETRIES, read_policy
 from edgeops.control.rollout.regression import Arms, Requests
 from edgeops.control.rollout.reverting import give_back
+from edgeops.control.units import unit_name
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +261,7 @@ def _promote(session: Session, rollout: Rollout, position: int, now_s: float) ->
         )
         member.state, member.step, member.code, member.detail = DeploymentState.IDLE, 0, None, ""
         member.changed_at_s = now_s
-        promoted.append(member.connection)
+        promoted.append(unit_name(member.connection, member.unit))
     _note(session, rollout, "rollout.promote", now_s, group=group.label, devices=promoted)
     return bool(promoted)
 
@@ -294,7 +296,13 @@ def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> b
         member.state, member.step, member.code, member.detail = DeploymentState.IDLE, 0, None, ""
         member.changed_at_s = now_s
     session.get_one(RolloutGroup, (rollout.id, position)).window_from_s = now_s
-    _note(session, rollout, "rollout.retry", now_s, devices=[member.connection for member, _ in rows])
+    _note(
+        session,
+        rollout,
+        "rollout.retry",
+        now_s,
+        devices=[unit_name(member.connection, member.unit) for member, _ in rows],
+    )
     return bool(rows)
 
 
@@ -320,7 +328,7 @@ def hold_no_longer(session: Session, rollout: Rollout, now_s: float) -> list[str
         cause = f"rollout {rollout.id}, holds overridden"
         member.generation = assign(session, unit, wanted, cause=cause, now_s=now_s, override_holds=True)
         member.changed_at_s = now_s
-        given.append(member.connection)
+        given.append(unit_name(member.connection, member.unit))
     return given
 
 
@@ -371,7 +379,8 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
             session, unit, component, cause=cause, now_s=now_s, override_holds=policy.override_holds
         )
         member.first_generation, member.attempts = member.generation, 1
-        member.reached, member.changed_at_s = online, now_s
+        # A unit behind a gateway speaks for itself: it may be unplugged while its gateway is connected.
+        member.reached, member.changed_at_s = online and member.unit == SELF_UNIT, now_s
         given += 1
     return given
 

@@ -11,10 +11,12 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import audit
 from edgeops.control.database import Database
-from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember
+from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, Unit
 from edgeops.control.rollout.execute import give
 from edgeops.control.rollout.freeze import frozen
+from edgeops.control.rollout.order import Candidate
 from edgeops.control.rollout.selection import new_member, profiles_of, read_selection, selected
+from edgeops.control.units import enrolled, unit_name
 
 log = logging.getLogger(__name__)
 
@@ -37,27 +39,27 @@ def take_in_followers(database: Database, now_s: float) -> bool:
     with database.write() as session:
         if frozen(session) is not None:
             return False
-        for rollout, devices in _newcomers(session, now_s):
+        for rollout, newcomers in _newcomers(session, now_s):
             last = session.scalars(
                 select(RolloutGroup)
                 .where(RolloutGroup.rollout_id == rollout.id)
                 .order_by(RolloutGroup.position.desc())
                 .limit(1)
             ).one()
-            added = [new_member(rollout, last.position, device) for device in devices]
+            added = [new_member(rollout, last.position, newcomer) for newcomer in newcomers]
             session.add_all(added)
             session.flush()
             if last.started_at_s is not None:
                 given += give(session, rollout, last.position, now_s)
             audit.record(
                 session, at_s=now_s, actor=audit.SYSTEM, action="rollout.follow", subject=f"rollout/{rollout.id}",
-                devices=[member.connection for member in added],
+                devices=[unit_name(member.connection, member.unit) for member in added],
             )  # fmt: skip
     return given > 0
 
 
-def _newcomers(session: Session, now_s: float) -> list[tuple[Rollout, list[Device]]]:
-    """Return, for the newest rollout of each model, the devices that it selects and does not hold yet."""
+def _newcomers(session: Session, now_s: float) -> list[tuple[Rollout, list[Candidate]]]:
+    """Return, for the newest rollout of each model, the units that it selects and does not hold yet."""
     newest = (
         select(func.max(Rollout.id))
         .where(Rollout.state.in_([RolloutState.RUNNING, RolloutState.SUCCEEDED]))
@@ -68,21 +70,19 @@ def _newcomers(session: Session, now_s: float) -> list[tuple[Rollout, list[Devic
         selection = read_selection(rollout.selection)
         if selection.devices:
             continue
-        known = exists().where(RolloutMember.rollout_id == rollout.id, RolloutMember.connection == Device.connection)
-        candidates = session.scalars(
-            select(Device).where(
-                Device.revoked_at_s.is_(None),
-                Device.enrolled_at_s >= rollout.created_at_s,
-                Device.profile.in_(profiles_of(session, rollout.id)),
-                ~known,
-            )
+        known = exists().where(
+            RolloutMember.rollout_id == rollout.id,
+            RolloutMember.connection == Unit.connection,
+            RolloutMember.unit == Unit.unit,
         )
+        since = Unit.added_at_s >= rollout.created_at_s
+        joined = enrolled(session, since, Unit.profile.in_(profiles_of(session, rollout.id)), ~known)
         try:
-            devices = selected(session, selection, candidates.all(), now_s)
+            chosen = selected(session, selection, joined, now_s)
         except EdgeopsError as error:
             # A group that was removed since selects nobody any more.
             log.warning("rollout %d takes nobody in: %s", rollout.id, error)
             continue
-        if devices:
-            found.append((rollout, devices))
+        if chosen:
+            found.append((rollout, [Candidate(one.unit.connection, one.unit.unit, one.profile) for one in chosen]))
     return found

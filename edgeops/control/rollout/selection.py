@@ -1,4 +1,4 @@
-"""Which devices a rollout is for: by name, or by what they are."""
+"""Which units a rollout is for, devices and those behind them: by name, or by what they are."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sqlalchemy.orm import Session
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
-from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import Declared, decode
 from edgeops.control.groups import manage as groups
-from edgeops.control.models import Device, Rollout, RolloutMember, RolloutProfile
+from edgeops.control.models import Rollout, RolloutMember, RolloutProfile
 from edgeops.control.rollout.order import Candidate
+from edgeops.control.units import Subject, enrolled, meant
 
 
 class Selection(Declared, frozen=True, kw_only=True):
     """All devices that the release has a bundle for, narrowed by all that is given.
 
     Args:
-        devices: Names.
+        devices: Names of devices, each with the units behind it, or of single units.
         profiles: Profiles, any of them.
         labels: Labels, all of them.
         where: A query; a device that joins later must fulfil it too.
@@ -50,50 +50,49 @@ def read_selection(data: bytes) -> Selection:
     return decode(data, Selection, what="rollout selection")
 
 
-def selected(session: Session, selection: Selection, devices: Sequence[Device], now_s: float) -> list[Device]:
-    """Return those devices that are selected.
+def selected(session: Session, selection: Selection, subjects: Sequence[Subject], now_s: float) -> list[Subject]:
+    """Return those units that are selected by what they are, not by name.
 
     Raises:
         EdgeopsError: E-QUERY or E-GROUP; the query cannot be read, or the group is not there.
     """
     chosen = [
-        device
-        for device in devices
-        if (not selection.devices or device.connection in selection.devices)
-        and (not selection.profiles or device.profile in selection.profiles)
-        and all(device.labels.get(key) == value for key, value in selection.labels.items())
+        subject
+        for subject in subjects
+        if (not selection.profiles or subject.profile in selection.profiles)
+        and all(subject.labels.get(key) == value for key, value in selection.labels.items())
     ]
     if selection.where:
-        names = set(groups.found(session, chosen, selection.where, now_s))
-        chosen = [device for device in chosen if device.connection in names]
+        names = set(groups.found(chosen, selection.where, now_s))
+        chosen = [subject for subject in chosen if subject.name in names]
     if selection.group:
         names = set(groups.members(session, groups.group(session, selection.group), now_s))
-        chosen = [device for device in chosen if device.connection in names]
+        chosen = [subject for subject in chosen if subject.name in names]
     return chosen
 
 
 def candidates(session: Session, release: Release, selection: Selection, now_s: float) -> list[Candidate]:
-    """Return the devices that a selection means.
+    """Return the units that a selection means, of those that the release has a bundle for.
 
     Raises:
         EdgeopsError: E-DEVICE-UNKNOWN; a named device is not enrolled. E-ROLLOUT-INVALID; the release has no bundle
             for a named device. E-QUERY or E-GROUP.
     """
     bundled = {target.profile for target in release.targets}
-    devices = session.scalars(select(Device).where(Device.revoked_at_s.is_(None))).all()
-    by_name = {device.connection: device for device in devices}
+    everyone = enrolled(session)
+    named = meant(everyone, selection.devices) if selection.devices else everyone
+    usable = [one for one in named if one.profile in bundled]
     for name in selection.devices:
-        if name not in by_name:
-            raise EdgeopsError("E-DEVICE-UNKNOWN", f"there is no device {name!r}", "See `edgeops device list`.")
-        if by_name[name].profile not in bundled:
+        profiles = {one.profile for one in meant(named, [name])}
+        if profiles.isdisjoint(bundled):
             raise EdgeopsError(
                 "E-ROLLOUT-INVALID",
-                f"{release.model} {release.version} has no bundle for {name}'s profile {by_name[name].profile}",
+                f"{release.model} {release.version} has no bundle for {name}'s profile {', '.join(sorted(profiles))}",
                 f"It has bundles for: {', '.join(sorted(bundled))}.",
             )
     return [
-        Candidate(device.connection, SELF_UNIT, device.profile)
-        for device in selected(session, selection, [one for one in devices if one.profile in bundled], now_s)
+        Candidate(one.unit.connection, one.unit.unit, one.profile)
+        for one in selected(session, selection, usable, now_s)
     ]
 
 
@@ -105,14 +104,14 @@ def profiles_of(session: Session, rollout_id: int) -> list[str]:
     return list(session.scalars(found))
 
 
-def new_member(rollout: Rollout, position: int, device: Candidate | Device) -> RolloutMember:
+def new_member(rollout: Rollout, position: int, candidate: Candidate) -> RolloutMember:
     """Return the row of a unit that waits for its group."""
     return RolloutMember(
         rollout_id=rollout.id,
-        connection=device.connection,
-        unit=device.unit if isinstance(device, Candidate) else SELF_UNIT,
+        connection=candidate.connection,
+        unit=candidate.unit,
         position=position,
-        profile=device.profile,
+        profile=candidate.profile,
         component=rollout.model,
         generation=None,
         first_generation=None,

@@ -100,7 +100,7 @@ class _Pages:
     async def _device(self, name: str) -> None:
         self._head(name)
         said = ui.label()
-        table = _table(("component", "wanted", "active", "state", "failure"))
+        table = _table(("unit", "component", "wanted", "active", "state", "failure"))
 
         async def refresh() -> None:
             try:
@@ -110,8 +110,8 @@ class _Pages:
                 return
             online = "online" if device.online else "offline"
             said.text = f"{device.profile}, {online}, agent {device.agent_version}"
-            parts = [part for unit in device.units for part in unit.components]
-            _fill(table, [_component_row(part) for part in parts])
+            parts = [(unit.unit, part) for unit in device.units for part in unit.components]
+            _fill(table, [_component_row(unit, part) for unit, part in parts])
 
         await self._live(refresh)
 
@@ -244,10 +244,10 @@ def _device_row(device: resources.DeviceResource) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _component_row(part: resources.ComponentResource) -> dict[str, Any]:
+def _component_row(unit: str, part: resources.ComponentResource) -> dict[str, Any]:
     failure = "" if part.failure is None else f"{part.failure.code}: {part.failure.what}"
     return {
-        "component": part.name, "wanted": part.desired_release or "", "active": part.active_release or "",
+        "unit": unit, "component": part.name, "wanted": part.desired_release or "", "active": part.active_release or "",
         "state": part.state, "failure": failure,
     }  # fmt: skip
 
