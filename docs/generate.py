@@ -13,17 +13,10 @@ import click
 from edgeops import plugins
 from edgeops.agent import states
 from edgeops.cli import root
-from edgeops.contracts.errors import ERROR_CODES, Fault
+from edgeops.contracts.errors import ERROR_CODES, EXIT_STATUSES
 from edgeops.contracts.topics import DOWN_LEAVES, UP_LEAVES, presence_topic, unit_topic
 
 REFERENCE = Path(__file__).parent / "reference"
-_BLAME = {
-    Fault.INTERNAL: "edgeops itself",
-    Fault.USAGE: "what was asked or given",
-    Fault.GATE: "a gate said no",
-    Fault.ENVIRONMENT: "this machine or its network",
-    Fault.PEER: "a file, message or peer that was checked",
-}
 _LEAVES = {
     "desired": ("1, retained", "signed envelope: what the unit should run"),
     "cmd": ("1", "a signed command for [samples](agent.md#samples-of-inputs); expires; `id` is its idempotency key"),
@@ -38,8 +31,8 @@ _LEAVES = {
 def errors() -> str:
     """Return the reference of error codes and exit statuses."""
     lines = ["# Error codes", "", "Every error has a stable code, says what happened, and names the next step.", ""]
-    lines += ["| exit status | whose fault |", "|---|---|", "| 0 | none: success |"]
-    lines += [f"| {fault.value} | {blame} |" for fault, blame in _BLAME.items()]
+    lines += ["| exit status | meaning |", "|---|---|"]
+    lines += [f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()]
     lines += ["", "| code | exit status | meaning |", "|---|---|---|"]
     lines += [f"| `{code}` | {entry.fault.value} | {entry.meaning} |" for code, entry in sorted(ERROR_CODES.items())]
     return "\n".join(lines) + "\n"

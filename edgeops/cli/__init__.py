@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from edgeops import __version__, plugins
-from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.errors import INTERRUPTED, EdgeopsError, Fault
 
 
 class LazyGroup(click.Group):
@@ -55,9 +55,17 @@ def root() -> None:
 
 
 def main() -> None:
-    """Run a command; an edgeops error ends it with its message on stderr and its fault's exit status."""
+    """Run a command and end with one of `EXIT_STATUSES`; an edgeops error says its message on stderr."""
     try:
-        root(prog_name="edgeops")
+        status = root.main(prog_name="edgeops", standalone_mode=False)
     except EdgeopsError as error:
         click.echo(f"error {error}", err=True)
         sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(Fault.USAGE.value)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    # What a command returns is no status; only click's own --help and --version end with one.
+    sys.exit(status if isinstance(status, int) else 0)

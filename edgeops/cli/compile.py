@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeops.cli.compile_progress import compile_progress
+from edgeops.cli.junit import junit_file, junit_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.wire import decode
 
 if TYPE_CHECKING:
-    from edgeops.compiler import ProfileResult
+    from edgeops.compiler import CompileResult, Elsewhere, ProfileResult
     from edgeops.contracts.evidence import CandidateEvidence
 
 COLUMNS = (
@@ -57,6 +58,7 @@ _ERROR_FIGURES = ("cosine", "sqnr_db", "max_abs")
     help="Choose by what `edgeops measure --json` said of the candidates on a device.",
 )
 @click.option("--no-pictures", is_flag=True, help="Keep no pictures of evaluation samples in the evidence.")
+@junit_option
 @json_option
 def command(
     handover: Path,
@@ -68,6 +70,7 @@ def command(
     keep_candidates: bool,
     measured_on: Path | None,
     no_pictures: bool,
+    junit: Path | None,
     as_json: bool,
 ) -> None:
     """Compile the hand-over in folder HANDOVER for each profile, and prove the result against the original.
@@ -79,24 +82,50 @@ def command(
         raise EdgeopsError("E-CONFIG", "--check needs --locked", "Name the compile.lock to check against.")
     if locked is not None and measured_on is not None:
         raise EdgeopsError("E-CONFIG", "--locked and --measured-on both say what to choose", "Give one of both.")
-    from edgeops.compiler import Elsewhere
-    from edgeops.compiler import compile as compile_handover
-
-    figures = None
-    if measured_on is not None:
-        figures = decode(measured_on.read_bytes(), Measurements, what=str(measured_on))
-    with compile_progress(len(set(profiles))) as show:
-        result = compile_handover(
+    with junit_file(junit, "compile") as cases:
+        result = _compile(
             handover,
             profiles,
             out,
             locked=locked,
             check=check,
             explain=explain,
-            elsewhere=Elsewhere(keep_candidates, figures),
+            elsewhere=_elsewhere(keep_candidates, measured_on),
             pictures=not no_pictures,
-            on_progress=show,
         )
+        if junit is not None:
+            from edgeops.report.cases import of_evidence
+
+            for one in result.profiles:
+                cases += of_evidence(f"compile.{one.profile}", one.evidence, one.chosen.scheme)
+        _show(result, explain, as_json)
+        result.raise_for_gates()
+        schemes = {one.scheme for profile in result.profiles for one in profile.evidence.candidates}
+        if explain and explain != "all" and explain not in schemes:
+            raise EdgeopsError(
+                "E-CONFIG",
+                f"--explain {explain}: no such candidate was tried",
+                f"Name one of {', '.join(sorted(schemes))}.",
+            )
+
+
+def _elsewhere(keep_candidates: bool, measured_on: Path | None) -> Elsewhere:
+    from edgeops.compiler import Elsewhere
+
+    figures = None
+    if measured_on is not None:
+        figures = decode(measured_on.read_bytes(), Measurements, what=str(measured_on))
+    return Elsewhere(keep_candidates, figures)
+
+
+def _compile(handover: Path, profiles: tuple[str, ...], out: Path, **options: Any) -> CompileResult:
+    from edgeops.compiler import compile as compile_handover
+
+    with compile_progress(len(set(profiles))) as show:
+        return compile_handover(handover, profiles, out, on_progress=show, **options)
+
+
+def _show(result: CompileResult, explain: str, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -117,14 +146,6 @@ def command(
                 ("profile", "candidate", "output", "opens at", "cosine", "SQNR dB", "max error"),
                 [row for profile in result.profiles for row in _opening_rows(profile, explain)],
             )
-    result.raise_for_gates()
-    schemes = {one.scheme for profile in result.profiles for one in profile.evidence.candidates}
-    if explain and explain != "all" and explain not in schemes:
-        raise EdgeopsError(
-            "E-CONFIG",
-            f"--explain {explain}: no such candidate was tried",
-            f"Name one of {', '.join(sorted(schemes))}.",
-        )
 
 
 def _record(result: ProfileResult) -> dict[str, Any]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from edgeops.cli.junit import junit_file, junit_option
 from edgeops.cli.options import home_option, keys_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
+
+if TYPE_CHECKING:
+    from edgeops.releases.verify import Verified
+    from edgeops.report.junit import Case
 
 
 @click.group()
@@ -23,16 +30,44 @@ def command() -> None:
 @click.option("--version", required=True, help="MAJOR.MINOR.PATCH")
 @click.option("--model", help="The model that the bundles must be of [whatever they are].")
 @click.option("--notes", default="", help="For people.")
+@click.option("--gated", is_flag=True, help="Take only bundles with evidence that they passed their gates; for CI.")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@junit_option
 @json_option
-def create(home: Path, version: str, model: str | None, notes: str, bundles: tuple[Path, ...], as_json: bool) -> None:
+def create(
+    home: Path,
+    version: str,
+    model: str | None,
+    notes: str,
+    gated: bool,
+    bundles: tuple[Path, ...],
+    junit: Path | None,
+    as_json: bool,
+) -> None:
     """Make a draft from bundles: directories or packed files, one per profile.
 
     `evidence.json` beside a bundle joins the release if it speaks of exactly this bundle. Nothing is published yet.
     """
     from edgeops.releases import assemble
 
-    _show(assemble.create(home, bundles, version=version, model=model, notes=notes), as_json)
+    with junit_file(junit, "release") as cases:
+        if junit is not None:
+            cases += _gates(bundles)
+        _show(assemble.create(home, bundles, version=version, model=model, notes=notes, gated=gated), as_json)
+
+
+def _gates(bundles: Sequence[Path]) -> list[Case]:
+    """Return the gates of bundles as test cases, of those that have evidence."""
+    from edgeops.releases import pieces
+    from edgeops.report.cases import of_evidence
+
+    found = [one for path in bundles for one in pieces.of_path(path) if one.evidence is not None]
+    return [
+        case
+        for one in found
+        if one.evidence is not None
+        for case in of_evidence(f"release.{one.manifest.profile}", one.evidence, one.manifest.scheme)
+    ]
 
 
 @command.command("create-agent")
@@ -63,14 +98,74 @@ def create_agent(home: Path, folders: tuple[str, ...], notes: str, as_json: bool
 @command.command()
 @home_option
 @keys_option
+@click.option("--no-bom", is_flag=True, help="Publish no bill of materials; else the extra `sbom` has to be installed.")
+@click.option("--run-url", default="", metavar="URL", help="The CI run that made it, for the statement of provenance.")
 @click.argument("model")
 @click.argument("version")
+@junit_option
 @json_option
-def publish(home: Path, key_folders: tuple[Path, ...], model: str, version: str, as_json: bool) -> None:
-    """Sign a draft and publish it into the repository, all or nothing."""
+def publish(
+    home: Path,
+    key_folders: tuple[Path, ...],
+    no_bom: bool,
+    run_url: str,
+    model: str,
+    version: str,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Sign a draft and publish it into the repository, all or nothing.
+
+    With it go the evidence, a bill of materials (CycloneDX) and a statement of where it all comes from (in-toto, SLSA
+    provenance), each of them signed.
+    """
     from edgeops.releases import publish as publishing
 
-    _show(publishing.publish(home, model, version, key_folders=key_folders), as_json)
+    with junit_file(junit, "release") as cases:
+        done = publishing.publish(home, model, version, key_folders=key_folders, with_materials=not no_bom, run=run_url)
+        if junit is not None:
+            cases += _checked(home, done)
+        _show(done, as_json)
+
+
+@command.command()
+@home_option
+@click.argument("model")
+@click.argument("version")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the verified documents.")
+@junit_option
+@json_option
+def verify(home: Path, model: str, version: str, out: Path | None, junit: Path | None, as_json: bool) -> None:
+    """Verify a published release: its bundles, evidence, bill of materials and provenance, byte by byte.
+
+    With --out the bill of materials (materials.cdx.json) and the statement (provenance.json) are written there.
+    """
+    from edgeops.releases import catalog, verify
+
+    with junit_file(junit, "release") as cases:
+        release = catalog.release(home, model, version)
+        found = verify.verify(home, release)
+        if junit is not None:
+            cases += _as_cases(release, found)
+        if out is not None:
+            verify.write_documents(home, release, out)
+    if as_json:
+        print_json([one._asdict() for one in found])
+    else:
+        print_table(("what", "verified"), found)
+
+
+def _checked(home: Path, release: Release) -> list[Case]:
+    from edgeops.releases import verify
+
+    return _as_cases(release, verify.verify(home, release))
+
+
+def _as_cases(release: Release, found: Sequence[Verified]) -> list[Case]:
+    from edgeops.report.junit import Case, Outcome
+
+    suite = f"release.{release.model}.{release.version}"
+    return [Case(suite, one.what, Outcome.PASSED if one.there else Outcome.SKIPPED, one.detail) for one in found]
 
 
 @command.command("list")

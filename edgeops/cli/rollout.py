@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeops.cli.device import parse_labels
+from edgeops.cli.junit import junit_file, junit_option
 from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again
 from edgeops.contracts.deployment import DeploymentState
@@ -21,6 +22,7 @@ from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 if TYPE_CHECKING:
     from edgeops.client.api import Api
     from edgeops.client.resources import MemberInfo, RolloutInfo, RolloutPlan, RolloutWish
+    from edgeops.report.junit import Case
 
 WATCH_EVERY_S = 0.5
 TROUBLED_SHOWN = 20
@@ -141,18 +143,23 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
     "--watch", is_flag=True,
     help="Wait until it ends or pauses, exit with status 3 unless it succeeds; without an id show the list again.",
 )  # fmt: skip
-def status(home: Path, rollout_id: int | None, watch: bool, as_json: bool) -> None:
+@junit_option
+def status(home: Path, rollout_id: int | None, watch: bool, junit: Path | None, as_json: bool) -> None:
     """Show one rollout, or list the newest ones."""
     from edgeops.client.api import Api
 
     api = Api.from_home(home)
     if rollout_id is None:
+        if junit is not None:
+            raise EdgeopsError("E-CONFIG", "--junit needs the id of a rollout")
         show_again(lambda: _list(api, as_json), watch=watch)
         return
-    rollout = _watch(api, rollout_id) if watch else api.rollout(rollout_id)
-    _show(rollout, as_json)
-    if watch and rollout.state != RolloutState.SUCCEEDED:
-        raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
+    with junit_file(junit, "rollout") as cases:
+        rollout = _watch(api, rollout_id) if watch else api.rollout(rollout_id)
+        _record(rollout, cases, junit)
+        _show(rollout, as_json)
+        if watch and rollout.state != RolloutState.SUCCEEDED:
+            raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
 
 
 @command.command("explain")
@@ -194,15 +201,25 @@ def explain(home: Path, rollout_id: int, as_json: bool) -> None:
 @command.command("watch")
 @served_option
 @click.argument("rollout_id", type=int)
-def watch(home: Path, rollout_id: int) -> None:
+@junit_option
+def watch(home: Path, rollout_id: int, junit: Path | None) -> None:
     """Show a rollout's progress until it ends or pauses; exit with status 3 unless it succeeds."""
     from edgeops.cli.rollout_progress import shown_live
     from edgeops.client.api import Api
 
     api = Api.from_home(home)
-    rollout = shown_live(lambda: api.rollout(rollout_id), every_s=WATCH_EVERY_S)
-    if rollout.state != RolloutState.SUCCEEDED:
-        raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
+    with junit_file(junit, "rollout") as cases:
+        rollout = shown_live(lambda: api.rollout(rollout_id), every_s=WATCH_EVERY_S)
+        _record(rollout, cases, junit)
+        if rollout.state != RolloutState.SUCCEEDED:
+            raise EdgeopsError("E-ROLLOUT-STOPPED", f"rollout {rollout_id} is {rollout.state}: {rollout.reason}")
+
+
+def _record(rollout: RolloutInfo, cases: list[Case], junit: Path | None) -> None:
+    if junit is not None:
+        from edgeops.report.cases import of_rollout
+
+        cases += of_rollout(rollout)
 
 
 @command.command("approve")

@@ -16,6 +16,19 @@ class Fault(enum.Enum):
     PEER = 5
 
 
+# Every status that a command ends with, and what CI can make of it: the only table; the docs are written from it.
+INTERRUPTED = 130
+EXIT_STATUSES: dict[int, str] = {
+    0: "success",
+    Fault.INTERNAL.value: "a defect of edgeops: please report it",
+    Fault.USAGE.value: "what was asked or given is wrong; trying again changes nothing",
+    Fault.GATE.value: "a gate said no: nothing is broken, and nothing should ship",
+    Fault.ENVIRONMENT.value: "this machine or its network; trying again later may help",
+    Fault.PEER.value: "a file, message or peer that was checked and refused",
+    INTERRUPTED: "interrupted by Ctrl-C (SIGINT)",
+}
+
+
 class ErrorCode(NamedTuple):
     """One stable code: whose fault it is, and what it means in a line."""
 
@@ -79,6 +92,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     # Releases
     "E-RELEASE-EXISTS": ErrorCode(Fault.USAGE, "This model already has a release of this version."),
     "E-RELEASE-UNKNOWN": ErrorCode(Fault.USAGE, "No such release."),
+    "E-RELEASE-GATE": ErrorCode(Fault.GATE, "A bundle has no evidence, or did not pass its gates."),
     "E-RELEASE-INVALID": ErrorCode(Fault.USAGE, "The bundles do not make a release."),
     # Transport
     "E-NET-UNREACHABLE": ErrorCode(Fault.ENVIRONMENT, "The server cannot be reached."),

@@ -14,12 +14,13 @@ from edgeops import durable
 from edgeops.contracts.bundle import AgentManifest
 from edgeops.contracts.deployment import AGENT_COMPONENT
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.names import check_version
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
-from edgeops.contracts.wire import encode
+from edgeops.contracts.wire import decode, encode
 from edgeops.profiles import registry
 from edgeops.releases import catalog
-from edgeops.releases.bundles import file_digest, open_bundle, pack, seal_agent, unpack
+from edgeops.releases.bundles import Bundle, file_digest, open_bundle, pack, seal_agent, unpack
 from edgeops.releases.catalog import DRAFTS, EVIDENCE, RELEASE_NAME, UNPUBLISHED, draft_dir
 from edgeops.releases.pieces import evidence_beside
 
@@ -45,6 +46,7 @@ def create(
     version: str,
     model: str | None = None,
     notes: str = "",
+    gated: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Release:
     """Make a draft: the bundles packed, and the evidence that lies beside them. Nothing is signed or published yet.
@@ -55,6 +57,7 @@ def create(
         version: The release's version.
         model: The model that the bundles must be of; None: whatever they all are.
         notes: For people.
+        gated: Every bundle must have evidence that it passed its gates.
         now: Clock.
 
     Returns:
@@ -62,14 +65,16 @@ def create(
 
     Raises:
         EdgeopsError: E-RELEASE-EXISTS; published already, or a draft. E-RELEASE-INVALID; not one model, or two bundles
-            for one profile. E-BUNDLE-DAMAGED or E-BUNDLE-INVALID. E-NAME. E-TRUST-KEY; not a fleet's home.
-            E-DISK-FULL or E-DISK-WRITE.
+            for one profile. E-RELEASE-GATE; `gated`, and a bundle failed or has no evidence. E-BUNDLE-DAMAGED or
+            E-BUNDLE-INVALID. E-NAME. E-TRUST-KEY; not a fleet's home. E-DISK-FULL or E-DISK-WRITE.
     """
     check_version(version)
     if not bundles:
         raise EdgeopsError("E-RELEASE-INVALID", "a release needs at least one bundle")
     with _making(home) as making:
-        parts = [_take(path, making, making.parent / f"unpacked-{index}") for index, path in enumerate(bundles)]
+        parts = [
+            _take(path, making, making.parent / f"unpacked-{index}", gated=gated) for index, path in enumerate(bundles)
+        ]
         model = _one_model(parts, model)
         return _finish(home, making, _Made(model, version, notes, now()), parts)
 
@@ -144,7 +149,7 @@ def _take_wheels(profile: str, folder: Path, making: Path) -> _Part:
     return _Part(AGENT_COMPONENT, profile, bundle.digest, version)
 
 
-def _take(path: Path, making: Path, scratch: Path) -> _Part:
+def _take(path: Path, making: Path, scratch: Path, *, gated: bool) -> _Part:
     """Check a bundle, pack it into the draft, and take its evidence."""
     bundle = open_bundle(path) if path.is_dir() else unpack(path, scratch)
     profile = bundle.manifest.profile
@@ -154,9 +159,25 @@ def _take(path: Path, making: Path, scratch: Path) -> _Part:
     # Packed anew: the bytes follow from the bundle alone, whoever packed it before.
     pack(bundle, packed)
     evidence = evidence_beside(path, bundle.digest)
+    if gated:
+        _check_gates(path, bundle, evidence)
     if evidence is not None:
         durable.write_file(making / EVIDENCE / f"{profile}.json", evidence)
     return _Part(bundle.manifest.model, profile, bundle.digest)
+
+
+def _check_gates(path: Path, bundle: Bundle, evidence: bytes | None) -> None:
+    if evidence is None:
+        raise EdgeopsError(
+            "E-RELEASE-GATE", f"{path}: no evidence speaks of this bundle", "Give what edgeops compile wrote, unmoved."
+        )
+    found = decode(evidence, Evidence, what=str(path)).candidates
+    one = next((item for item in found if item.scheme == bundle.manifest.scheme), None)
+    if one is None or not (one.chosen and one.passed):
+        why = "not listed" if one is None else one.reason
+        raise EdgeopsError(
+            "E-RELEASE-GATE", f"{path}: {bundle.manifest.scheme}: {why}", "Compile until a candidate passes."
+        )
 
 
 def _one_model(parts: Sequence[_Part], model: str | None) -> str:

@@ -153,6 +153,22 @@ def _read_manifest(directory: Path, kind: type[M]) -> tuple[M, str]:
     return manifest, "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def packed_manifest(source: Path, kind: type[M], expect_digest: str) -> M:
+    """Read the manifest out of a bundle's file; the other files are not looked at.
+
+    Raises:
+        EdgeopsError: E-BUNDLE-DAMAGED; it has none, or not the one with this digest.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive, archive.open(MANIFEST_NAME) as member:
+            data = member.read(MAX_MANIFEST_BYTES)
+    except (OSError, KeyError, *ZIP_ERRORS) as error:
+        raise EdgeopsError("E-BUNDLE-DAMAGED", f"{source}: {error}", "Fetch it again.") from error
+    if f"sha256:{hashlib.sha256(data).hexdigest()}" != expect_digest:
+        raise EdgeopsError("E-BUNDLE-DAMAGED", f"{source}: its manifest is not {expect_digest}", "Fetch it again.")
+    return decode(data, kind, what=str(source))
+
+
 def pack(bundle: Bundle | AgentBundle, target: Path) -> None:
     """Write a bundle as one file: a zip, stored, sorted, without dates. The same bundle gives the same bytes.
 

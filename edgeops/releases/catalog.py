@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
 
-from edgeops.contracts.bundle import MANIFEST_NAME, BundleManifest, DriftReference
+from edgeops.contracts.bundle import BundleManifest, DriftReference
 from edgeops.contracts.deployment import EVIDENCE_TYPE
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.names import check_name, check_version
+from edgeops.contracts.provenance import PAYLOAD_TYPE, Statement
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode
-from edgeops.releases.bundles import MAX_MANIFEST_BYTES, ZIP_ERRORS
+from edgeops.releases import materials, provenance
+from edgeops.releases.bundles import packed_manifest
 from edgeops.trust import envelopes
 from edgeops.trust.publisher import PublishedTarget, Publisher
 
 DRAFTS, RELEASE_NAME, EVIDENCE = "releases", "release.json", "evidence"
+MATERIALS_NAME, PROVENANCE_NAME = "materials.cdx.json", "provenance.intoto.json"
 UNPUBLISHED = 0
 MAX_EVIDENCE_BYTES = 4 << 20
 MAX_SEALED_EVIDENCE_BYTES = 2 * MAX_EVIDENCE_BYTES  # base64 and signatures
+MAX_PROVENANCE_BYTES = 4 << 20
 
 
 def releases(home: Path, *, model: str | None = None) -> list[Release]:
@@ -78,6 +81,46 @@ def evidence(publisher: Publisher, model: str, version: str) -> dict[str, Eviden
     }
 
 
+def bill_of_materials(publisher: Publisher, release: Release) -> bytes | None:
+    """Return the signed bill of materials of a published release; None: it was published without.
+
+    Raises:
+        EdgeopsError: E-TRUST-TARGET; it is not what was signed, or is of other bundles. E-WIRE-MALFORMED; it is none.
+            E-DEPENDENCY; what checks its form is not installed. E-TRUST-METADATA.
+    """
+    path = f"{release.model}/{release.version}/{MATERIALS_NAME}"
+    target = publisher.targets().get(path)
+    if target is None:
+        return None
+    data = _read(publisher, path, target)
+    materials.check_form(data, what=path)
+    materials.check_names(data, release, what=path)
+    return data
+
+
+def where_from(publisher: Publisher, release: Release) -> Statement | None:
+    """Return the signed statement of where a published release comes from; None: it was published without.
+
+    Raises:
+        EdgeopsError: E-TRUST-SIGNATURE; not signed by a key that may publish the model. E-TRUST-TARGET; it is of
+            other files than the release's. E-WIRE-MALFORMED. E-TRUST-METADATA.
+    """
+    start = f"{release.model}/{release.version}"
+    path, targets = f"{start}/{PROVENANCE_NAME}", publisher.targets()
+    if path not in targets:
+        return None
+    payload = envelopes.unseal(
+        _read(publisher, path, targets[path]),
+        PAYLOAD_TYPE,
+        publisher.models().get(release.model, {}),
+        max_bytes=MAX_PROVENANCE_BYTES,
+    )
+    found = decode(payload, Statement, what=path)
+    bill = f"{start}/{MATERIALS_NAME}"
+    provenance.check(found, release, {bill: targets[bill].sha256} if bill in targets else {}, what=path)
+    return found
+
+
 def manifests(publisher: Publisher, release: Release) -> dict[str, BundleManifest]:
     """Return the manifests of a published release's bundles, by profile.
 
@@ -86,15 +129,15 @@ def manifests(publisher: Publisher, release: Release) -> dict[str, BundleManifes
     """
     targets, found = publisher.targets(), {}
     for target in release.targets:
+        if target.path not in targets:
+            raise EdgeopsError("E-TRUST-TARGET", f"target {target.path} is not signed", "Restore the repository.")
+        file = publisher.target_file(target.path, targets[target.path])
         try:
-            file = publisher.target_file(target.path, targets[target.path])
-            with zipfile.ZipFile(file) as archive, archive.open(MANIFEST_NAME) as member:
-                data = member.read(MAX_MANIFEST_BYTES)
-        except (OSError, KeyError, *ZIP_ERRORS) as error:
-            raise EdgeopsError("E-TRUST-TARGET", f"target {target.path}: {error}", "Restore the repository.") from error
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != target.digest:
-            raise EdgeopsError("E-TRUST-TARGET", f"target {target.path} differs from what was signed")
-        found[target.profile] = decode(data, BundleManifest, what=target.path)
+            found[target.profile] = packed_manifest(file, BundleManifest, target.digest)
+        except EdgeopsError as error:
+            raise EdgeopsError(
+                "E-TRUST-TARGET", f"target {target.path}: {error.what}", "Restore the repository."
+            ) from error
     return found
 
 

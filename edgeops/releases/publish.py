@@ -10,13 +10,15 @@ from pathlib import Path
 import msgspec
 
 from edgeops import durable
-from edgeops.contracts.bundle import FileEntry
-from edgeops.contracts.deployment import EVIDENCE_TYPE
+from edgeops.contracts.bundle import AgentManifest, BundleManifest, FileEntry
+from edgeops.contracts.deployment import AGENT_COMPONENT, EVIDENCE_TYPE
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.release import Release, TargetCustom
-from edgeops.contracts.wire import encode
-from edgeops.releases import catalog
-from edgeops.releases.bundles import file_digest
+from edgeops.contracts.evidence import Evidence
+from edgeops.contracts.provenance import PAYLOAD_TYPE
+from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom
+from edgeops.contracts.wire import decode, encode
+from edgeops.releases import catalog, materials, provenance
+from edgeops.releases.bundles import file_digest, packed_manifest
 from edgeops.releases.catalog import EVIDENCE, RELEASE_NAME, draft_dir, read_draft
 from edgeops.trust import envelopes
 from edgeops.trust.publisher import NewTarget, Publisher
@@ -28,6 +30,8 @@ def publish(
     version: str,
     *,
     key_folders: Sequence[Path] = (),
+    with_materials: bool = True,
+    run: str = "",
     now: Callable[[], float] = time.time,
 ) -> Release:
     """Sign and publish a draft. A cut at any point leaves the previous repository valid; try again, it goes on.
@@ -37,6 +41,8 @@ def publish(
         model: The draft's model.
         version: The draft's version.
         key_folders: Folders with private keys beside `home/keys`.
+        with_materials: Write a bill of materials, too, which needs the extra `sbom`.
+        run: Address of the run that made the release, for its statement of provenance.
         now: Clock.
 
     Returns:
@@ -45,6 +51,7 @@ def publish(
     Raises:
         EdgeopsError: E-RELEASE-UNKNOWN; no such draft. E-RELEASE-EXISTS; this version is published with other
             bundles. E-BUNDLE-DAMAGED; the draft was changed since it was made. E-TRUST-KEY; a needed key is not here.
+            E-DEPENDENCY; the extra `sbom` is not installed.
             E-TRUST-METADATA or E-TRUST-TARGET; the repository is damaged. E-DISK-FULL or E-DISK-WRITE.
     """
     publisher = Publisher(home, key_folders=key_folders, now=now)
@@ -61,7 +68,9 @@ def publish(
             if model not in publisher.models():
                 publisher.delegate(model)
             with tempfile.TemporaryDirectory(prefix=".publish-", dir=home) as scratch:
-                publisher.publish([*_bundles(done, folder), *_statements(done, folder, publisher, Path(scratch))])
+                files = [*_bundles(done, folder), *_statements(done, folder, publisher, Path(scratch))]
+                files += _origin(done, folder, publisher, Path(scratch), with_materials=with_materials, run=run)
+                publisher.publish(files)
         elif done.targets != draft.targets:
             raise EdgeopsError("E-RELEASE-EXISTS", f"{model} {version} is published", "Choose another version.")
         durable.remove_tree(folder)
@@ -98,3 +107,32 @@ def _statements(release: Release, folder: Path, publisher: Publisher, scratch: P
                 envelopes.seal(found.read_bytes(), EVIDENCE_TYPE, signer, max_bytes=catalog.MAX_SEALED_EVIDENCE_BYTES)
             )
             yield NewTarget(f"{start}/{sealed.name}", sealed)
+
+
+def _origin(
+    release: Release, folder: Path, publisher: Publisher, scratch: Path, *, with_materials: bool, run: str
+) -> Iterator[NewTarget]:
+    """Give the bill of materials, and the signed statement of where all of it comes from."""
+    parts = [_part(release, target, folder) for target in release.targets]
+    start, others = f"{release.model}/{release.version}", {}
+    if with_materials:
+        bill = scratch / catalog.MATERIALS_NAME
+        bill.write_bytes(materials.bill_of_materials(release, parts))
+        others[f"{start}/{bill.name}"] = file_digest(bill).sha256
+        yield NewTarget(f"{start}/{bill.name}", bill)
+    statement = provenance.statement(release, parts, others, fleet=publisher.fleet, run=run)
+    sealed, signer = scratch / catalog.PROVENANCE_NAME, publisher.model_signer(release.model)
+    sealed.write_bytes(envelopes.seal(encode(statement), PAYLOAD_TYPE, signer, max_bytes=catalog.MAX_PROVENANCE_BYTES))
+    yield NewTarget(f"{start}/{sealed.name}", sealed)
+
+
+def _part(release: Release, target: ReleaseTarget, folder: Path) -> materials.Part:
+    file = folder / f"{target.profile}.edgeops"
+    manifest = (
+        packed_manifest(file, AgentManifest, target.digest)
+        if release.model == AGENT_COMPONENT
+        else packed_manifest(file, BundleManifest, target.digest)
+    )
+    said = folder / EVIDENCE / f"{target.profile}.json"
+    evidence = decode(said.read_bytes(), Evidence, what=str(said)) if said.is_file() else None
+    return materials.Part(target, manifest, evidence)

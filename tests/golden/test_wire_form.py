@@ -42,6 +42,16 @@ from edgeops.contracts.evidence import (
     Source,
 )
 from edgeops.contracts.examination import Confusion, Examination, HandedOver, Why, WorstSample
+from edgeops.contracts.provenance import (
+    BUILD_TYPE,
+    BuildDefinition,
+    Builder,
+    Metadata,
+    Provenance,
+    Resource,
+    RunDetails,
+    Statement,
+)
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
 from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish
 from edgeops.contracts.sketches import QuantileSketch
@@ -91,6 +101,19 @@ EVIDENCE = Evidence(
 )  # fmt: skip
 ONE_OF_EACH: dict[str, Wire] = {
     "evidence": EVIDENCE,
+    "provenance": Statement(
+        subject=(Resource(name="m/1.0.0/p.edgeops", digest={"sha256": "cd" * 32}),),
+        predicate=Provenance(
+            build_definition=BuildDefinition(
+                build_type=BUILD_TYPE, external_parameters={"model": "m"}, internal_parameters={"hosts": {}},
+                resolved_dependencies=(Resource(uri="file:model.onnx", digest={"sha256": "ab" * 32}),),
+            ),
+            run_details=RunDetails(
+                builder=Builder(id="urn:edgeops:fleet:demo", version={"edgeops": "0.1.0"}),
+                metadata=Metadata(invocation_id="https://ci.example/1", finished_on="2026-11-27T00:00:00Z"),
+            ),
+        ),
+    ),
     "desired": Desired(
         fleet="demo", connection="pi-1", unit="self", generation=7, issued_at_s=T0, expires_at_s=T0 + 3600,
         components=(
