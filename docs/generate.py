@@ -19,7 +19,11 @@ from edgeops.contracts.topics import DOWN_LEAVES, UP_LEAVES, presence_topic, uni
 REFERENCE = Path(__file__).parent / "reference"
 _LEAVES = {
     "desired": ("1, retained", "signed envelope: what the unit should run"),
-    "cmd": ("1", "a signed command for [samples](agent.md#samples-of-inputs); expires; `id` is its idempotency key"),
+    "cmd": (
+        "1",
+        "a signed command for [samples](agent.md#samples-of-inputs) or [measurements](agent.md#measurements); expires; "
+        "`id` is its idempotency key",
+    ),
     "reported": ("1, retained", "signed by the device: observed generation, slots, versions, capabilities"),
     "progress": ("1", "monotonic step per generation and component; terminal states"),
     "telemetry": ("1", "one window of sketches, or a batch of them; `boot_id`, `seq`"),

@@ -40,6 +40,7 @@ WATCHDOG_EVERY_S = 15.0
 TRIAL_LOOK_EVERY_S = 0.25
 DISK_RETRY_S = 30.0
 HOLD_LOOK_EVERY_S = 5.0
+_WORKED_ON = (ON_ITS_WAY - {DeploymentState.HELD}) | {DeploymentState.ROLLING_BACK}
 _DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
 
 
@@ -154,6 +155,11 @@ class Deployment:
         """Whether something of it is on its way, or a fetch that was given up still at work."""
         on_its_way = self.record.state in (DeploymentState.HELD, DeploymentState.DOWNLOADING)
         return on_its_way or (self._job is not None and self._job.running)
+
+    @property
+    def on_its_way(self) -> bool:
+        """Whether something works to change it; one that is held waits."""
+        return self.record.state in _WORKED_ON
 
     @property
     def gone(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.offline import OfflineRepository
 from edgeops.transport.download import Cancelled, Downloader, RemoteFile, Server, part_of
 from edgeops.transport.http import HttpClient, context_for
-from edgeops.trust.tuf_client import Target
+from edgeops.trust.tuf_client import CandidateTarget, Target
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,26 @@ class Fetcher:
             return Staged(slot, slots.unpack(file, slot))
         finally:
             durable.remove_tree(file)
+
+    def fetch_candidate(self, target: CandidateTarget, file: Path, *, reserve: int, cancelled: threading.Event) -> None:
+        """Fetch a bundle that was published to be measured; no slot has anything to do with it.
+
+        Args:
+            target: Its signed description.
+            file: Where to.
+            reserve: Bytes that must stay free on the disk once it is unpacked too.
+            cancelled: Gives it up.
+
+        Raises:
+            EdgeopsError: E-DISK-FULL before the first byte if there is not enough room. Otherwise as `fetch`.
+            Cancelled: As asked.
+        """
+        needed, free = 2 * target.length + reserve, shutil.disk_usage(file.parent).free
+        if needed > free:
+            what = f"{target.path} needs {needed >> 10} KiB (download, bundle and reserve), {free >> 10} KiB are free"
+            raise EdgeopsError("E-DISK-FULL", what, "Free some space; what serves now goes on.")
+        remote = RemoteFile(target.remote_path, target.length, target.sha256)
+        self._downloader.download(remote, file, cancelled=cancelled)
 
     def bring(self, stick: OfflineRepository, target: Target) -> None:
         """Take a target's bytes from an exported release: the next `fetch` finds them arrived.

@@ -27,6 +27,7 @@ from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
 from edgeops.agent.installing import asked_for, bring
 from edgeops.agent.loop import Loop
+from edgeops.agent.measuring import Measuring
 from edgeops.agent.notify import ServiceManager
 from edgeops.agent.plan import Wish, with_local
 from edgeops.agent.renewing import Renewer
@@ -43,6 +44,7 @@ from edgeops.agent.trust_desk import Postponed, TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
 from edgeops.agent.versions import Running
 from edgeops.contracts.deployment import (
+    MEASURE_TYPE,
     Component,
     ComponentKind,
     ComponentReport,
@@ -157,6 +159,15 @@ class Supervisor:
             keepalive_s=KEEPALIVE_S,
         )
         self._uplink.attach(self._link, self._compose)
+        self._measuring = Measuring(
+            self._house,
+            self._desk,
+            enrolment.profile,
+            versions=lambda: self._capabilities,
+            updating=lambda: any(deployment.on_its_way for deployment in list(self._deployments.values())),
+            say=self._uplink.measured,
+            refuse=self._refuse,
+        )
         self._renewer = Renewer(self._loop, identity, enrolment, self._clock.now, self._renewed)
         self._relaunching = False
         self._facts: dict[str, object] = {}
@@ -191,6 +202,7 @@ class Supervisor:
             self._loop.after(self._settings.telemetry_window_s, self._window_over)
             self._loop.after(TIDY_EVERY_S, self._tidy)
             self._look_into_inbox()
+            self._measuring.start()
             self._link.start()
             self._renewer.look()
             self._write_facts()
@@ -238,13 +250,16 @@ class Supervisor:
     def _command(self, id: str, envelope: bytes) -> None:
         try:
             kind = envelopes.payload_type(envelope)
-            if kind != SAMPLES_TYPE:
+            if kind not in (SAMPLES_TYPE, MEASURE_TYPE):
                 raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent knows no command {kind[:100]!r}")
         except EdgeopsError as error:
             log.warning("a command is refused: %s", error)
             self._refuse(error)
             return
-        self._samples.take(id, envelope)
+        if kind == MEASURE_TYPE:
+            self._measuring.take(id, envelope)
+        else:
+            self._samples.take(id, envelope)
 
     def _verify(self) -> None:
         """Verify the next envelope on a thread: newer metadata may have to be fetched for it."""
@@ -398,6 +413,8 @@ class Supervisor:
 
     def stepped(self, deployment: Deployment, percent: float | None) -> None:
         """A component came a step further."""
+        if deployment.on_its_way:
+            self._measuring.disturb("an update begins")
         self._uplink.progress(deployment, percent)
 
     def counted(self, window: ModelWindow) -> None:
@@ -408,6 +425,8 @@ class Supervisor:
         """The application does not want to be disturbed for so long."""
         log.info("the application is busy for %.0f s", for_s)
         self._probe.keep_undisturbed(for_s)
+        if for_s > 0:
+            self._measuring.disturb("the application is busy")
 
     def drawn(self, id: str, sample: bytes) -> None:
         """A request was drawn for a command."""
@@ -529,6 +548,7 @@ class Supervisor:
             write_facts(self._state.root, facts)
 
     def _stop(self) -> None:
+        self._measuring.disturb("the agent ends")
         self._close_window()
         self._uplink.leave()
         self._link.stop()

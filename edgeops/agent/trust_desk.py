@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from edgeops.contracts.deployment import Component, Desired, Slot, kind_of
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import Candidate, MeasureCommand
 from edgeops.contracts.samples import SamplesCommand
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.releases.offline import OfflineRepository
 from edgeops.trust import desired as desired_statements
-from edgeops.trust import samples
+from edgeops.trust import measure_commands, samples
 from edgeops.trust.time import Clock
-from edgeops.trust.tuf_client import Target, TufClient
+from edgeops.trust.tuf_client import CandidateTarget, Target, TufClient
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,35 @@ class TrustDesk:
                 now_s=self._clock.now(),
             )
         )
+
+    def measure_command(self, envelope: bytes, id: str) -> MeasureCommand:
+        """Return a command that may be obeyed; keys are looked for as for a desired state.
+
+        Raises:
+            Postponed: The server had to be asked, and could not, or its metadata is not valid now.
+            EdgeopsError: As `trust.measure_commands.verify`; asking again would not help.
+        """
+        return self._with_newest_keys(
+            lambda: measure_commands.verify(
+                envelope,
+                keys=self._tuf.desired_keys(),
+                fleet=self._fleet,
+                connection=self._connection,
+                unit=SELF_UNIT,
+                id=id,
+                now_s=self._clock.now(),
+            )
+        )
+
+    def candidates(self, wanted: Sequence[Candidate]) -> list[CandidateTarget]:
+        """Return the files of bundles that were published to be measured.
+
+        Raises:
+            EdgeopsError: E-TRUST-TARGET; one is not published, or is no candidate. Otherwise as `TufClient.refresh`.
+        """
+        with self._lock:
+            self._refresh()
+            return [self._tuf.candidate(one.target) for one in wanted]
 
     def look_up(
         self, want: Component, floor_number: int, *, is_here: Callable[[Target], bool] = lambda target: False

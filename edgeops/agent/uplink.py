@@ -17,8 +17,17 @@ from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.telemetry import TelemetryQueue
-from edgeops.contracts.deployment import SHADOW_FEATURE, ComponentReport, Failure, Presence, Progress, Reported
+from edgeops.contracts.deployment import (
+    MEASURE_FEATURE,
+    SHADOW_FEATURE,
+    ComponentReport,
+    Failure,
+    Presence,
+    Progress,
+    Reported,
+)
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import MeasureAnswer
 from edgeops.contracts.samples import SAMPLES_FEATURE, AnswerState, SamplesAnswer
 from edgeops.contracts.telemetry import (
     MAX_BATCH_BYTES,
@@ -41,7 +50,7 @@ ACK_LOOK_EVERY_S = 0.5
 # What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
 KEEP_ACKNOWLEDGED_S = 60.0
 # What this agent knows that older ones do not.
-FEATURES = (SHADOW_FEATURE, SAMPLES_FEATURE)
+FEATURES = (SHADOW_FEATURE, SAMPLES_FEATURE, MEASURE_FEATURE)
 
 
 class Uplink:
@@ -137,6 +146,13 @@ class Uplink:
             detail=failure.what if failure is not None else record.held_reason or "",
         )
         self._sign_and_publish("progress", progress)
+
+    def measured(self, answer: MeasureAnswer) -> None:
+        """Publish the answer to a command to measure. Without a link it is left out: the command comes again."""
+        try:
+            self._sign_and_publish("res", answer, id=answer.id)
+        except EdgeopsError as error:
+            log.error("an answer cannot be given: %s", error)
 
     def keep_telemetry(
         self, models: tuple[ModelWindow, ...], device: DeviceWindow, start_s: float, end_s: float
@@ -238,12 +254,7 @@ class Uplink:
             self._first_report = self._first_report or info
 
     def _sign_and_publish(
-        self,
-        leaf: str,
-        statement: Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer,
-        *,
-        retain: bool = False,
-        id: str | None = None,
+        self, leaf: str, statement: statements.Said, *, retain: bool = False, id: str | None = None
     ) -> MQTTMessageInfo | None:
         if self._link is None or not self._link.connected:
             return None

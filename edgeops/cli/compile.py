@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from edgeops.cli.compile_progress import compile_progress
 from edgeops.cli.junit import junit_file, junit_option
+from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import Measurements
@@ -16,7 +18,7 @@ from edgeops.contracts.wire import decode
 
 if TYPE_CHECKING:
     from edgeops.compiler import CompileResult, Elsewhere, ProfileResult
-    from edgeops.contracts.evidence import CandidateEvidence
+    from edgeops.contracts.evidence import CandidateEvidence, FiguresOrigin
 
 COLUMNS = (
     "profile", "runtime", "precision", "size KiB", "p50 ms here", "agrees with float", "accuracy", "float", "why",
@@ -53,12 +55,12 @@ _ERROR_FIGURES = ("cosine", "sqnr_db", "max_abs")
 )
 @click.option(
     "--measured-on",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Choose by what `edgeops measure --json` said of the candidates on a device.",
+    metavar="DEVICE|FILE",
+    help="Choose by what a device of the fleet measured last, or by what `edgeops measure --json` wrote on one.",
 )
 @click.option("--no-pictures", is_flag=True, help="Keep no pictures of evaluation samples in the evidence.")
 @junit_option
+@served_option
 @json_option
 def command(
     handover: Path,
@@ -68,9 +70,10 @@ def command(
     check: bool,
     explain: str,
     keep_candidates: bool,
-    measured_on: Path | None,
+    measured_on: str | None,
     no_pictures: bool,
     junit: Path | None,
+    home: Path,
     as_json: bool,
 ) -> None:
     """Compile the hand-over in folder HANDOVER for each profile, and prove the result against the original.
@@ -90,7 +93,7 @@ def command(
             locked=locked,
             check=check,
             explain=explain,
-            elsewhere=_elsewhere(keep_candidates, measured_on),
+            elsewhere=_elsewhere(keep_candidates, measured_on, home, handover),
             pictures=not no_pictures,
         )
         if junit is not None:
@@ -109,13 +112,12 @@ def command(
             )
 
 
-def _elsewhere(keep_candidates: bool, measured_on: Path | None) -> Elsewhere:
+def _elsewhere(keep_candidates: bool, measured_on: str | None, home: Path, handover: Path) -> Elsewhere:
     from edgeops.compiler import Elsewhere
 
-    figures = None
-    if measured_on is not None:
-        figures = decode(measured_on.read_bytes(), Measurements, what=str(measured_on))
-    return Elsewhere(keep_candidates, figures)
+    if measured_on is None:
+        return Elsewhere(keep_candidates)
+    return Elsewhere(keep_candidates, *_figures(measured_on, home, handover))
 
 
 def _compile(handover: Path, profiles: tuple[str, ...], out: Path, **options: Any) -> CompileResult:
@@ -146,6 +148,38 @@ def _show(result: CompileResult, explain: str, as_json: bool) -> None:
                 ("profile", "candidate", "output", "opens at", "cosine", "SQNR dB", "max error"),
                 [row for profile in result.profiles for row in _opening_rows(profile, explain)],
             )
+
+
+def _figures(measured_on: str, home: Path, handover: Path) -> tuple[Measurements, FiguresOrigin]:
+    """Return a device's figures and where they come from: a file, else the fleet's control plane.
+
+    Raises:
+        EdgeopsError: E-WIRE-MALFORMED; the file holds no figures. E-DEVICE-UNKNOWN. E-MEASURE-REFUSED; the device has
+            measured nothing. E-TRUST-SIGNATURE and the like; what it measured is not signed by its key.
+    """
+    from edgeops.contracts.evidence import FiguresOrigin
+
+    path = Path(measured_on)
+    if path.is_file():
+        data = path.read_bytes()
+        found = decode(data, Measurements, what=str(path))
+        digest = hashlib.sha256(data).hexdigest()
+        return found, FiguresOrigin(device=found.device, at_s=found.at_s, sha256=digest)
+    if path.suffix or len(path.parts) > 1:
+        raise EdgeopsError("E-CONFIG", f"there is no file {measured_on}", "Name one, or a device of the fleet.")
+    from edgeops.cli.measure import figures_by_device
+    from edgeops.client.api import Api
+    from edgeops.intake.handover import HANDOVER_NAME, read_declaration
+
+    api, model = Api.from_home(home), read_declaration(handover / HANDOVER_NAME).model.name
+    for asked in api.measurements(measured_on):
+        if asked.measurements is not None and any(one.model == model for one in asked.measurements.bundles):
+            return figures_by_device(asked, home, api.health().fleet)
+    raise EdgeopsError(
+        "E-MEASURE-REFUSED",
+        f"{measured_on} has measured no candidate of {model} yet",
+        f"edgeops measure OUT/PROFILE/candidates/*/bundle --device {measured_on}",
+    )
 
 
 def _record(result: ProfileResult) -> dict[str, Any]:

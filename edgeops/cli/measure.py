@@ -1,61 +1,84 @@
-"""Measure bundles on this machine: load time, latency, memory, and whether they answer as they should."""
+"""Measure bundles here or on a device: load time, latency, memory, and whether they answer as they should."""
 
 from __future__ import annotations
 
 import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgeops.cli.options import home_option, keys_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
 if TYPE_CHECKING:
-    from edgeops.contracts.measurement import BundleFigures
+    from edgeops.client.resources import MeasurementInfo
+    from edgeops.contracts.evidence import FiguresOrigin
+    from edgeops.contracts.measurement import BundleFigures, Measurements
     from edgeops.releases.bundles import Bundle
+
+_LOOK_EVERY_S = 0.5
+# An answer that was signed just in time may still be on its way.
+_LATE_S = 5.0
 
 
 @click.command()
 @json_option
+@home_option
+@keys_option
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(1, 100_000), help="Timed inferences.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Inference threads.")
-@click.option("--name", "device", default=platform.node, help="What to call this machine [its host name].")
-def command(bundles: tuple[Path, ...], runs: int, threads: int, device: str, as_json: bool) -> None:
+@click.option("--threads", type=click.IntRange(1, 1024), help="Inference threads [1; a device: as its profile says].")
+@click.option("--name", help="What to call this machine [its host name].")
+@click.option("--device", metavar="NAME", help="Have this device of the fleet measure them, over the control plane.")
+@click.option(
+    "--within-s",
+    default=3600.0,
+    show_default=True,
+    type=click.FloatRange(1, 86400),
+    help="With --device: how long to wait for it.",
+)
+def command(
+    bundles: tuple[Path, ...],
+    runs: int,
+    threads: int | None,
+    name: str | None,
+    device: str | None,
+    within_s: float,
+    home: Path,
+    key_folders: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Measure BUNDLES, folders or .edgeops files, each in a process of its own.
 
-    Run it on a device to know what its figures are there. Exit status 3 if one does not answer as it should.
+    On this machine, or with --device on a device of the fleet: they are published as candidates, signed by the model's
+    key, and the device fetches, verifies, measures and forgets them; its answer is signed by its key. --home and
+    --keys are for that. Exit status 3 if one does not answer as it should.
     """
-    from edgeops.contracts.evidence import Source
-    from edgeops.contracts.measurement import Measurements
-
+    if device is not None and name is not None:
+        raise EdgeopsError("E-CONFIG", "--name is for this machine, --device has its own", "Give one of both.")
     with tempfile.TemporaryDirectory(prefix="edgeops-measure-") as folder:
         opened = [_open(path, Path(folder) / str(index)) for index, path in enumerate(bundles)]
-        figures = tuple(_measure(bundle, runs, threads) for bundle in opened)
-    found = Measurements(
-        source=Source.MEASURED_HOST,
-        device=device,
-        arch=platform.machine(),
-        processor=_processor(),
-        threads=threads,
-        at_s=time.time(),
-        bundles=figures,
-    )
+        if device is None:
+            found = _here(opened, runs, threads or 1, name or platform.node())
+        else:
+            found = _there(opened, device, home, key_folders, runs, threads or 0, within_s)
     if as_json:
         print_json(found)
     else:
         click.echo(
-            f"{found.source.value}: {device}, {found.arch}, {found.processor or 'unknown processor'}, "
-            f"{threads} thread{'s' if threads > 1 else ''}, {runs} runs"
+            f"{found.source.value}: {found.device}, {found.arch}, {found.processor or 'unknown processor'}, "
+            f"{found.threads} thread{'s' if found.threads > 1 else ''}, {runs} runs"
         )
         print_table(
             ("model", "profile", "scheme", "runtime", "load ms", "p50 ms", "p95 ms", "peak MiB", "cosine", "golden"),
-            [_row(one) for one in figures],
+            [_row(one) for one in found.bundles],
         )
-    failed = [one for one in figures if one.measured is None]
+    failed = [one for one in found.bundles if one.measured is None]
     if failed:
         raise EdgeopsError(
             "E-MEASURE", "; ".join(f"{one.scheme}: {one.failure}" for one in failed), "See the code of each."
@@ -68,29 +91,83 @@ def _open(path: Path, target: Path) -> Bundle:
     return unpack(path, target) if path.is_file() else open_bundle(path)
 
 
-def _measure(bundle: Bundle, runs: int, threads: int) -> BundleFigures:
-    from edgeops.contracts.measurement import BundleFigures
-    from edgeops.runtimes.measure import MeasureRequest, measure_apart
+def _here(bundles: Sequence[Bundle], runs: int, threads: int, name: str) -> Measurements:
+    from edgeops.contracts.evidence import Source
+    from edgeops.contracts.measurement import Measurements
+    from edgeops.runtimes.measure_bundle import figures_of, processor
     from edgeops.runtimes.registry import capabilities
 
-    manifest = bundle.manifest
-    measured, failure = None, ""
-    try:
-        measured = measure_apart(
-            MeasureRequest(bundle=str(bundle.directory.resolve()), threads=threads, warmup=min(10, runs), runs=runs)
+    versions = capabilities()
+    return Measurements(
+        source=Source.MEASURED_HOST,
+        device=name,
+        arch=platform.machine(),
+        processor=processor(),
+        threads=threads,
+        at_s=time.time(),
+        bundles=tuple(
+            figures_of(bundle.directory, bundle.digest, bundle.manifest, threads=threads, runs=runs, versions=versions)
+            for bundle in bundles
+        ),
+    )
+
+
+def _there(
+    bundles: Sequence[Bundle],
+    device: str,
+    home: Path,
+    key_folders: tuple[Path, ...],
+    runs: int,
+    threads: int,
+    within_s: float,
+) -> Measurements:
+    """Have a device measure, and return what it signed."""
+    from edgeops.client.api import Api
+    from edgeops.contracts.measurement import MAX_RUNS, MAX_THREADS
+    from edgeops.releases import candidates
+
+    if runs > MAX_RUNS or threads > MAX_THREADS:
+        raise EdgeopsError("E-CONFIG", f"a device measures at most {MAX_RUNS} runs with {MAX_THREADS} threads")
+    api = Api.from_home(home)
+    detail = api.device(device)
+    for bundle in bundles:
+        if bundle.manifest.profile != detail.profile:
+            raise EdgeopsError(
+                "E-BUNDLE-PROFILE",
+                f"{bundle.directory} is for {bundle.manifest.profile}, {device} is a {detail.profile}",
+                "Compile for the device's profile.",
+            )
+    offered = candidates.offer(home, bundles, key_folders=key_folders)
+    asked = api.measure(device, offered, threads=threads, runs=runs, valid_s=within_s)
+    if not detail.online:
+        click.echo(f"{device} is not connected; it is asked as soon as it is", err=True)
+    deadline_s = time.monotonic() + within_s + _LATE_S
+    while asked.state == "waiting" and time.monotonic() < deadline_s:
+        time.sleep(_LOOK_EVERY_S)
+        asked = api.measurement(device, asked.id)
+    if asked.state in ("waiting", "expired"):
+        raise EdgeopsError(
+            "E-MEASURE-REFUSED", f"{device} has not answered within {within_s:.0f} s", "See `edgeops device show`."
         )
-    except EdgeopsError as error:
-        failure = f"{error.code}: {error.what}"
-    return BundleFigures(
-        digest=bundle.digest,
-        artifact_sha256=manifest.files[manifest.artifact].sha256,
-        model=manifest.model,
-        profile=manifest.profile,
-        scheme=manifest.scheme,
-        runtime=manifest.runtime,
-        runtime_version=capabilities().get(manifest.runtime, ""),
-        measured=measured,
-        failure=failure,
+    return figures_by_device(asked, home, api.health().fleet)[0]
+
+
+def figures_by_device(asked: MeasurementInfo, home: Path, fleet: str) -> tuple[Measurements, FiguresOrigin]:
+    """Return what a device measured, believed for its own signature; `home`: of the fleet, or a context's folder.
+
+    Raises:
+        EdgeopsError: E-MEASURE-REFUSED; it measured nothing. Otherwise as `trust.answers.verified_figures`.
+    """
+    from edgeops.trust.answers import verified_figures
+
+    if asked.envelope is None or asked.certificate_pem is None:
+        raise EdgeopsError("E-MEASURE-REFUSED", f"{asked.device} has not answered", "Ask it again.")
+    return verified_figures(
+        asked.envelope.encode(),
+        asked.certificate_pem.encode(),
+        ca_pem=(home / "ca" / "ca.pem").read_bytes(),
+        fleet=fleet,
+        connection=asked.device,
     )
 
 
@@ -108,13 +185,3 @@ def _row(one: BundleFigures) -> tuple[object, ...]:
         f"{got.source_min_cosine:.5f}",
         f"{got.golden_vectors} hold",
     )
-
-
-def _processor() -> str:
-    """Return the processor's name as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else ""

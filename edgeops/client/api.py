@@ -18,6 +18,7 @@ import urllib3
 from edgeops.client import resources
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, OfflineAnswer
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
+from edgeops.contracts.measurement import Candidate
 from edgeops.contracts.release import Release
 from edgeops.contracts.samples import Sample, unpack_samples
 from edgeops.contracts.wire import Wire, decode
@@ -255,6 +256,42 @@ class Api:
         """
         path = f"/api/v1/devices/{_part(connection)}/samples/{_part(id)}/data"
         return list(unpack_samples(self._send("GET", path)))
+
+    def measure(
+        self, connection: str, bundles: Sequence[Candidate], *, threads: int = 0, runs: int = 100, valid_s: float = 3600
+    ) -> resources.MeasurementInfo:
+        """Have a device measure published candidates; `measurement` tells its answer.
+
+        Args:
+            connection: The device.
+            bundles: What `releases.candidates.offer` published.
+            threads: Inference threads; 0: as many as the device's profile serves with.
+            runs: Timed inferences of each.
+            valid_s: Nothing is begun after so many seconds.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN. E-AGENT-FEATURE; its agent measures nothing. E-COMMAND; too many are open.
+        """
+        wish = {"bundles": msgspec.to_builtins(list(bundles)), "threads": threads, "runs": runs, "valid_s": valid_s}
+        return self._call("POST", f"/api/v1/devices/{_part(connection)}/measurements", resources.MeasurementInfo, wish)
+
+    def measurement(self, connection: str, id: str) -> resources.MeasurementInfo:
+        """Return what a device was asked, and its answer once it is there.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN. E-COMMAND-UNKNOWN; it was not asked for this.
+        """
+        path = f"/api/v1/devices/{_part(connection)}/measurements/{_part(id)}"
+        return self._call("GET", path, resources.MeasurementInfo)
+
+    def measurements(self, connection: str) -> list[resources.MeasurementInfo]:
+        """Return what a device was asked to measure, newest first.
+
+        Raises:
+            EdgeopsError: E-DEVICE-UNKNOWN.
+        """
+        path = f"/api/v1/devices/{_part(connection)}/measurements"
+        return self._items(path, list[resources.MeasurementInfo])[0]
 
     def releases(self) -> list[Release]:
         """Return the published releases."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeops.contracts.access import Role
+from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.wire import Wire
 
 
@@ -443,6 +444,27 @@ class AuditInfo(Wire, frozen=True, kw_only=True):
     action: str
     subject: str
     detail: dict[str, Any]
+
+
+class MeasurementInfo(Wire, frozen=True, kw_only=True):
+    """What a device was asked to measure, and what it answered.
+
+    `state` is waiting, measured, refused or expired; `envelope` is the answer as the device signed it,
+    `certificate_pem` vouches for its key.
+    """
+
+    id: str
+    device: str
+    state: str
+    created_at_s: float
+    created_by: str
+    expires_at_s: float
+    answered_at_s: float | None = None
+    code: str = ""
+    what: str = ""
+    measurements: Measurements | None = None
+    envelope: str | None = None
+    certificate_pem: str | None = None
 
 
 class BrokerInfo(Wire, frozen=True, kw_only=True):

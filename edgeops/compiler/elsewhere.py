@@ -32,7 +32,7 @@ def check_figures(found: Measurements, profiles: Sequence[Profile]) -> None:
             f"{found.device} has measured bundles of {', '.join(sorted(meant)) or 'no profile'}",
             "Give figures of a device of a profile that is compiled.",
         )
-    if found.source is not Source.MEASURED_HOST:
+    if found.source is Source.ESTIMATED:
         raise EdgeopsError("E-CONFIG", f"the figures of {found.device} are {found.source.value}", "Measure them there.")
     for profile in known:
         if found.arch != profile.cpu.arch:

@@ -15,13 +15,18 @@ LOCK_SCHEMA = 1
 
 
 class LockedProfile(Wire, frozen=True, kw_only=True):
-    """What was chosen for a profile. `measured_on`: the device whose figures decided; empty: this host's."""
+    """What was chosen for a profile. `measured_on`: the device whose figures decided; empty: this host's.
+
+    `figures` is the SHA-256 of the statement that holds them; `signed` says whether the device's key signed it.
+    """
 
     scheme: str
     runtime: str
     precision: str
     bundle: str
     measured_on: str = ""
+    figures: str = ""
+    signed: bool = False
 
 
 class CompileLock(Wire, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ from edgeops.compiler.selection import Choice, loosened, missed, select
 from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Stored
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.evidence import CandidateEvidence, Evidence
+from edgeops.contracts.evidence import CandidateEvidence, Evidence, FiguresOrigin
 from edgeops.contracts.examination import Examination, HandedOver
 from edgeops.contracts.handover import Gates
 from edgeops.contracts.measurement import Measurements
@@ -96,10 +96,12 @@ class Elsewhere(NamedTuple):
     Args:
         keep_candidates: Write every candidate as a bundle, to be measured on a device.
         figures: What a device measured of them; they decide in place of this host's.
+        origin: Where these come from; given with `figures`.
     """
 
     keep_candidates: bool = False
     figures: Measurements | None = None
+    origin: FiguresOrigin | None = None
 
     def concerns(self, profile: Profile) -> bool:
         """Whether there are figures of a device of a profile; the others are chosen by this host's."""
@@ -297,7 +299,8 @@ def _compile_profile(
     if elsewhere.keep_candidates:
         _keep(ground, loaded, tried, out / profile.name / "candidates", said)
     examination = examined(ground, best, pictures=pictures)
-    result = _write(ground, loaded, choice, best, examination, out / profile.name, said)
+    origin = elsewhere.origin if wanted is None and elsewhere.concerns(profile) else None
+    result = _write(ground, loaded, choice, best, examination, origin, out / profile.name, said)
     if check and wanted is not None and result.packaged.digest != wanted.bundle:
         raise EdgeopsError(
             "E-COMPILE-LOCK",
@@ -341,6 +344,7 @@ def _write(
     choice: Choice,
     best: Tried,
     examination: Examination,
+    origin: FiguresOrigin | None,
     folder: Path,
     said: Callable[[str], None],
 ) -> ProfileResult:
@@ -363,6 +367,7 @@ def _write(
         arch=ground.profile.cpu.arch,
         handed_over=_handed_over(loaded),
         examination=examination,
+        figures=origin,
     )
     text = msgspec.json.format(msgspec.json.encode(evidence, order="sorted"), indent=2)
     durable.write_file(folder / EVIDENCE_NAME, text + b"\n")
@@ -407,6 +412,10 @@ def _lock_of(loaded: LoadedHandover, results: dict[str, ProfileResult | None]) -
                 precision="" if result is None else result.chosen.precision,
                 bundle="" if result is None else result.packaged.digest,
                 measured_on="" if result is None else result.chosen.measured_on,
+                figures="" if result is None or result.evidence.figures is None else result.evidence.figures.sha256,
+                signed=result is not None
+                and result.evidence.figures is not None
+                and bool(result.evidence.figures.signed_by),
             )
             for name, result in results.items()
         },

@@ -9,6 +9,8 @@ from edgeops.contracts.wire import Wire, WireEnum
 
 # What an agent says in `Reported.features` if it knows `Component.shadow`.
 SHADOW_FEATURE = "shadow"
+# And if it measures what a signed command names: `contracts.measurement.MeasureCommand`.
+MEASURE_FEATURE = "measure"
 
 # DSSE payload types: a signature over one kind of statement is never valid for another.
 DESIRED_TYPE = "application/vnd.edgeops.desired+json"
@@ -18,6 +20,8 @@ TELEMETRY_TYPE = "application/vnd.edgeops.telemetry+json"
 TELEMETRY_BATCH_TYPE = "application/vnd.edgeops.telemetry-batch+json"
 RENEWAL_TYPE = "application/vnd.edgeops.renewal+json"
 EVIDENCE_TYPE = "application/vnd.edgeops.evidence+json"
+MEASURE_TYPE = "application/vnd.edgeops.measure+json"
+MEASUREMENT_TYPE = "application/vnd.edgeops.measurement+json"
 
 
 class ComponentKind(WireEnum):

@@ -103,6 +103,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-AGENT-STATE": ErrorCode(Fault.INTERNAL, "An event is impossible in the state; nothing was changed."),
     "E-AGENT-WORKER": ErrorCode(Fault.PEER, "The runtime worker died, hung or could not start."),
     "E-MEASURE": ErrorCode(Fault.GATE, "A bundle could not be measured, or does not answer as it should."),
+    "E-MEASURE-REFUSED": ErrorCode(
+        Fault.PEER, "A device does not measure now: it is held, busy, updating or too slow."
+    ),
     "E-SELFTEST-GOLDEN": ErrorCode(Fault.PEER, "Outputs on this device differ from the golden vectors."),
     "E-SELFTEST-AGENT": ErrorCode(Fault.PEER, "A new version of the agent cannot be installed or used on this device."),
     "E-SELFTEST-BUDGET": ErrorCode(Fault.GATE, "Latency or memory on this device breaks the budget."),

@@ -144,11 +144,28 @@ class Host(Wire, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
 
 
+class FiguresOrigin(Wire, frozen=True, kw_only=True):
+    """Where a device's figures come from that decided in place of this host's.
+
+    Args:
+        device: The device that measured.
+        at_s: When, seconds since 1970 by its clock.
+        sha256: Of the statement: the envelope that the device signed, or the file.
+        signed_by: SHA-256 of the certificate of the device whose key signed it; empty: a file that nobody signed.
+    """
+
+    device: str
+    at_s: float
+    sha256: str
+    signed_by: str = ""
+
+
 class Evidence(Wire, frozen=True, kw_only=True):
     """All measurements of one compile for one profile. `bundle` is the digest that it speaks of.
 
     `examination` is of that bundle, and `arch` the profile's architecture: the host may have another. An edgeops before
-    them wrote neither, nor what was handed over.
+    them wrote neither, nor what was handed over. `figures` says where the latency and memory come from that decided;
+    None: measured on this host.
     """
 
     bundle: str
@@ -162,4 +179,5 @@ class Evidence(Wire, frozen=True, kw_only=True):
     arch: str = ""
     handed_over: HandedOver | None = None
     examination: Examination | None = None
+    figures: FiguresOrigin | None = None
     schema_version: int = msgspec.field(default=1, name="schema")

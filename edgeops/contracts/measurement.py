@@ -1,4 +1,4 @@
-"""What was measured of bundles on one machine: by `edgeops measure`, for people and for the compiler's choice."""
+"""What was measured of bundles on one machine, for people and for the compiler's choice; and how a device is asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import msgspec
 
 from edgeops.contracts.evidence import Latency, Source
 from edgeops.contracts.wire import Wire
+
+MAX_CANDIDATES = 64
+MAX_RUNS = 1000
+MAX_THREADS = 64
+# How long a device may be asked for; it also remembers for so long what it has answered.
+MAX_VALID_S = 86400.0
+
+# Where candidates lie among a model's targets: no version of a release has this form.
+CANDIDATES = "candidates"
 
 
 class Measured(Wire, frozen=True, kw_only=True):
@@ -76,4 +85,56 @@ class Measurements(Wire, frozen=True, kw_only=True):
     threads: int
     at_s: float
     bundles: tuple[BundleFigures, ...]
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
+def candidate_path(model: str, digest: str) -> str:
+    """Return the TUF target path of a candidate: a bundle that is published to be measured, and no release."""
+    return f"{model}/{CANDIDATES}/{digest.removeprefix('sha256:')}.edgeops"
+
+
+class Candidate(Wire, frozen=True, kw_only=True):
+    """A bundle to measure: its TUF target path, and its digest."""
+
+    target: str
+    digest: str
+
+
+class MeasureCommand(Wire, frozen=True, kw_only=True):
+    """Asks one device to measure candidates, signed by the key of desired state.
+
+    Args:
+        fleet: The fleet.
+        connection: The device that is meant, and no other.
+        unit: `self`.
+        id: Of this command: the device answers it once, however often it comes.
+        issued_at_s: Control plane's clock.
+        expires_at_s: Nothing is begun after this.
+        bundles: What to measure, in this order.
+        threads: Inference threads; 0: as many as the device's profile serves with.
+        runs: Timed inferences of each.
+    """
+
+    fleet: str
+    connection: str
+    unit: str
+    id: str
+    issued_at_s: float
+    expires_at_s: float
+    bundles: tuple[Candidate, ...]
+    threads: int
+    runs: int
+    schema_version: int = msgspec.field(default=1, name="schema")
+
+
+class MeasureAnswer(Wire, frozen=True, kw_only=True):
+    """A device's answer to a command, signed by its key: the figures, or why there are none (code and cause)."""
+
+    fleet: str
+    connection: str
+    unit: str
+    id: str
+    measurements: Measurements | None = None
+    code: str = ""
+    what: str = ""
     schema_version: int = msgspec.field(default=1, name="schema")

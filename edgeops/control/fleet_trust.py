@@ -10,11 +10,13 @@ from edgeops import durable
 from edgeops.contracts.bundle import DriftReference
 from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import MeasureCommand
 from edgeops.contracts.release import Release
 from edgeops.contracts.samples import SamplesCommand
 from edgeops.control.enrolment import CONTROL_IDENTITY
 from edgeops.releases import catalog
 from edgeops.trust import desired as desired_state
+from edgeops.trust import measure_commands
 from edgeops.trust import samples as sample_commands
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher
@@ -102,6 +104,11 @@ class FleetTrust:
         """Return the signed envelope of a wish for samples; the key is that of desired state."""
         self._look_for_another_key()
         return sample_commands.issue(command, self._signer)
+
+    def sign_measure(self, command: MeasureCommand) -> bytes:
+        """Return the signed envelope of a wish for figures; the key is that of desired state."""
+        self._look_for_another_key()
+        return measure_commands.issue(command, self._signer)
 
     def desired_keyid(self) -> str:
         """Return the id of the key that signs desired state now: `edgeops trust rotate` may have changed it."""

@@ -406,6 +406,31 @@ class RequestKey(Base):
     answer: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
+class AskedMeasurement(Base):
+    """A device was asked to measure candidates. `command` is sent again until `answer`, its signed envelope, is here.
+
+    `certificate_pem` is the device's certificate whose key signed the answer.
+    """
+
+    __tablename__ = "measurements"
+
+    id: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"))
+    command: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at_s: Mapped[float]
+    sent_at_s: Mapped[float | None]
+    answered_at_s: Mapped[float | None]
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary)
+    certificate_pem: Mapped[str] = mapped_column(Text, default="")
+
+    __table_args__ = (
+        Index("ix_measurements_connection", "connection", "created_at_s"),
+        Index("ix_measurements_expires_at_s", "expires_at_s"),
+    )
+
+
 class AuditEntry(Base):
     """Who did what, when. Rows are only ever added."""
 

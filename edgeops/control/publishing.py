@@ -52,6 +52,7 @@ class DesiredPublisher:
         keyid: The key that `sign` signs with now; when it is another one, all is published again.
         link: The control plane's MQTT link.
         look_every_s: How often to look without being woken.
+        send_measurements: Sends what else waits for devices, over this link.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class DesiredPublisher:
         link: Callable[[], MqttLink],
         *,
         look_every_s: float = LOOK_EVERY_S,
+        send_measurements: Callable[[MqttLink], None] = lambda link: None,
     ) -> None:
-        self._look_every_s = look_every_s
+        self._look_every_s, self._send_measurements = look_every_s, send_measurements
         self._database, self._fleet, self._sign, self._keyid, self._link = database, fleet, sign, keyid, link
         self._sign_samples = sign_samples
         # What was signed before this process began is published again when its link is made.
@@ -116,6 +118,7 @@ class DesiredPublisher:
                     self._all_again.clear()
                 more = publish_batch(self._database, self._fleet, self._sign, self._link(), time.time())
                 commands.publish_due(self._database, self._fleet, self._sign_samples, self._link(), time.time())
+                self._send_measurements(self._link())
             except EdgeopsError as error:
                 log.error("desired state could not be published: %s", error)
                 more = None

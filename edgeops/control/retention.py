@@ -7,16 +7,18 @@ from sqlalchemy import delete
 from edgeops.control import commands
 from edgeops.control.database import Database
 from edgeops.control.ingest import history, rollups
-from edgeops.control.models import EnrolmentTokenRow, ProgressEvent, RequestKey, TelemetryWindow
+from edgeops.control.models import AskedMeasurement, EnrolmentTokenRow, ProgressEvent, RequestKey, TelemetryWindow
 
 WINDOWS_S = 30 * 86400.0
 PROGRESS_S = 90 * 86400.0
 TOKENS_S = 90 * 86400.0
 REQUEST_KEYS_S = 86400.0
+MEASUREMENTS_S = 365 * 86400.0
 
 
 def prune(database: Database, now_s: float) -> None:
-    """Remove what is past its time: telemetry windows, progress steps, dead tokens, idempotency keys and commands.
+    """Remove what is past its time: telemetry windows, progress steps, dead tokens, idempotency keys, measurements and
+    commands.
 
     Windows that are not fresh any more are summed up by device before, and spans of sums become larger ones, in
     transactions of bounded size.
@@ -30,6 +32,7 @@ def prune(database: Database, now_s: float) -> None:
         session.execute(delete(TelemetryWindow).where(TelemetryWindow.received_at_s < now_s - WINDOWS_S))
         session.execute(delete(ProgressEvent).where(ProgressEvent.received_at_s < now_s - PROGRESS_S))
         session.execute(delete(EnrolmentTokenRow).where(EnrolmentTokenRow.expires_at_s < now_s - TOKENS_S))
+        session.execute(delete(AskedMeasurement).where(AskedMeasurement.expires_at_s < now_s - MEASUREMENTS_S))
         session.execute(delete(RequestKey).where(RequestKey.at_s < now_s - REQUEST_KEYS_S))
         commands.prune(session, now_s)
 

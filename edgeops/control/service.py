@@ -35,6 +35,7 @@ from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
 from edgeops.control.http import HttpServers, Listener, bind
 from edgeops.control.ingest.worker import TAKEN, Ingest, ingest_filters, nobody_is_online
+from edgeops.control.measuring import send_waiting
 from edgeops.control.monitoring.metrics import FleetCollector, exposition
 from edgeops.control.monitoring.webhooks import Watchman, read_config
 from edgeops.control.own_certificates import OwnCertificates, Users
@@ -240,7 +241,15 @@ class ControlPlane:
         leaves: Sequence[str] = TAKEN
         if self._options.role == "all":
             self._publisher = DesiredPublisher(
-                self._database, trust.fleet, trust.sign, trust.sign_samples, trust.desired_keyid, lambda: self._link
+                self._database,
+                trust.fleet,
+                trust.sign,
+                trust.sign_samples,
+                trust.desired_keyid,
+                lambda: self._link,
+                send_measurements=lambda link: send_waiting(
+                    self._database, trust.fleet, trust.sign_measure, link, time.time()
+                ),
             )
             self._engine = RolloutEngine(self._database, self._publisher.wake)
         else:

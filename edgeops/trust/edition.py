@@ -167,6 +167,19 @@ class Edition:
                 self._put(name, bins[name].signed)
         self._grow(model, role.signed, bins)
 
+    def remove(self, model: str, paths: Iterable[str]) -> None:
+        """Take targets out of a model's bins; one that is not there stays away.
+
+        Raises:
+            EdgeopsError: E-TRUST-METADATA.
+        """
+        bins = self.bins(model)
+        role = self._role(roles.model_role(model), self.state.targets.signed)
+        for path in paths:
+            name = _bin_of(role.signed, path)
+            if bins[name].signed.targets.pop(path, None) is not None:
+                self._put(name, bins[name].signed)
+
     def sealed(self) -> list[MetadataFile]:
         """Sign all that changed; return the files in the order to write them: `timestamp.json` turns the page.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
+from typing import TypeVar
 
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
@@ -14,6 +16,8 @@ from edgeops.contracts.wire import Wire, decode
 
 MAX_ENVELOPE_BYTES = 1 << 20
 MAX_SIGNATURES = 16
+
+W = TypeVar("W", bound=Wire)
 
 
 class _Signature(Wire, frozen=True, kw_only=True):
@@ -52,6 +56,22 @@ def payload_type(data: bytes) -> str:
     if len(data) > MAX_ENVELOPE_BYTES:
         raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {MAX_ENVELOPE_BYTES} are allowed")
     return decode(data, _Envelope, what="signed envelope").payloadType
+
+
+def read_unverified(data: bytes, kind: type[W]) -> W:
+    """Return what an envelope holds that was verified before it was kept.
+
+    Raises:
+        EdgeopsError: E-WIRE-SIZE or E-WIRE-MALFORMED.
+    """
+    if len(data) > MAX_ENVELOPE_BYTES:
+        raise EdgeopsError("E-WIRE-SIZE", f"an envelope of {len(data)} bytes; {MAX_ENVELOPE_BYTES} are allowed")
+    form = decode(data, _Envelope, what="signed envelope")
+    try:
+        payload = base64.b64decode(form.payload, validate=True)
+    except ValueError as error:
+        raise EdgeopsError("E-WIRE-MALFORMED", f"signed envelope: {error}") from error
+    return decode(payload, kind, what=kind.__name__.lower())
 
 
 def unseal(data: bytes, payload_type: str, keys: Mapping[str, Key], *, max_bytes: int = MAX_ENVELOPE_BYTES) -> bytes:

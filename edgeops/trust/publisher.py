@@ -314,6 +314,21 @@ class Publisher:
                 edition.add(model, [self._store(target) for target in of_model])
             self._repository.commit(edition.sealed())
 
+    def withdraw(self, model: str, paths: Sequence[str]) -> None:
+        """Take targets of a model out of the repository, and their files.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; a needed key is not here. E-TRUST-METADATA; the repository is damaged.
+                E-DISK-FULL or E-DISK-WRITE; a file may be left that nothing names.
+        """
+        with self._repository.locked():
+            edition, published = self._edition(), self.targets()
+            files = [self._repository.blob(path, published[path].sha256) for path in paths if path in published]
+            edition.remove(model, paths)
+            self._repository.commit(edition.sealed())
+            for file in files:
+                durable.remove_tree(file)
+
     def delegate(self, model: str, public: Sequence[Key] = (), threshold: int = 1) -> None:
         """Say who may publish a model, before its first release.
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 from securesystemslib.signer import Key, Signer
 
 from edgeops.contracts.deployment import (
+    MEASUREMENT_TYPE,
     PROGRESS_TYPE,
     REPORTED_TYPE,
     TELEMETRY_BATCH_TYPE,
@@ -15,22 +16,25 @@ from edgeops.contracts.deployment import (
     Reported,
 )
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import MeasureAnswer
 from edgeops.contracts.samples import SAMPLES_ANSWER_TYPE, SamplesAnswer
 from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import decode, encode
 from edgeops.trust import envelopes
 
-Statement = TypeVar("Statement", Reported, Progress, Telemetry, TelemetryBatch, SamplesAnswer)
-_TYPES: dict[type[Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer], str] = {
+Said = Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer | MeasureAnswer
+Statement = TypeVar("Statement", Reported, Progress, Telemetry, TelemetryBatch, SamplesAnswer, MeasureAnswer)
+_TYPES: dict[type[Said], str] = {
     Reported: REPORTED_TYPE,
     Progress: PROGRESS_TYPE,
     Telemetry: TELEMETRY_TYPE,
     TelemetryBatch: TELEMETRY_BATCH_TYPE,
     SamplesAnswer: SAMPLES_ANSWER_TYPE,
+    MeasureAnswer: MEASUREMENT_TYPE,
 }
 
 
-def sign(statement: Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer, signer: Signer) -> bytes:
+def sign(statement: Said, signer: Signer) -> bytes:
     """Return the signed envelope of a device's statement.
 
     Raises:
@@ -58,7 +62,7 @@ def verify(data: bytes, kind: type[Statement], *, key: Key, fleet: str, connecti
     said: tuple[Telemetry, ...] = statement.windows if isinstance(statement, TelemetryBatch) else ()
     if len(said) > MAX_WINDOWS_PER_BATCH:
         raise EdgeopsError("E-WIRE-MALFORMED", f"a batch of {len(said)} windows; {MAX_WINDOWS_PER_BATCH} are allowed")
-    parts: list[Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer] = [statement, *said]
+    parts: list[Said] = [statement, *said]
     for part in parts:
         meant = (part.fleet, part.connection, part.unit)
         if meant != (fleet, connection, unit):

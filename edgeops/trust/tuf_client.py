@@ -22,6 +22,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import CANDIDATES
 from edgeops.contracts.release import TargetCustom, target_path
 from edgeops.trust import roles
 from edgeops.trust.time import Clock
@@ -74,6 +75,20 @@ class Target(NamedTuple):
     length: int
     sha256: str
     custom: TargetCustom
+
+    @property
+    def remote_path(self) -> str:
+        """Where it lies below `targets/` on the server."""
+        folder, _, name = self.path.rpartition("/")
+        return f"{folder}/{self.sha256}.{name}"
+
+
+class CandidateTarget(NamedTuple):
+    """The file of a bundle that was published to be measured: its path, bytes and SHA-256. It is no release."""
+
+    path: str
+    length: int
+    sha256: str
 
     @property
     def remote_path(self) -> str:
@@ -199,6 +214,20 @@ class TufClient:
         if "sha256" not in file.hashes:
             raise EdgeopsError("E-TRUST-TARGET", f"{path} is described without SHA-256")
         return Target(path, file.length, file.hashes["sha256"], custom)
+
+    def candidate(self, path: str) -> CandidateTarget:
+        """Return the signed description of a bundle that was published to be measured.
+
+        Raises:
+            EdgeopsError: E-TRUST-TARGET; not published, or no candidate. Otherwise as `refresh`.
+        """
+        parts = path.split("/")
+        if len(parts) != 3 or parts[1] != CANDIDATES:
+            raise EdgeopsError("E-TRUST-TARGET", f"{path[:200]!r} is no candidate")
+        file = self.find(path)
+        if "sha256" not in file.hashes:
+            raise EdgeopsError("E-TRUST-TARGET", f"{path} is described without SHA-256")
+        return CandidateTarget(path, file.length, file.hashes["sha256"])
 
     def desired_keys(self) -> dict[str, Key]:
         """Return the keys that may sign desired state, by key id: those of the role `desired-state`.

@@ -30,14 +30,17 @@ from edgeops.contracts.deployment import (
     Reported,
 )
 from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.measurement import Candidate, MeasureAnswer, MeasureCommand
 from edgeops.contracts.release import TargetCustom, target_path
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.topics import control_filters, parse_topic, unit_topic
 from edgeops.contracts.wire import decode, encode
 from edgeops.control.broker.start import BrokerTls, RunningBroker, start_broker
+from edgeops.releases import candidates
 from edgeops.releases.bundles import Bundle, pack, seal_agent
 from edgeops.transport.mqtt import Message, MqttLink, TlsFiles
 from edgeops.trust import desired as desired_statements
+from edgeops.trust import measure_commands
 from edgeops.trust import reported as statements
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
@@ -76,6 +79,7 @@ class FakeFleet:
         self.reports: list[Reported] = []
         self.progress: list[Progress] = []
         self.telemetry: list[Telemetry] = []
+        self.answers: list[MeasureAnswer] = []
         self._bootstrap = HttpsServer(self, mutual=False)
         self.artifacts: HttpsServer | None = HttpsServer(self, mutual=True)
         self._artifacts_port = self.artifacts.port
@@ -135,6 +139,7 @@ class FakeFleet:
         kinds: dict[str, tuple[type[Any], list[Any]]] = {
             "reported": (Reported, self.reports),
             "progress": (Progress, self.progress),
+            "res": (MeasureAnswer, self.answers),
         }
         if topic.leaf not in (*kinds, "telemetry"):
             return
@@ -223,6 +228,36 @@ class FakeFleet:
         info = self._link.publish(unit_topic(FLEET, DEVICE, "self", "desired"), envelope, retain=True)
         assert info is not None
         info.wait_for_publish(WITHIN_S)
+
+    # Candidates
+
+    def offer(self, *bundles: Bundle) -> list[Candidate]:
+        """Publish bundles to be measured."""
+        return candidates.offer(self.home, bundles)
+
+    def ask(self, id: str, *bundles: Candidate, signer: Any = None, **changes: Any) -> None:
+        """Have the device measure."""
+        now_s = time.time()
+        parts = {
+            "fleet": FLEET, "connection": DEVICE, "unit": "self", "id": id, "issued_at_s": now_s,
+            "expires_at_s": now_s + 600, "bundles": bundles, "threads": 1, "runs": 5,
+        }  # fmt: skip
+        envelope = measure_commands.issue(
+            MeasureCommand(**{**parts, **changes}), signer or self.publisher.desired_signer()
+        )
+        assert self._link.wait_connected(WITHIN_S)
+        info = self._link.publish(unit_topic(FLEET, DEVICE, "self", "cmd", id), envelope)
+        assert info is not None
+        info.wait_for_publish(WITHIN_S)
+
+    def wait_answer(self, id: str, number: int = 1) -> MeasureAnswer:
+        """Return the answer to a command, once it has come so often."""
+
+        def found() -> list[MeasureAnswer]:
+            return [answer for answer in self.answers if answer.id == id]
+
+        wait_for(lambda: len(found()) >= number, f"no answer to {id}: {self.reports and self.reports[-1].refused}")
+        return found()[-1]
 
     # What the device says
 

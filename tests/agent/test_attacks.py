@@ -101,6 +101,13 @@ def forged_desired(scene: Scene) -> Callable[[], bool]:
     return lambda: scene.serves(3)
 
 
+def forged_command(scene: Scene) -> Callable[[], bool]:
+    """The broker has the device measure in the control plane's name."""
+    candidate = scene.fleet.offer(small_bundle(scene.folder / "candidate", add=7.0))
+    scene.fleet.ask("c1", *candidate, signer=CryptoSigner.generate_ed25519())
+    return lambda: any(answer.measurements is not None for answer in scene.fleet.answers)
+
+
 def diverted_desired(scene: Scene) -> Callable[[], bool]:
     """The broker gives what was signed for another device."""
     scene.fleet.generation += 1
@@ -235,6 +242,7 @@ def impostor_server(scene: Scene) -> Callable[[], bool]:
 
 ATTACKS = {
     "forged desired state": Attack(forged_desired, "E-TRUST-SIGNATURE", "statement_signatures", full=False),
+    "forged command": Attack(forged_command, "E-TRUST-SIGNATURE", "statement_signatures"),
     "diverted desired state": Attack(diverted_desired, "E-TRUST-DEVICE", "addressee"),
     "repeated desired state": Attack(repeated_desired, "E-TRUST-REPLAY", "generation"),
     "late desired state": Attack(late_desired, "E-TRUST-EXPIRED", "statement_expiry"),

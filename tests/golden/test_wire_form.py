@@ -42,6 +42,15 @@ from edgeops.contracts.evidence import (
     Source,
 )
 from edgeops.contracts.examination import Confusion, Examination, HandedOver, Why, WorstSample
+from edgeops.contracts.measurement import (
+    BundleFigures,
+    Candidate,
+    MeasureAnswer,
+    MeasureCommand,
+    Measured,
+    Measurements,
+    candidate_path,
+)
 from edgeops.contracts.provenance import (
     BUILD_TYPE,
     BuildDefinition,
@@ -184,6 +193,30 @@ ONE_OF_EACH: dict[str, Wire] = {
     "renewal-message": RenewalMessage(connection="pi-1", envelope="{}"),
     "renewal-request": RenewalRequest(fleet="demo", connection="pi-1", csr_pem="PEM"),
     "renewal-answer": RenewalAnswer(certificate_pem="PEM"),
+    "measure-command": MeasureCommand(
+        fleet="demo", connection="pi-1", unit="self", id="c1", issued_at_s=T0, expires_at_s=T0 + 3600,
+        bundles=(Candidate(target=candidate_path("m", DIGEST), digest=DIGEST),), threads=4, runs=100,
+    ),
+    "measure-answer": MeasureAnswer(
+        fleet="demo", connection="pi-1", unit="self", id="c1",
+        measurements=Measurements(
+            source=Source.MEASURED_DEVICE, device="pi-1", arch="aarch64", processor="Cortex-A72", threads=4, at_s=T0,
+            bundles=(
+                BundleFigures(
+                    digest=DIGEST, artifact_sha256="cd" * 32, model="m", profile="p", scheme="litert-int8",
+                    runtime="litert", runtime_version="2.3.0",
+                    measured=Measured(
+                        load_ms=12.5, latency=Latency(p50_ms=1.5, p95_ms=2.0, runs=100), peak_memory_mib=60.0,
+                        provider="XNNPACK", golden_vectors=16, source_min_cosine=0.999, own_max_abs=0.01,
+                    ),
+                ),
+                BundleFigures(
+                    digest=DIGEST, artifact_sha256="ef" * 32, model="m", profile="p", scheme="litert-fp32",
+                    runtime="litert", failure="E-RUNTIME-RUN: out of memory",
+                ),
+            ),
+        ),
+    ),
     "token": EnrolmentToken(
         server="https://127.0.0.1:8443", fleet="demo", ca_sha256="ab" * 32, root_sha256="cd" * 32, secret="s"
     ),

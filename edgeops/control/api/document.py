@@ -10,10 +10,11 @@ from fastapi.openapi.utils import get_openapi
 
 from edgeops.contracts.deployment import Reported
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
+from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.release import Release
 from edgeops.control.api import conditions, problems, repeats
 
-_CONTRACTS = (Reported, Release, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer)
+_CONTRACTS = (Reported, Release, Measurements, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer)
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import encode
-from edgeops.control import commands
+from edgeops.control import commands, measuring
 from edgeops.control.assignment import components_of, new_unit, reissue
 from edgeops.control.ingest.rollups import Rollups, Traffic, traffic_of
 from edgeops.control.ingest.statements import Statement
+from edgeops.control.measuring import SignedAnswer
 from edgeops.control.models import (
     Boot,
     Device,
@@ -99,8 +100,8 @@ class Batch:
 
         Raises:
             EdgeopsError: E-REPORT-STALE; a report of an earlier boot than one that was already accepted.
-                E-WIRE-MALFORMED; more units than a connection may have. What `commands.take_result` raises. Nothing
-                that it reports was taken.
+                E-WIRE-MALFORMED; more units than a connection may have. What `commands.take_result` and
+                `measuring.take` raise. Nothing that it reports was taken.
         """
         if isinstance(statement, SamplesAnswer):
             commands.take_result(self._session, statement, self._now_s)
@@ -110,6 +111,10 @@ class Batch:
             device.online, device.presence_at_s = statement.online, self._now_s
             if statement.online:
                 self._reached(device, SELF_UNIT)
+            return
+        if isinstance(statement, SignedAnswer):
+            measuring.take(self._session, device.connection, statement, self._now_s)
+            self._reached(device, SELF_UNIT)
             return
         unit = self._unit(statement)
         if isinstance(statement, Reported):

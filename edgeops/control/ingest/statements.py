@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 from securesystemslib.signer import Key
 
-from edgeops.contracts.deployment import Presence, Progress, Reported
+from edgeops.contracts.deployment import MEASUREMENT_TYPE, Presence, Progress, Reported
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import MAX_CANDIDATES, MeasureAnswer
 from edgeops.contracts.names import check_name
 from edgeops.contracts.samples import SamplesAnswer
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.topics import SELF_UNIT, UnitTopic
 from edgeops.contracts.wire import decode
-from edgeops.trust import certificates, reported
+from edgeops.control.measuring import SignedAnswer
+from edgeops.trust import certificates, envelopes, reported
 
 MAX_STATEMENT_BYTES = 512 << 10
 MAX_PRESENCE_BYTES = 1024
@@ -26,7 +28,7 @@ MAX_INTEGER = 1 << 53
 # What one window may count: sums over a fleet's life stay far below what a column holds.
 MAX_WINDOW_COUNT = 1_000_000_000
 MAX_ID_CHARACTERS = 64
-Statement = Reported | Progress | Telemetry | Presence | SamplesAnswer
+Statement = Reported | Progress | Telemetry | Presence | SamplesAnswer | SignedAnswer
 
 
 class Known(NamedTuple):
@@ -75,23 +77,28 @@ def read_statements(topic: UnitTopic, payload: bytes, fleet: str, known: Known |
     if len(payload) > MAX_STATEMENT_BYTES:
         raise EdgeopsError("E-WIRE-SIZE", f"{topic.leaf} of {len(payload)} bytes")
     try:
-        statements = _verified(topic, payload, fleet, device_key(known.certificate_pem))
+        statements = _verified(topic, payload, fleet, known.certificate_pem)
     except EdgeopsError as error:
         if error.code != "E-TRUST-SIGNATURE" or not known.previous_pem:
             raise
-        statements = _verified(topic, payload, fleet, device_key(known.previous_pem))
+        statements = _verified(topic, payload, fleet, known.previous_pem)
     for statement in statements:
         if isinstance(statement, SamplesAnswer):
             _check_result(statement, topic)
+        elif isinstance(statement, SignedAnswer):
+            _check_answer(statement.answer, topic)
         else:
             check_statement(statement)
     return statements
 
 
 def _verified(
-    topic: UnitTopic, payload: bytes, fleet: str, key: Key
-) -> tuple[Reported | Progress | Telemetry | SamplesAnswer, ...]:
-    connection, unit = topic.connection, topic.unit
+    topic: UnitTopic, payload: bytes, fleet: str, certificate_pem: str
+) -> tuple[Reported | Progress | Telemetry | SamplesAnswer | SignedAnswer, ...]:
+    connection, unit, key = topic.connection, topic.unit, device_key(certificate_pem)
+    if topic.leaf == "res" and envelopes.payload_type(payload) == MEASUREMENT_TYPE:
+        answer = reported.verify(payload, MeasureAnswer, key=key, fleet=fleet, connection=connection, unit=unit)
+        return (SignedAnswer(answer, payload, certificate_pem),)
     if topic.leaf == "telemetry":
         return reported.verify_telemetry(payload, key=key, fleet=fleet, connection=connection, unit=unit)
     if topic.leaf == "res":
@@ -106,6 +113,21 @@ def _check_result(result: SamplesAnswer, topic: UnitTopic) -> None:
         raise EdgeopsError("E-TRUST-DEVICE", f"an answer to {result.id[:63]!r} came as one to {topic.id}")
     if not (0 <= result.offset < MAX_INTEGER and 0 <= result.total < MAX_INTEGER and math.isfinite(result.at_s)):
         raise EdgeopsError("E-WIRE-MALFORMED", "a figure of an answer is impossible")
+
+
+def _check_answer(answer: MeasureAnswer, topic: UnitTopic) -> None:
+    """Check that an answer is to the command of its topic, and says figures or a reason.
+
+    Raises:
+        EdgeopsError: E-TRUST-DEVICE; to another command. E-WIRE-MALFORMED.
+    """
+    if answer.id != topic.id:
+        raise EdgeopsError("E-TRUST-DEVICE", f"an answer to {answer.id[:80]} came as one to {topic.id}")
+    found = answer.measurements
+    if (found is None) == (not answer.code) or (found is not None and len(found.bundles) > MAX_CANDIDATES):
+        raise EdgeopsError("E-WIRE-MALFORMED", "an answer without figures or reason, or with too many")
+    if found is not None and found.device != topic.connection:
+        raise EdgeopsError("E-TRUST-DEVICE", f"{topic.connection} speaks for {found.device[:80]}")
 
 
 def check_statement(statement: Reported | Progress | Telemetry) -> None:

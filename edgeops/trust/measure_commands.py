@@ -1,0 +1,73 @@
+"""A command as a signed statement for one unit of one device: to measure candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from securesystemslib.signer import Key, Signer
+
+from edgeops.contracts.deployment import MEASURE_TYPE
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.measurement import (
+    MAX_CANDIDATES,
+    MAX_RUNS,
+    MAX_THREADS,
+    MAX_VALID_S,
+    MeasureCommand,
+)
+from edgeops.contracts.wire import decode, encode
+from edgeops.trust import envelopes
+
+
+def issue(command: MeasureCommand, signer: Signer) -> bytes:
+    """Return the signed envelope of a command.
+
+    Raises:
+        EdgeopsError: E-WIRE-SIZE; too large for any reader.
+    """
+    return envelopes.seal(encode(command), MEASURE_TYPE, signer)
+
+
+def verify(
+    data: bytes, *, keys: Mapping[str, Key], fleet: str, connection: str, unit: str, id: str, now_s: float
+) -> MeasureCommand:
+    """Return a command that may be obeyed; in every other case nothing is done.
+
+    Args:
+        data: The envelope.
+        keys: Keys of the TUF role `desired-state`, from verified metadata.
+        fleet: This device's fleet.
+        connection: This device.
+        unit: The unit whose topic it came on.
+        id: The command's id as the topic says it.
+        now_s: Time by the time rule.
+
+    Raises:
+        EdgeopsError: E-WIRE-SIZE or E-WIRE-MALFORMED. E-TRUST-SIGNATURE; not signed by one of `keys`. E-TRUST-DEVICE;
+            for another fleet, device or unit, or of another id. E-TRUST-EXPIRED.
+    """
+    command = decode(envelopes.unseal(data, MEASURE_TYPE, keys), MeasureCommand, what="command")
+    meant = (command.fleet, command.connection, command.unit, command.id)
+    if meant != (fleet, connection, unit, id):
+        raise EdgeopsError(
+            "E-TRUST-DEVICE", f"a command for {'/'.join(meant)[:200]}, this is {fleet}/{connection}/{unit}/{id}"
+        )
+    if not 0 < command.expires_at_s - command.issued_at_s <= MAX_VALID_S:
+        raise EdgeopsError("E-WIRE-MALFORMED", "command: its life is not within a day")
+    if now_s >= command.expires_at_s:
+        raise EdgeopsError(
+            "E-TRUST-EXPIRED",
+            f"command {id} expired {now_s - command.expires_at_s:.0f} s ago",
+            "Ask again; check this device's clock.",
+        )
+    possible = (
+        0 < len(command.bundles) <= MAX_CANDIDATES
+        and 0 < command.runs <= MAX_RUNS
+        and 0 <= command.threads <= MAX_THREADS
+    )
+    if not possible:
+        raise EdgeopsError(
+            "E-WIRE-MALFORMED",
+            f"command: {len(command.bundles)} bundles, {command.runs} runs, {command.threads} threads",
+        )
+    return command
