@@ -11,7 +11,6 @@ import msgspec
 from edgeops.agent.channel import Load
 from edgeops.agent.downloads import start_delay_s
 from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
-from edgeops.agent.holds import Hold
 from edgeops.agent.house import House
 from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
@@ -70,11 +69,11 @@ class Deployment:
         else:
             kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
             socket_path = (house.settings.socket_dir or house.state.sockets) / f"{name}.sock"
-            self.serving = ModelServing(house.loop, self, [*kept, *ports], socket_path)
+            self.serving = ModelServing(house.loop, self, [*kept, *ports], socket_path, house.groups)
         self._floor_number = floor_number
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
-        self._waiting = Waiting(house.settings.holds, house.conditions, house.now)
+        self._waiting = Waiting(house.settings.holds, house.conditions, house.now, self.record.waited_s)
         self._trial: TrialBook | None = None
         # What happened, but waits for the rest of its set.
         self.ready: Event | None = None
@@ -253,7 +252,8 @@ class Deployment:
             raise EdgeopsError("E-AGENT-STATE", f"{self.record.name}: nothing to fetch")
         hold = self._waiting.reason(self.record, downloading=True)
         if hold is not None:
-            self._loop.post(lambda: self._handle_in(DeploymentState.DOWNLOADING, Event.HOLD, **_told(hold)))
+            told = self._waiting.told(hold)
+            self._loop.post(lambda: self._handle_in(DeploymentState.DOWNLOADING, Event.HOLD, **told))
             return
         settings, record = self._house.settings, self.record
         # A retry has waited already, and a person who overrides the holds does not want to.
@@ -283,7 +283,7 @@ class Deployment:
         elif outcome.code == "E-DISK-FULL" and self._made_room(outcome):
             self._fetch()
         elif (hold := self._waiting.after(outcome)) is not None:
-            self.handle(Event.HOLD, **_told(hold))
+            self.handle(Event.HOLD, **self._waiting.told(hold))
         else:
             self.handle(Event.REFUSED, failure=self._failure(outcome))
 
@@ -307,8 +307,8 @@ class Deployment:
         if hold is None:
             self.handle(Event.RELEASED)
             return
-        if hold.reason != self.record.held_reason:
-            self._keep(msgspec.structs.replace(self.record, **_told(hold)))
+        if self._waiting.is_to_be_kept(self.record, hold):
+            self._keep(msgspec.structs.replace(self.record, **self._waiting.told(hold)))
             self._observer.changed(self)
         self._wait()
 
@@ -317,7 +317,7 @@ class Deployment:
         if hold is None:
             self.handle(Event.PROCEED)
         else:
-            self.handle(Event.HOLD, **_told(hold))
+            self.handle(Event.HOLD, **self._waiting.told(hold))
 
     def _test(self) -> None:
         self.serving.try_out(self._load(self._slots.candidate))
@@ -515,7 +515,3 @@ class Deployment:
             threads=self._house.serving.threads,
             affinity=self._house.serving.affinity,
         )
-
-
-def _told(hold: Hold) -> dict[str, Any]:
-    return {"held_reason": hold.reason, "held_until_s": hold.until_s}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from edgeops.agent.cgroups import Groups
 from edgeops.agent.fetching import Fetcher
 from edgeops.agent.holds import Conditions
 from edgeops.agent.loop import Loop
@@ -58,6 +59,7 @@ class House(NamedTuple):
         observer: Who hears of everything.
         conditions: What the device is like now.
         life: The agent itself, where it may be a component.
+        groups: Where workers get control groups; None: nowhere.
     """
 
     loop: Loop
@@ -71,3 +73,4 @@ class House(NamedTuple):
     observer: DeploymentObserver
     conditions: Callable[[], Conditions]
     life: AgentLife | None = None
+    groups: Groups | None = None

@@ -41,6 +41,8 @@ TimeoutStopSec=30
 OOMScoreAdjust=-200
 # The kernel ends a worker that takes too much, and the agent starts the next one: no reason to end the service.
 OOMPolicy=continue
+# The agent divides its control group: each worker has one of its own. So it must be able to write there.
+Delegate=memory pids
 MemoryMax=95%
 TasksMax=1024
 UMask=0077
@@ -56,7 +58,6 @@ PrivateTmp=yes
 ProtectSystem=strict
 ProtectHome={home}
 ProtectClock=yes
-ProtectControlGroups=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes

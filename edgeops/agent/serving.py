@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from edgeops.agent import channel
+from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.workers import WorkerProcess
@@ -26,6 +27,8 @@ PROBE_EVERY_S = 1.0
 PROBE_WITHIN_S = 30.0
 DRAIN_WITHIN_S = 60.0
 CALM_AFTER_S = 60.0
+# Until a worker sets its own limit, its group may have the device's memory and what the interpreter takes.
+GROUP_SLACK_MIB = 256.0
 _BACKLOG = 512
 _DAMAGED = frozenset({"E-BUNDLE-DAMAGED", "E-BUNDLE-INVALID"})
 _RESTART_FIRST_S, _RESTART_MAX_S = 0.2, 30.0
@@ -75,13 +78,21 @@ class ModelServing:
         events: Who hears of it.
         ports: Ports to try, in this order; 0: any.
         socket_path: Where to listen for frames.
+        groups: Where workers get control groups; None: nowhere.
 
     Raises:
         EdgeopsError: E-CONFIG; none of the ports is free, or no socket can be made there.
     """
 
-    def __init__(self, loop: Loop, events: ServingEvents, ports: list[int], socket_path: Path) -> None:
-        self._loop, self._events = loop, events
+    def __init__(
+        self,
+        loop: Loop,
+        events: ServingEvents,
+        ports: list[int],
+        socket_path: Path,
+        groups: Groups | None = None,
+    ) -> None:
+        self._loop, self._events, self._groups = loop, events, groups
         self._listener = _listen(ports)
         self.socket_path = socket_path
         try:
@@ -311,7 +322,14 @@ class ModelServing:
         self._probe_sent_s = None
 
     def _spawn(self, load: Load) -> _Running:
-        process = WorkerProcess(self._loop, (self._listener, self._lines_listener), self._said, self._gone)
+        process = WorkerProcess(
+            self._loop,
+            (self._listener, self._lines_listener),
+            self._said,
+            self._gone,
+            groups=self._groups,
+            memory_mib=load.ram_mib + GROUP_SLACK_MIB,
+        )
         self._set_deadline(process, LOAD_WITHIN_S)
         process.send(load)
         return _Running(process, load)

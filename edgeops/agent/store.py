@@ -45,6 +45,7 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
         self_test: Figures of the last self-test that passed.
         held_reason: Why it waits.
         held_until_s: Device time at which it goes on.
+        waited_s: How long it has waited, in this generation, for what the site holds it for.
         port: Port of its local endpoint; taken again after a restart.
         override_holds: That generation says not to wait.
         together: All components of its set that change in this generation, itself among them; empty: it goes its
@@ -62,6 +63,7 @@ class ComponentRecord(Wire, frozen=True, kw_only=True):
     self_test: SelfTestFigures | None = None
     held_reason: str | None = None
     held_until_s: float | None = None
+    waited_s: float = 0.0
     port: int | None = None
     override_holds: bool = False
     together: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from edgeops import durable
-from edgeops.agent import inbox
+from edgeops.agent import cgroups, inbox
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
@@ -42,7 +42,7 @@ from edgeops.agent.store import LocalChoice, StateDirectory
 from edgeops.agent.telemetry import TelemetryQueue, Windows, device_window
 from edgeops.agent.trust_desk import Postponed, TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
-from edgeops.agent.versions import Running
+from edgeops.agent.versions import Running, is_child
 from edgeops.contracts.deployment import (
     MEASURE_TYPE,
     Component,
@@ -128,6 +128,7 @@ class Supervisor:
             observer=self,
             conditions=self._probe,
             life=AgentLife(running, state.root, lambda: self._uplink.heard, self._relaunch),
+            groups=cgroups.find(with_parent=is_child()),
         )
         self._unit = state.read_unit()
         self._deployments: dict[str, Deployment] = {}

@@ -126,7 +126,7 @@ def become_current(root: Path, trial_s: float) -> Running:
 
 def relaunch() -> None:
     """End this process, and start the version that the state directory names now. Does not return."""
-    if os.environ.get(_CHILD):
+    if is_child():
         sys.exit(RELAUNCH)
     environment = dict(os.environ)
     for name in (_RUNS, _BROKEN):
@@ -137,6 +137,11 @@ def relaunch() -> None:
         if not installed:
             del environment[_PATH]
     os.execve(sys.executable, _command(), environment)
+
+
+def is_child() -> bool:
+    """Say whether the process that started this one is the agent, too: this is a version on trial."""
+    return bool(os.environ.get(_CHILD))
 
 
 def calm(root: Path) -> None:

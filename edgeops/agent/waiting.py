@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from edgeops.agent.holds import Conditions, Hold, HoldRules, decide
 from edgeops.agent.store import ComponentRecord
@@ -12,6 +13,8 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.transport.mqtt import backoff_s
 
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
+# So much of a wait may be counted anew after a restart.
+KEEP_EVERY_S = 60.0
 # How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
 _TRIES: dict[str, float] = {
     "E-NET-UNREACHABLE": math.inf,
@@ -28,10 +31,15 @@ class Waiting:
         rules: What the site allows.
         conditions: What the device is like now.
         now: The time rule, seconds.
+        waited_s: How long it had waited for what the site holds it for before the agent started: a device that is
+            restarted again and again comes to a deadline, too. Not a time of day, which may be set meanwhile.
     """
 
-    def __init__(self, rules: HoldRules, conditions: Callable[[], Conditions], now: Callable[[], float]) -> None:
+    def __init__(
+        self, rules: HoldRules, conditions: Callable[[], Conditions], now: Callable[[], float], waited_s: float = 0.0
+    ) -> None:
         self._rules, self._conditions, self._now = rules, conditions, now
+        self._before_s = waited_s
         self._tries = 0
         self._asked_s: float | None = None
 
@@ -44,15 +52,27 @@ class Waiting:
         """Something is wanted; `anew`: it did not wait for it before."""
         self._tries = 0
         if anew:
-            self._asked_s = None
+            self._asked_s, self._before_s = None, 0.0
+
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited for what the site holds it for."""
+        return self._before_s + (0.0 if self._asked_s is None else time.monotonic() - self._asked_s)
+
+    def told(self, hold: Hold) -> dict[str, Any]:
+        """Return what a component's record keeps of a wait."""
+        return {"held_reason": hold.reason, "held_until_s": hold.until_s, "waited_s": self.waited_s}
+
+    def is_to_be_kept(self, record: ComponentRecord, hold: Hold) -> bool:
+        """Say whether a component's record no longer tells what it waits for, or for how long already."""
+        return hold.reason != record.held_reason or self.waited_s >= record.waited_s + KEEP_EVERY_S
 
     def reason(self, record: ComponentRecord, *, downloading: bool) -> Hold | None:
         """Return what the site holds it for; see `holds.decide`."""
         if record.override_holds:
             return None
-        now_s = time.monotonic()
-        self._asked_s = now_s if self._asked_s is None else self._asked_s
-        return decide(self._rules, self._conditions(), waited_s=now_s - self._asked_s, downloading=downloading)
+        self._asked_s = time.monotonic() if self._asked_s is None else self._asked_s
+        return decide(self._rules, self._conditions(), waited_s=self.waited_s, downloading=downloading)
 
     def after(self, error: EdgeopsError) -> Hold | None:
         """Return how long to wait after a fetch failed; None: trying again would not help."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edgeops.agent import channel
+from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Framing, FromWorker
 from edgeops.agent.loop import Loop
 from edgeops.contracts.errors import EdgeopsError
@@ -30,6 +31,11 @@ class WorkerProcess:
         listeners: The model's listening sockets, for HTTP and for frames.
         on_message: Called with each message of the worker.
         on_gone: Called once with how the process ended, after its last message.
+        groups: Where it gets a control group of its own; None: nowhere.
+        memory_mib: What that group may have at most.
+
+    Raises:
+        EdgeopsError: E-AGENT-WORKER; no process can be started.
     """
 
     def __init__(
@@ -38,6 +44,9 @@ class WorkerProcess:
         listeners: Sequence[socket.socket],
         on_message: Callable[[WorkerProcess, object], None],
         on_gone: Callable[[WorkerProcess, str], None],
+        *,
+        groups: Groups | None = None,
+        memory_mib: float = 0.0,
     ) -> None:
         self.number = next(_numbers)
         self._loop, self._on_message, self._on_gone = loop, on_message, on_gone
@@ -60,6 +69,7 @@ class WorkerProcess:
             raise EdgeopsError("E-AGENT-WORKER", f"a worker cannot be started: {error}") from error
         finally:
             theirs.close()
+        self._group = groups.enclose(self._process.pid, memory_mib) if groups is not None else None
         threading.Thread(target=self._read, name=f"worker {self.number}", daemon=True).start()
 
     @property
@@ -95,6 +105,8 @@ class WorkerProcess:
             self._process.kill()
             status = self._process.wait()
         self._channel.close()
+        if self._group is not None:
+            self._group.end()
         ended = problem or _described(status)
         self._loop.post(lambda: self._on_gone(self, ended))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
 from edgeops.agent.loop import Loop
 from edgeops.agent.serving import ModelServing
@@ -21,14 +22,18 @@ WITHIN_S = 60.0
 
 
 class ServingRig:
-    """`ModelServing` with what it says kept in a queue."""
+    """`ModelServing` with what it says kept in a queue.
 
-    def __init__(self) -> None:
+    Args:
+        groups: Where workers get control groups.
+    """
+
+    def __init__(self, groups: Groups | None = None) -> None:
         self.loop = Loop()
         self.said: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.windows: list[ModelWindow] = []
         self._folder = tempfile.TemporaryDirectory()
-        self.serving = ModelServing(self.loop, self, [0], Path(self._folder.name) / "model.sock")
+        self.serving = ModelServing(self.loop, self, [0], Path(self._folder.name) / "model.sock", groups)
         self._thread = threading.Thread(target=self.loop.run, daemon=True)
         self._thread.start()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeops.agent import deployment as deployment_module
+from edgeops.agent import waiting
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.config import read_config
 from edgeops.agent.downloads import DownloadRules
@@ -170,6 +172,7 @@ class Scene:
     """A device that serves 1.1.0 and waits with 1.2.0 while `rig.seen` is too hot, or on a metered link."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.files: dict[str, tuple[Path, Slot]] = {}
         self.components = []
         for number in (1, 2, 3):
@@ -185,6 +188,13 @@ class Scene:
         self.rig.start()
         self.rig.pursue(self.components[0], 1)
         assert self.rig.settle() is DeploymentState.CONFIRMED
+
+    def restart(self, rules: HoldRules, seen: Conditions) -> None:
+        """Another life of the agent on the same disk."""
+        self.rig.close()
+        self.rig = DeploymentRig(self.folder / "device", NAME, self.files, holds=rules)
+        self.rig.seen = seen
+        self.rig.start()
 
     def run_while_held(self) -> None:
         """Let time pass; a hold is looked at many times."""
@@ -224,6 +234,34 @@ def test_an_update_waits_with_its_reason_and_goes_on_when_it_is_over(scene: Scen
     scene.run_while_held()
     assert scene.rig.settle() is DeploymentState.CONFIRMED
     assert scene.served == "1.2.0"
+
+
+@pytest.mark.parametrize(("keep_every_s", "lives"), [(waiting.KEEP_EVERY_S, 4), (float("inf"), 6)], ids=["", "control"])
+def test_a_deadline_comes_also_on_a_device_that_is_restarted_before_it(
+    scene: Scene, keep_every_s: float, lives: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A watchdog, a flat battery, a nightly reboot: an application that never ends being busy does not win by them."""
+    clock_s = [1000.0]
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
+    monkeypatch.setattr(waiting, "KEEP_EVERY_S", keep_every_s)
+    monkeypatch.setattr(deployment_module, "HOLD_LOOK_EVERY_S", 0.02)
+    rules, busy = HoldRules(busy_deadline_s=400), Conditions(now_s=time.time(), busy=True)
+    scene.restart(rules, busy)
+    scene.rig.pursue(scene.components[1], 2)
+    held = 0
+    for _ in range(lives):
+        scene.run_while_held()
+        held += scene.rig.deployment.record.state is DeploymentState.HELD
+        clock_s[0] += 100
+        scene.run_while_held()
+        scene.restart(rules, busy)
+    scene.run_while_held()
+    assert held == lives, "it was disturbed before the deadline"
+    # Control: where a wait is not kept, it begins anew in each life, and the update never comes.
+    still = keep_every_s == float("inf")
+    assert (scene.rig.deployment.record.state is DeploymentState.HELD) is still
+    assert still or scene.rig.settle() is DeploymentState.CONFIRMED
+    assert scene.served == ("1.1.0" if still else "1.2.0")
 
 
 def test_a_signed_override_goes_on_at_once_also_for_what_is_held_already(scene: Scene):

@@ -67,7 +67,7 @@ class Engine:
         self.release, self.digest = load.release, bundle.digest
         self._ram_mib, self._start_mib = load.ram_mib, measure.data_segment_mib()
         budget_mib = bundle.manifest.budgets.peak_memory_mib
-        limits.limit_data_segment(limits.before_loading_mib(self._start_mib, budget_mib, load.ram_mib))
+        limits.limit_memory(limits.before_loading_mib(self._start_mib, budget_mib, load.ram_mib))
         start = time.perf_counter()
         self._session = open_session(
             bundle.directory,
@@ -117,7 +117,7 @@ class Engine:
         """Have this process fail, not the device, once the bundle needs far more memory than it did so far."""
         budget_mib = self.manifest.budgets.peak_memory_mib
         warm_mib = measure.data_segment_mib()
-        limits.limit_data_segment(limits.while_serving_mib(self._start_mib, warm_mib, budget_mib, self._ram_mib))
+        limits.limit_memory(limits.while_serving_mib(self._start_mib, warm_mib, budget_mib, self._ram_mib))
 
     def self_test(self) -> SelfTestFigures:
         """Replay the golden vectors, then time inferences; hold all against tolerances and budgets.

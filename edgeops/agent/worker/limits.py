@@ -1,13 +1,15 @@
 """How much memory a worker may have: a bundle that eats more fails in its own process, and the device goes on.
 
 The kernel limits the data segment (RLIMIT_DATA): all private memory that can be written to. An allocation above it
-fails, which a runtime reports as a failed inference; address space that is only reserved does not count.
+fails, which a runtime reports as a failed inference; address space that is only reserved does not count. Where the
+worker has a control group of its own (`agent.cgroups`), that counts what it shares and starts, too.
 """
 
 from __future__ import annotations
 
 import resource
 
+from edgeops.agent import cgroups
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.runtimes.measure import data_segment_mib
 
@@ -44,12 +46,13 @@ def while_serving_mib(start_mib: float, warm_mib: float, budget_mib: float | Non
     return start_mib + min(ram_mib, max(HEADROOM * grown_mib, budget_mib or 0.0)) + SLACK_MIB
 
 
-def limit_data_segment(limit_mib: float) -> None:
-    """Have allocations fail beyond a limit of this process. What is allocated already stays."""
+def limit_memory(limit_mib: float) -> None:
+    """Have allocations fail beyond a limit of this process, and its group end a little above. What it has, it keeps."""
     # The hard limit stays: what is right while a bundle loads may be too little, or too much, when it serves.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = int(limit_mib * (1 << 20))
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    cgroups.limit_own(limit_mib + SLACK_MIB)
 
 
 def check_room() -> None:
