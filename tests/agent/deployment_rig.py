@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from edgeops.agent import deployment as deployment_module
+from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
@@ -48,7 +49,9 @@ class StandInServing:
     is_serving = is_alone = True
     ended = True
 
-    def __init__(self, loop: Loop, events: Deployment, ports: list[int], socket_path: Path) -> None:
+    def __init__(
+        self, loop: Loop, events: Deployment, ports: list[int], socket_path: Path, groups: Groups | None
+    ) -> None:
         self._loop, self._events = loop, events
         self.current: Load | None = None
         self._candidate: Load | None = None
