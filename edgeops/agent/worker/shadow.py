@@ -156,7 +156,7 @@ class Shadow(asyncio.Protocol):
         begun_s, cpu_s = time.perf_counter(), time.process_time()
         self._compare(sample)
         spent_s, took_s = time.process_time() - cpu_s, time.perf_counter() - begun_s
-        self._loop.call_later(max(0.0, spent_s / self._cpu - took_s), self._ask)
+        self._loop.call_later(pause_s(spent_s, took_s, self._cpu), self._ask)
 
     def take(self) -> ModelWindow | None:
         """Return what was compared since the last time, and begin anew; None: nothing was."""
@@ -180,6 +180,17 @@ class Shadow(asyncio.Protocol):
             self._book.failed(error.code)
             return
         self._book.compared(_unpacked(sample.answer), answer, (time.perf_counter() - begun_s) * 1e3)
+
+
+def pause_s(spent_s: float, took_s: float, cpu: float) -> float:
+    """Return how long to wait before the next sample.
+
+    Args:
+        spent_s: Time of a processor that the last one took.
+        took_s: How long it took.
+        cpu: How much of one processor may be taken, in (0, 1].
+    """
+    return max(0.0, spent_s / cpu - took_s)
 
 
 class Likeness(NamedTuple):
