@@ -21,8 +21,8 @@ install: $(STAMP) ## make the virtual environment
 system: ## install mosquitto by apt where that is possible and allowed (EDGEOPS_NO_APT=1 forbids it)
 	@./.ci/system-packages mosquitto
 
-test-system: system ## install by apt what only tests need: ONNX's conformance models, systemd to check the unit, faketime
-	@./.ci/system-packages libonnx-testdata systemd faketime
+test-system: system ## install by apt what only tests need: ONNX's models, systemd, faketime, Cortex-M compiler and emulator
+	@./.ci/system-packages libonnx-testdata systemd faketime gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from edgeops.contracts.errors import EdgeopsError
 from firmware_bridge import blobs
 from firmware_bridge.build import ARM, FIRMWARE_DIR, HOST, Compiler, build
 
-_BLOB_DIR = FIRMWARE_DIR / "blob"
+BLOB_DIR = FIRMWARE_DIR / "blob"
 _OBJCOPY_TIMEOUT_S = 60
 _BASES = (0, 0x00123400)
 
@@ -59,11 +59,11 @@ def compile_code(
             E-DEPENDENCY; no compiler.
     """
     target = TARGETS[cpu]
-    script = _BLOB_DIR / "blob.ld"
+    script = BLOB_DIR / "blob.ld"
     # fmt: off
     link = (
         "-ffreestanding", "-ffunction-sections", "-fdata-sections", "-fpie", "-fno-tree-loop-distribute-patterns",
-        "-include", str(_BLOB_DIR / "hidden.h"), "-nostartfiles", "-nostdlib", "-no-pie",
+        "-include", str(BLOB_DIR / "hidden.h"), "-nostartfiles", "-nostdlib", "-no-pie",
         "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", f"-Wl,-T,{script}", "-lgcc",
     )
     # fmt: on
@@ -73,10 +73,10 @@ def compile_code(
             build(
                 target.compiler,
                 f"{name}-{base:x}.elf",
-                [*sources, _BLOB_DIR / "memory.c"],
+                [*sources, BLOB_DIR / "memory.c"],
                 [*target.flags, *flags, *link, f"-Wl,--defsym=eo_base={base}"],
                 folders=folders,
-                inputs=[script, _BLOB_DIR / "hidden.h"],
+                inputs=[script, BLOB_DIR / "hidden.h"],
             ),
         )
         for base in _BASES

@@ -19,7 +19,7 @@ _HEADER = struct.Struct("<4sHHB4B3xIIIIII4H4H8x32s64s")
 _TRAILER = struct.Struct("<4s4sI56s28x64s")
 _SIGNED_TRAILER_SIZE = 96
 _DOMAIN = b"edgeops mcu model blob 1".ljust(32, b"\0")
-_MARK = b"EOM1"
+MARK = b"EOM1"
 _TRAILER_MARK = b"EOS1"
 _DTYPES = ("", "int8", "uint8", "int16", "int32", "float32")
 _NEXT = "Compile the model again for this device's profile."
@@ -92,7 +92,7 @@ def unsigned_size(blob: bytes) -> int:
     Raises:
         EdgeopsError: E-MCU-BLOB; it is no blob.
     """
-    if len(blob) < HEADER_SIZE or blob[:4] != _MARK:
+    if len(blob) < HEADER_SIZE or blob[:4] != MARK:
         raise EdgeopsError("E-MCU-BLOB", "this is no model blob", _NEXT)
     return HEADER_SIZE + int.from_bytes(blob[16:20], "little")
 
@@ -116,7 +116,7 @@ def pack(header: Header, code: bytes) -> bytes:
         shapes += [*spec.shape, *[0] * (4 - len(spec.shape))]
     return (
         _HEADER.pack(
-            _MARK, HEADER_SIZE, ABI, header.cpu, *kinds, len(code), header.entry, header.arena_size, header.arena_align,
+            MARK, HEADER_SIZE, ABI, header.cpu, *kinds, len(code), header.entry, header.arena_size, header.arena_align,
             header.input.nbytes, header.output.nbytes, *shapes, hashlib.sha256(code).digest(), _text(header.name, 64),
         )
         + code

@@ -176,6 +176,10 @@ def host_firmware(keys: Sequence[bytes], defines: Sequence[str] = ()) -> Path:
     return build(HOST, "edgeops-mcu", [*sources, FIRMWARE_DIR / "boards" / "host" / "board.c"], flags, folders=folders)
 
 
+# Of the host board and the emulated ones.
+SECTOR_SIZE, SLOT_SECTORS = 4096, 64
+
+
 class EmulatedBoard(NamedTuple):
     """A board that QEMU emulates: its machine, how the compiler calls its processor, and where its flash lies."""
 

@@ -17,7 +17,7 @@ B = TypeVar("B", bound="Board")
 
 EMULATOR = "qemu-system-arm"
 _STOP_WITHIN_S = 10
-_FLASH_SIZE = 16 * 1024 * 1024
+FLASH_SIZE = 16 * 1024 * 1024
 
 
 class Board:
@@ -40,6 +40,10 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the power and the line away."""
         self.power_off()
         os.close(self._line)
         os.close(self._device_end)
@@ -102,11 +106,11 @@ class QemuBoard(Board):
             )
         firmware = board_firmware(machine, keys, defines)
         if not flash.exists():
-            flash.write_bytes(b"\xff" * _FLASH_SIZE)
+            flash.write_bytes(b"\xff" * FLASH_SIZE)
         # fmt: off
         command = [
             emulator, "-M", f"{machine},memory-backend=nvm", "-kernel", str(firmware),
-            "-object", f"memory-backend-file,id=nvm,mem-path={flash},size={_FLASH_SIZE},share=on",
+            "-object", f"memory-backend-file,id=nvm,mem-path={flash},size={FLASH_SIZE},share=on",
             "-display", "none", "-monitor", "none", "-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line",
         ]
         # fmt: on

@@ -100,6 +100,11 @@ def create_agent(home: Path, folders: tuple[str, ...], notes: str, as_json: bool
 @keys_option
 @click.option("--no-bom", is_flag=True, help="Publish no bill of materials; else the extra `sbom` has to be installed.")
 @click.option("--run-url", default="", metavar="URL", help="The CI run that made it, for the statement of provenance.")
+@click.option(
+    "--blob-counter",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Microcontrollers that confirmed this release refuse models with a smaller counter [the largest so far].",
+)
 @click.argument("model")
 @click.argument("version")
 @junit_option
@@ -109,6 +114,7 @@ def publish(
     key_folders: tuple[Path, ...],
     no_bom: bool,
     run_url: str,
+    blob_counter: int | None,
     model: str,
     version: str,
     junit: Path | None,
@@ -117,12 +123,21 @@ def publish(
     """Sign a draft and publish it into the repository, all or nothing.
 
     With it go the evidence, a bill of materials (CycloneDX) and a statement of where it all comes from (in-toto, SLSA
-    provenance), each of them signed.
+    provenance), each of them signed. The blob of a microcontroller's profile gets a signature of its own, which the
+    device checks.
     """
     from edgeops.releases import publish as publishing
 
     with junit_file(junit, "release") as cases:
-        done = publishing.publish(home, model, version, key_folders=key_folders, with_materials=not no_bom, run=run_url)
+        done = publishing.publish(
+            home,
+            model,
+            version,
+            key_folders=key_folders,
+            with_materials=not no_bom,
+            run=run_url,
+            blob_counter=blob_counter,
+        )
         if junit is not None:
             cases += _checked(home, done)
         _show(done, as_json)

@@ -93,6 +93,25 @@ def renew(home: Path, key_folders: tuple[Path, ...], online: bool, as_json: bool
         click.echo(f"renewed: {', '.join(renewed)}" if renewed else "nothing is due")
 
 
+@command.command("blob-key")
+@home_option
+@keys_option
+@json_option
+def blob_key(home: Path, key_folders: tuple[Path, ...], as_json: bool) -> None:
+    """Show the public key that microcontrollers' firmware is built with: their models' blobs are signed by it.
+
+    It is made when it is first asked for.
+    """
+    from edgeops.releases.blob_signing import raw_public
+    from edgeops.trust.publisher import Publisher
+
+    public = raw_public(Publisher(home, key_folders=key_folders).blob_signer()).hex()
+    if as_json:
+        print_json({"public_key": public})
+    else:
+        click.echo(public)
+
+
 @command.command()
 @home_option
 @keys_option

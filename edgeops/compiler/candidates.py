@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -62,28 +63,43 @@ class Candidate(NamedTuple):
     rescues: float = math.inf
 
 
-def float_candidate(runtime: Runtime, traits: Traits) -> Candidate:
+class Room(NamedTuple):
+    """What a microcontroller's blob is called, and what there is room for: see `passes.mcu_blob`."""
+
+    model: str = "model"
+    limits: Mapping[str, Any] = {}
+
+
+def float_candidate(runtime: Runtime, traits: Traits, room: Room | None = None) -> Candidate:
     """Return the plain float artifact of a runtime: the baseline of all others; or what was handed over ready."""
     if traits.ready is not None:
-        return Candidate(f"{runtime.name}-as-handed-over", runtime.name, traits.ready, ())
-    steps = {
+        steps = (_blob(runtime, room or Room()),) if runtime.name == "mcu" else ()
+        return Candidate(f"{runtime.name}-as-handed-over", runtime.name, traits.ready, steps)
+    plain = {
         "onnxruntime": (),
         "openvino": (_openvino(False),),
         "litert": (_TFLITE,),
         "mcu": (_TFLITE,),
     }
-    return Candidate(f"{runtime.name}-fp32", runtime.name, Precision.FLOAT32, steps[runtime.name])
+    return Candidate(f"{runtime.name}-fp32", runtime.name, Precision.FLOAT32, plain[runtime.name])
 
 
-def ladder(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> tuple[Candidate, ...]:
+def ladder(
+    runtime: Runtime, precision: Precision, traits: Traits, aim: Aim, room: Room | None = None
+) -> tuple[Candidate, ...]:
     """Return the schemes of one precision in the order in which they are tried; empty: none makes sense."""
     if traits.ready is not None:
         return ()
+    if runtime.name == "mcu" and precision is Precision.INT8 and not traits.only_float:
+        steps = _mcu(runtime, room or Room())
+        return (Candidate("mcu-int8", "mcu", precision, steps),)
     if precision is Precision.FLOAT32:
-        return (float_candidate(runtime, traits),)
+        return (float_candidate(runtime, traits, room),)
     if traits.only_float and precision is not Precision.FLOAT16:
         return ()
-    makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert, "mcu": _mcu}
+    makers = {"onnxruntime": _onnxruntime, "openvino": _openvino_ladder, "litert": _litert}
+    if runtime.name not in makers:
+        return ()
     return tuple(
         Candidate(f"{runtime.name}-{name}", runtime.name, precision, steps, _RESCUES.get(name, math.inf))
         for name, steps in makers[runtime.name](runtime, precision, traits, aim)
@@ -164,11 +180,18 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
     return []
 
 
-def _mcu(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:
-    if precision is not Precision.INT8:
-        return []
-    quantize = Step(name="tflite-quantize", parameters={"kind": "static"}, inputs=("samples",))
-    return [("int8", (_TFLITE, quantize))]
+def _blob(runtime: Runtime, room: Room) -> Step:
+    parameters = {"cpu": runtime.options.get("cpu", ""), "name": room.model, "limits": dict(room.limits)}
+    return Step(name="mcu-blob", parameters=parameters)
+
+
+def _mcu(runtime: Runtime, room: Room) -> tuple[Step, ...]:
+    return (
+        _TFLITE,
+        Step(name="mcu-fit", inputs=("samples",)),
+        Step(name="tflite-quantize", parameters={"kind": "static"}, inputs=("samples",)),
+        _blob(runtime, room),
+    )
 
 
 def _litert(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:

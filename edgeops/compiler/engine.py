@@ -6,6 +6,8 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +67,7 @@ def step_key(step: Step, source: Stored, inputs: dict[str, Stored]) -> str:
         "inputs": {role: inputs[role].product.digest() for role in step.inputs},
         "host": host_fingerprint(),
         "code": code_digest(),
+        "programs": program_versions(getattr(load_pass(step.name), "programs", ())),
     }
     return hashlib.sha256(msgspec.json.encode(subject, order="sorted")).hexdigest()
 
@@ -138,13 +141,29 @@ def tool_versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 @functools.cache
+def program_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the first line of what programs of the system say of their version; one that is not there is `missing`."""
+    versions = {}
+    for name in names:
+        path = shutil.which(name)
+        said = "missing"
+        if path is not None:
+            done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
+            said = done.stdout.partition("\n")[0]
+        versions[name] = said
+    return versions
+
+
+@functools.cache
 def code_digest() -> str:
     """Return the digest of the code that makes products: a changed pass never serves an old product."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for room in _CODE:
-        for path in sorted((root / room).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    bridge = root.parent / "firmware_bridge"
+    found = [path for room in _CODE for path in sorted((root / room).rglob("*.py"))]
+    found += sorted([*bridge.glob("*.py"), *(bridge / "firmware").rglob("*.[chl]*")])
+    for path in found:
+        digest.update(path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,8 +19,9 @@ from edgeops.compiler.golden import drift_reference, golden_indices, tolerance
 from edgeops.compiler.passes.samples import read_samples
 from edgeops.compiler.search import Ground, Tried
 from edgeops.compiler.store import Product, Stored
-from edgeops.contracts.bundle import BundleManifest, Golden, OutputInfo
+from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.evidence import OnBoard
 from edgeops.contracts.handover import Handover
 from edgeops.contracts.profile import Precision
 from edgeops.releases.bundles import Bundle, open_bundle, pack, seal
@@ -31,11 +32,12 @@ _INTEGER_ACTIVATIONS = (Precision.INT8, Precision.INT16X8, Precision.DYNAMIC_INT
 
 
 class Packaged(NamedTuple):
-    """A sealed bundle's directory, its one file, and its digest."""
+    """A sealed bundle's directory, its one file, its digest, and what a microcontroller's blob did on a board."""
 
     directory: Path
     file: Path
     digest: str
+    on_board: OnBoard | None = None
 
 
 def package(ground: Ground, handover: Handover, chosen: Tried, folder: Path, said: Callable[[str], None]) -> Packaged:
@@ -52,7 +54,8 @@ def package(ground: Ground, handover: Handover, chosen: Tried, folder: Path, sai
     temporary = folder / f".bundle.{secrets.token_hex(4)}.tmp"
     try:
         temporary.mkdir()
-        bundle = seal(temporary, _fill(ground, handover, chosen, temporary))
+        manifest, on_board = _fill(ground, handover, chosen, temporary)
+        bundle = seal(temporary, manifest)
         said("check of the sealed bundle")
         _verify(ground, bundle)
         durable.fsync_tree(temporary)
@@ -65,21 +68,23 @@ def package(ground: Ground, handover: Handover, chosen: Tried, folder: Path, sai
         shutil.rmtree(temporary, ignore_errors=True)
     file = folder / f"{handover.model.name}-{ground.profile.name}.edgeops"
     pack(open_bundle(directory, expect_digest=bundle.digest), file)
-    return Packaged(directory, file, bundle.digest)
+    return Packaged(directory, file, bundle.digest, on_board)
 
 
-def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> BundleManifest:
+def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> tuple[BundleManifest, OnBoard | None]:
     assert chosen.artifact is not None
     assert chosen.judged is not None
-    for name in chosen.artifact.product.files:
+    for name in chosen.artifact.notes.get("shipped", chosen.artifact.product.files):
         shutil.copyfile(chosen.artifact.path / name, target / name)
     samples = read_samples(ground.samples.path, "judged")
     source = read_samples(ground.reference.path, "reference")
     outputs = read_samples(chosen.judged.path, "outputs")
     kinds: dict[str, str] = {output.name: output.kind for output in handover.outputs}
     bound = chosen.manifest
-    return msgspec.structs.replace(
-        bound,
+    shipped = _shipped(bound, chosen.artifact.notes)
+    golden, on_board = _golden(ground, chosen, target, samples, source, outputs, kinds)
+    filled = msgspec.structs.replace(
+        shipped,
         model=handover.model.name,
         profile=ground.profile.name,
         arch=ground.profile.cpu.arch,
@@ -91,10 +96,33 @@ def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> Bu
             {spec.name: (*spec.agent, *spec.preprocess) for spec in handover.inputs}, bound.agent_steps, first=True
         ),
         postprocessing=_baked({spec.name: spec.postprocess for spec in handover.outputs}, bound.agent_results),
-        golden=_golden(ground, chosen, target, samples, source, outputs, kinds),
+        golden=golden,
         budgets=ground.budgets,
         drift=drift_reference(samples, outputs, kinds),
         nan_policy=handover.nan_policy,
+    )
+    return filled, on_board
+
+
+def _shipped(bound: BundleManifest, notes: Mapping[str, Any]) -> BundleManifest:
+    """Return the manifest for the file that ships, where that is not the one that was judged."""
+    other = notes.get("artifact")
+    if other is None:
+        return bound
+
+    def renamed(bindings: tuple[Binding, ...]) -> tuple[Binding, ...]:
+        return tuple(
+            msgspec.structs.replace(
+                item, artifact=msgspec.structs.replace(item.artifact, name=other["tensors"][item.artifact.name])
+            )
+            for item in bindings
+        )
+
+    return msgspec.structs.replace(
+        bound,
+        artifact=other["file"],
+        input_bindings=renamed(bound.input_bindings),
+        output_bindings=renamed(bound.output_bindings),
     )
 
 
@@ -125,7 +153,7 @@ def _golden(
     source: dict[str, NDArray[Any]],
     outputs: dict[str, NDArray[Any]],
     kinds: dict[str, str],
-) -> Golden:
+) -> tuple[Golden, OnBoard | None]:
     assert chosen.artifact is not None
     assert chosen.judged is not None
     count = len(next(iter(samples.values())))
@@ -139,6 +167,7 @@ def _golden(
     steady = build(ground.machine, [step], chosen.artifact, {"samples": ground.samples, "judged": chosen.judged})
     if isinstance(steady, Failed):
         raise EdgeopsError("E-COMPILE-CANDIDATE", f"{chosen.candidate.scheme}: {steady.failure.what}")
+    on_board = _proved(ground, chosen, indices)
     (target / "golden").mkdir()
     files: dict[str, dict[str, str]] = {}
     for role, group in (("input", samples), ("source", source), ("artifact", outputs)):
@@ -158,13 +187,40 @@ def _golden(
         )
         for name, values in outputs.items()
     }
-    return Golden(
+    if on_board is not None:
+        exact = "a blob's answers are the same on every board of its processor"
+        tolerances = {
+            name: msgspec.structs.replace(one, artifact_max_abs=0.0, reason=exact) for name, one in tolerances.items()
+        }
+    golden = Golden(
         count=len(indices),
         inputs=files["input"],
         source_outputs=files["source"],
         artifact_outputs=files["artifact"],
         tolerances=tolerances,
     )
+    return golden, on_board
+
+
+def _proved(ground: Ground, chosen: Tried, indices: list[int]) -> OnBoard | None:
+    """Run the golden vectors of a microcontroller's blob on an emulated board; None: it is no blob.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; a byte differs from what the interpreter gives.
+    """
+    assert chosen.artifact is not None
+    assert chosen.judged is not None
+    if "mcu-blob" not in chosen.artifact.product.facts:
+        return None
+    step = Step(
+        name="mcu-prove",
+        parameters={"manifest": chosen.judged.notes["manifest"], "indices": indices},
+        inputs=("samples", "judged"),
+    )
+    proved = build(ground.machine, [step], chosen.artifact, {"samples": ground.samples, "judged": chosen.judged})
+    if isinstance(proved, Failed):
+        raise EdgeopsError("E-COMPILE-CANDIDATE", f"{chosen.candidate.scheme}: {proved.failure.what}")
+    return msgspec.convert(proved.notes["on_board"], OnBoard)
 
 
 def _describe(info: OutputInfo, handover: Handover) -> OutputInfo:

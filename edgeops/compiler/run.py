@@ -29,6 +29,7 @@ from edgeops.compiler.lock import (
     read_lock,
     write_lock,
 )
+from edgeops.compiler.microcontrollers import room
 from edgeops.compiler.package import Packaged, package
 from edgeops.compiler.passes.judge import JudgePlan
 from edgeops.compiler.prepared import Prepared, count, fed_samples, float_graph, plan_for, prepare
@@ -48,6 +49,7 @@ from edgeops.profiles import registry
 EVIDENCE_NAME = "evidence.json"
 _TOOLS = (
     "ai-edge-litert", "litert-quantizer", "nncf", "numpy", "onnx", "onnxruntime", "onnxslim", "openvino", "edgeops",
+    "bakenn",
 )  # fmt: skip
 
 
@@ -278,6 +280,7 @@ def _compile_profile(
         budgets=tightest(profile.budgets, loaded.handover.budgets.get(profile.name, Budgets())),
         own_arch=lock is None and profile.cpu.arch == platform.machine() and _cpu_first(served),
         exhaustive=elsewhere.keep_candidates or elsewhere.concerns(profile),
+        room=room(loaded.handover.model.name, profile, loaded.handover.budgets.get(profile.name, Budgets())),
     )
     wanted = None if lock is None else lock.profiles[profile.name]
     tried = search(ground, said) if wanted is None else only(ground, wanted.scheme, said)
@@ -355,12 +358,16 @@ def _write(
             durable.remove_tree(stale)
     else:
         durable.remove_tree(folder / "rejected")
+    records = tuple(
+        msgspec.structs.replace(one, on_board=packaged.on_board) if one.scheme == best.candidate.scheme else one
+        for one in choice.records
+    )
     evidence = Evidence(
         bundle=packaged.digest,
         model=loaded.handover.model.name,
         profile=ground.profile.name,
         host=host(_TOOLS),
-        candidates=choice.records,
+        candidates=records,
         calibration_samples=count(loaded.calibration),
         evaluation_samples=0 if loaded.evaluation is None else count(loaded.evaluation.inputs),
         created_at_s=time.time(),
@@ -371,7 +378,7 @@ def _write(
     )
     text = msgspec.json.format(msgspec.json.encode(evidence, order="sorted"), indent=2)
     durable.write_file(folder / EVIDENCE_NAME, text + b"\n")
-    chosen = next(record for record in choice.records if record.scheme == best.candidate.scheme)
+    chosen = next(record for record in records if record.scheme == best.candidate.scheme)
     return ProfileResult(
         ground.profile.name, choice.passed, packaged, chosen, evidence, "" if choice.passed else missed(best)
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from edgeops.compiler.builder import build
-from edgeops.compiler.candidates import ARTIFACTS, Candidate, Traits, float_candidate, ladder
+from edgeops.compiler.candidates import ARTIFACTS, Candidate, Room, Traits, float_candidate, ladder
 from edgeops.compiler.engine import Failed, Step
 from edgeops.compiler.executor import Machine
 from edgeops.compiler.gates import Measured, judge, passed, provable, shortfall
@@ -43,6 +43,7 @@ class Ground(NamedTuple):
         budgets: The tightest of profile and hand-over.
         own_arch: This host has the profile's architecture: latency gates bind.
         exhaustive: Every candidate is tried, whatever passes before it.
+        room: What there is room for on a microcontroller.
     """
 
     profile: Profile
@@ -58,6 +59,7 @@ class Ground(NamedTuple):
     budgets: Budgets
     own_arch: bool
     exhaustive: bool = False
+    room: Room | None = None
 
 
 class DeviceFigures(NamedTuple):
@@ -137,7 +139,7 @@ class Tried(NamedTuple):
             scheme=self.candidate.scheme,
             runtime=self.candidate.runtime,
             precision=self.candidate.precision.value,
-            size_bytes=0 if self.artifact is None else self.artifact.size_bytes,
+            size_bytes=0 if self.artifact is None else self.artifact.notes.get("flash_bytes", self.artifact.size_bytes),
             conversion=end_to_end if is_float else (),
             quantization=msgspec.convert(notes.get("quantization", ()), tuple[OutputError, ...]),
             end_to_end=end_to_end,
@@ -196,15 +198,17 @@ def only(ground: Ground, scheme: str, said: Said) -> list[Tried]:
     """
     for place, runtime in enumerate(ground.profile.runtimes):
         if ground.traits.ready is not None:
-            ready = float_candidate(runtime, ground.traits)
+            ready = float_candidate(runtime, ground.traits, ground.room)
             if ready.scheme == scheme:
                 return [_try(ground, runtime, ready, _rank(runtime, place, ready.precision, 0), {}, said)]
             continue
         for precision in runtime.precisions:
-            for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim)):
+            for index, candidate in enumerate(ladder(runtime, precision, ground.traits, ground.aim, ground.room)):
                 if candidate.scheme == scheme:
                     base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
-                    base = _try(ground, runtime, float_candidate(runtime, ground.traits), base_rank, {}, said)
+                    base = _try(
+                        ground, runtime, float_candidate(runtime, ground.traits, ground.room), base_rank, {}, said
+                    )
                     if candidate.precision is Precision.FLOAT32:
                         return [base]
                     rank = _rank(runtime, place, precision, index)
@@ -238,7 +242,7 @@ def _with_more(said: Said, later: int) -> Said:
 def _ladders(ground: Ground, runtime: Runtime) -> dict[Precision, tuple[Candidate, ...]]:
     """Return the candidates of each precision beside plain float, in the profile's order."""
     return {
-        precision: ladder(runtime, precision, ground.traits, ground.aim)
+        precision: ladder(runtime, precision, ground.traits, ground.aim, ground.room)
         for precision in runtime.precisions
         if precision is not Precision.FLOAT32
     }
@@ -251,7 +255,7 @@ def _search_runtime(ground: Ground, runtime: Runtime, place: int, yardstick: Tri
     base = _try(
         ground,
         runtime,
-        float_candidate(runtime, ground.traits),
+        float_candidate(runtime, ground.traits, ground.room),
         base_rank,
         {"yardstick": yardstick},
         _with_more(said, left),

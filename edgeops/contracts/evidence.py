@@ -102,13 +102,41 @@ class Opening(Wire, frozen=True, kw_only=True):
     after: OutputError
 
 
+class OnBoard(Wire, frozen=True, kw_only=True):
+    """What a microcontroller's blob did on an emulated board: every output equals the interpreter's, byte for byte.
+
+    Args:
+        board: The emulated board.
+        vectors: Golden vectors that were run.
+        output_bytes: Bytes that were compared, all of them equal.
+        instructions: Of one inference: the median, counted.
+        flash_bytes: Of the blob, without its signature.
+        arena_bytes: RAM for activations and scratch.
+        ram_bytes: RAM with input and output.
+        interpreter_arena_bytes: What TensorFlow Lite for Microcontrollers plans for the same model on this host.
+        kernels: CMSIS-NN, or portable C.
+        compiler: Its version.
+    """
+
+    board: str
+    vectors: int
+    output_bytes: int
+    instructions: int
+    flash_bytes: int
+    arena_bytes: int
+    ram_bytes: int
+    interpreter_arena_bytes: int
+    kernels: str
+    compiler: str
+
+
 class CandidateEvidence(Wire, frozen=True, kw_only=True):
     """One candidate: what it is, what was measured, and why it was or was not chosen.
 
     `would_pass_with` holds the settings that, all together, let one that fails pass; empty where no setting does.
     `opens` is filled by `compile --explain`: of the conversion error for a float candidate, else of the quantization
     error. `not_explained` says why a candidate could not be looked into. `measured_on` names the device whose latency
-    and memory these are; empty: this host's.
+    and memory these are; empty: this host's. `on_board` is there for the blob of a microcontroller that was packaged.
     """
 
     scheme: str
@@ -132,6 +160,7 @@ class CandidateEvidence(Wire, frozen=True, kw_only=True):
     not_explained: str = ""
     source: Source = Source.MEASURED_HOST
     measured_on: str = ""
+    on_board: OnBoard | None = None
 
 
 class Host(Wire, frozen=True, kw_only=True):

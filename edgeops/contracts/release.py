@@ -29,14 +29,18 @@ class Release(Wire, frozen=True, kw_only=True):
     schema_version: int = msgspec.field(default=1, name="schema")
 
 
-class TargetCustom(Wire, frozen=True, kw_only=True):
-    """The `custom` field of a bundle's TUF target: what ties the bytes to model, version, profile and order."""
+class TargetCustom(Wire, frozen=True, kw_only=True, omit_defaults=True):
+    """The `custom` field of a bundle's TUF target: what ties the bytes to model, version, profile and order.
+
+    `blob_trailer` is there for a microcontroller's model: the signature that its blob is installed with, in base64.
+    """
 
     model: str
     version: str
     number: int
     profile: str
     digest: str
+    blob_trailer: str = ""
 
 
 def target_path(model: str, version: str, profile: str) -> str:

@@ -17,7 +17,7 @@ from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.provenance import PAYLOAD_TYPE
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom
 from edgeops.contracts.wire import decode, encode
-from edgeops.releases import catalog, materials, provenance
+from edgeops.releases import blob_signing, catalog, materials, provenance
 from edgeops.releases.bundles import file_digest, packed_manifest
 from edgeops.releases.catalog import EVIDENCE, RELEASE_NAME, draft_dir, read_draft
 from edgeops.trust import envelopes
@@ -32,6 +32,7 @@ def publish(
     key_folders: Sequence[Path] = (),
     with_materials: bool = True,
     run: str = "",
+    blob_counter: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> Release:
     """Sign and publish a draft. A cut at any point leaves the previous repository valid; try again, it goes on.
@@ -43,6 +44,8 @@ def publish(
         key_folders: Folders with private keys beside `home/keys`.
         with_materials: Write a bill of materials, too, which needs the extra `sbom`.
         run: Address of the run that made the release, for its statement of provenance.
+        blob_counter: Anti-rollback counter of microcontrollers' blobs: a device that confirmed one of them refuses all
+            with a smaller one. None: the largest so far.
         now: Clock.
 
     Returns:
@@ -68,7 +71,8 @@ def publish(
             if model not in publisher.models():
                 publisher.delegate(model)
             with tempfile.TemporaryDirectory(prefix=".publish-", dir=home) as scratch:
-                files = [*_bundles(done, folder), *_statements(done, folder, publisher, Path(scratch))]
+                trailers = _trailers(done, folder, publisher, blob_counter)
+                files = [*_bundles(done, folder, trailers), *_statements(done, folder, publisher, Path(scratch))]
                 files += _origin(done, folder, publisher, Path(scratch), with_materials=with_materials, run=run)
                 publisher.publish(files)
         elif done.targets != draft.targets:
@@ -77,17 +81,43 @@ def publish(
     return done
 
 
-def _bundles(release: Release, folder: Path) -> Iterator[NewTarget]:
+def _trailers(release: Release, folder: Path, publisher: Publisher, counter: int | None) -> dict[str, str]:
+    """Return the signature of each microcontroller's blob, by profile."""
+    found = {target.profile: blob_signing.blob_in(_checked(target, folder)) for target in release.targets}
+    blobs = {profile: blob for profile, blob in found.items() if blob is not None}
+    if not blobs:
+        return {}
+    least = blob_signing.highest_counter(target.custom for target in publisher.targets().values())
+    if counter is not None and counter < least:
+        raise EdgeopsError(
+            "E-CONFIG",
+            f"anti-rollback counter {counter}: {least} is published already",
+            "Leave it out, or name a larger one.",
+        )
+    signer = publisher.blob_signer()
+    return {
+        profile: blob_signing.trailer(blob, release.version, least if counter is None else counter, signer)
+        for profile, blob in blobs.items()
+    }
+
+
+def _checked(target: ReleaseTarget, folder: Path) -> Path:
+    file = folder / f"{target.profile}.edgeops"
+    if not file.is_file() or file_digest(file) != FileEntry(sha256=target.sha256, length=target.length):
+        raise EdgeopsError("E-BUNDLE-DAMAGED", f"{file} was changed since the draft was made", "Create it again.")
+    return file
+
+
+def _bundles(release: Release, folder: Path, trailers: dict[str, str]) -> Iterator[NewTarget]:
     for target in release.targets:
-        file = folder / f"{target.profile}.edgeops"
-        if not file.is_file() or file_digest(file) != FileEntry(sha256=target.sha256, length=target.length):
-            raise EdgeopsError("E-BUNDLE-DAMAGED", f"{file} was changed since the draft was made", "Create it again.")
+        file = _checked(target, folder)
         custom = TargetCustom(
             model=release.model,
             version=release.version,
             number=release.number,
             profile=target.profile,
             digest=target.digest,
+            blob_trailer=trailers.get(target.profile, ""),
         )
         yield NewTarget(target.path, file, custom)
 

@@ -1,7 +1,8 @@
-"""Microcontrollers behind the `Backend` protocol: on a host, TensorFlow Lite for Microcontrollers stands for them.
+"""Microcontrollers behind the `Backend` protocol.
 
-It computes what the firmware computes, bit for bit, so a bundle is proved with it. Its times say nothing of a
-microcontroller.
+A blob runs on an emulated board of its processor. An int8 TFLite model, of which a blob is made, runs in TensorFlow
+Lite for Microcontrollers: it computes what the blob computes, bit for bit, so a bundle is proved with it. Times of
+neither say anything of a microcontroller.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import DTYPES, TensorSpec
 from edgeops.runtimes.mcu_interpreter import Answer, Feeds, FromInterpreter, Model, Refusal, read_frame, write_frame
 from edgeops.runtimes.protocol import Availability, FeedCheck, LoadOptions, Session, Tensors
+from firmware_bridge import blobs
+
+if TYPE_CHECKING:
+    from firmware_bridge.proving import ProvingBoard
 
 _PACKAGE = "tflite-micro"
 _FLATBUFFER_MARK = b"TFL3"
@@ -41,17 +46,81 @@ class McuBackend:
             return Availability(None, f"{_PACKAGE} is not installed")
 
     def load(self, artifact: Path, options: LoadOptions) -> Session:
-        """Load a .tflite file; see `Backend.load`. There is one thread, and no setting."""
-        if self.available().version is None:
-            raise EdgeopsError("E-RUNTIME-MISSING", f"{_PACKAGE} is not installed", "pip install 'edgeops[mcu]'")
+        """Load a blob or a .tflite file; see `Backend.load`. There is one thread, and no setting."""
         try:
             with artifact.open("rb") as model:
-                mark = model.read(8)[4:]
+                mark = model.read(8)
         except OSError as error:
             raise EdgeopsError("E-RUNTIME-LOAD", f"{artifact}: {error.strerror}") from error
-        if mark != _FLATBUFFER_MARK:
-            raise EdgeopsError("E-RUNTIME-LOAD", f"{artifact} is not a TFLite model")
+        if mark[:4] == blobs.MARK:
+            return _BoardSession(artifact)
+        if self.available().version is None:
+            raise EdgeopsError("E-RUNTIME-MISSING", f"{_PACKAGE} is not installed", "pip install 'edgeops[mcu]'")
+        if mark[4:] != _FLATBUFFER_MARK:
+            raise EdgeopsError("E-RUNTIME-LOAD", f"{artifact} is neither a blob nor a TFLite model")
         return _McuSession(artifact)
+
+
+class _BoardSession:
+    """A blob on an emulated board."""
+
+    def __init__(self, artifact: Path) -> None:
+        from firmware_bridge import proving
+
+        try:
+            self._board: ProvingBoard | None = proving.ProvingBoard(artifact.read_bytes(), count_instructions=True)
+        except EdgeopsError as error:
+            missing = error.code in ("E-DEPENDENCY", "E-NET-UNREACHABLE", "E-TOOLCHAIN", "E-MCU-PORT")
+            code = "E-RUNTIME-MISSING" if missing else "E-RUNTIME-LOAD"
+            raise EdgeopsError(code, f"{artifact}: {error.what}", error.next_step) from error
+        except OSError as error:
+            raise EdgeopsError("E-RUNTIME-LOAD", f"{artifact}: {error.strerror}") from error
+        self._header = self._board.header
+        self._name = self._board.name
+        self._check = FeedCheck(self.inputs)
+
+    @property
+    def provider(self) -> str:
+        """What runs it."""
+        return f"emulated board {self._name}"
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The blob's input."""
+        return (self._header.input,)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The blob's output."""
+        return (self._header.output,)
+
+    @property
+    def arena_bytes(self) -> int | None:
+        """The arena that the blob needs."""
+        return self._header.arena_size
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Run one inference; see `Session.run`."""
+        self._check(feeds)
+        if self._board is None:
+            raise EdgeopsError("E-RUNTIME-RUN", "the board's session is closed")
+        spec = self._header.output
+        try:
+            found = self._board.infer(np.ascontiguousarray(feeds[self._header.input.name]).tobytes())
+            answer = np.frombuffer(found.output, spec.dtype).reshape(spec.shape)
+        except (EdgeopsError, ValueError) as error:
+            raise EdgeopsError("E-RUNTIME-RUN", f"board {self._name}: {error}") from error
+        return {spec.name: answer}
+
+    def close(self) -> None:
+        """Take the board's power."""
+        board, self._board = self._board, None
+        if board is not None:
+            board.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_board"):
+            self.close()
 
 
 class _McuSession:

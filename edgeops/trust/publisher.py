@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FLEET_FILE = "fleet.json"
 KEYS, CA, REPOSITORY = "keys", "ca", "repository"
+BLOB_KEY = "mcu-blobs"
 WARN_BEFORE_DAYS = 45
 _ONLINE = (roles.SNAPSHOT, roles.TIMESTAMP)
 
@@ -241,6 +242,22 @@ class Publisher:
             EdgeopsError: E-TRUST-KEY; none is here. E-TRUST-METADATA; the repository is damaged.
         """
         return self._one_signer(roles.model_role(model))
+
+    def blob_signer(self) -> CryptoSigner:
+        """Return the key that signs microcontrollers' blobs, which their firmware holds; it is made when first asked
+        for, and encrypted as offline keys are.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; its private half is not here, or cannot be read. E-DISK-FULL or E-DISK-WRITE.
+        """
+        path = self._home / KEYS / f"{BLOB_KEY}.pem"
+        if not path.with_suffix(".pub").exists():
+            keys.save(keys.generate(), path, self._secret)
+        keyid = keys.load_public(path.with_suffix(".pub")).keyid
+        found = self._keys.signers([keyid])
+        if not found:
+            raise EdgeopsError("E-TRUST-KEY", f"the key {BLOB_KEY} is not here", "Name the folder that has it.")
+        return found[0]
 
     def target_file(self, path: str, target: PublishedTarget) -> Path:
         """Return where a published target's file lies. Whoever reads it checks its hash."""

@@ -203,7 +203,7 @@ def test_a_missing_tflite_micro_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(mcu_backend, "_PACKAGE", "no-such-package")
     assert backend("mcu").available().version is None
     with pytest.raises(EdgeopsError) as caught:
-        backend("mcu").load(tmp_path / "any", LoadOptions())
+        backend("mcu").load(write_tflite(tmp_path / "model.tflite"), LoadOptions())
     assert caught.value.code == "E-RUNTIME-MISSING"
     assert "pip install" in caught.value.next_step
 

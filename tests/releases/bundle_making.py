@@ -11,7 +11,12 @@ from edgeops.releases.bundles import Bundle, seal
 
 
 def make_bundle(
-    directory: Path, *, model: str = "adder", profile: str = "intel-nuc", artifact: bytes = b"weights" * 40
+    directory: Path,
+    *,
+    model: str = "adder",
+    profile: str = "intel-nuc",
+    artifact: bytes = b"weights" * 40,
+    runtime: str = "onnxruntime",
 ) -> Bundle:
     (directory / "golden").mkdir(parents=True)
     (directory / "model.bin").write_bytes(artifact)
@@ -22,7 +27,7 @@ def make_bundle(
         model=model,
         profile=profile,
         arch="x86_64",
-        runtime="onnxruntime",
+        runtime=runtime,
         runtime_min="1.18",
         precision=Precision.FLOAT32,
         scheme="float",

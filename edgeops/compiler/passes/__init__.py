@@ -47,7 +47,7 @@ class Pass(Protocol):
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Distributions whose versions change the result."""
+        """Distributions whose versions change the result. Programs of the system that do are in `programs`, if any."""
 
     @property
     def requires(self) -> frozenset[str]:

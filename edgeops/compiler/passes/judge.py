@@ -159,7 +159,9 @@ class Judge:
         with open_session(work.source, manifest) as session:
             outputs = _run_all(session, samples)
             notes["provider"] = session.provider
-            arena = session.arena_bytes
+            # Where the artifact is a blob, its own arena counts, and the TFLite model's interpreter gives the answers.
+            arena = work.notes.get("arena_bytes", session.arena_bytes)
+            notes["interpreter_arena_bytes"] = session.arena_bytes
             notes["peak_memory_mib"] = measure.peak_memory_mib() if arena is None else arena / 2**20
         if plan.latency_s:
             notes |= _latency(work, plan, manifest, samples)
@@ -203,6 +205,7 @@ def bind(
         TensorSpec(name=item.name, dtype=reference[item.name].dtype.name, shape=reference[item.name].shape[1:])
         for item in plan.outputs
     ]
+    turned = notes.get("input_transposes", {})
     stepped = [_after_steps(spec, plan.agent_steps.get(spec.name, ())) for spec in plan.inputs]
     inputs = _pair(own_inputs, [(spec, spec.name) for spec in stepped])
     given = [item.bound or spec for spec, item in zip(devices, plan.outputs, strict=True)]
@@ -221,7 +224,12 @@ def bind(
             OutputInfo(tensor=spec, kind=item.kind) for spec, item in zip(devices, plan.outputs, strict=True)
         ),
         input_bindings=tuple(
-            _bound(_binding(one, own, ends, None, incoming=True), device, one, bool(plan.agent_steps.get(one.name)))
+            _bound(
+                _binding(one, own, ends, turned.get(own.name), incoming=True),
+                device,
+                one,
+                bool(plan.agent_steps.get(one.name)),
+            )
             for (one, own), device in zip(inputs, plan.inputs, strict=True)
             # What sends the stored integers themselves has quantized them before.
             for ends in ({} if notes.get("stored_integers") and one.dtype == own.dtype else quantized,)
@@ -273,9 +281,10 @@ def _binding(
     *,
     incoming: bool = False,
 ) -> Binding:
-    shape = (
-        device.shape if transpose is None else tuple(device.shape[transpose.index(i)] for i in range(len(transpose)))
-    )
+    # From the artifact's order to the device's for outputs, the other way for inputs.
+    axes = range(len(transpose or ()))
+    order = transpose if incoming or transpose is None else [transpose.index(axis) for axis in axes]
+    shape = device.shape if order is None else tuple(device.shape[axis] for axis in order)
     fits = all(size in (-1, want) for size, want in zip(own.shape, shape, strict=False))
     static = TensorSpec(
         name=own.name, dtype=own.dtype, shape=shape if fits and len(own.shape) == len(shape) else own.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class QuantizeTflite:
         """
         kind, aim = work.parameters["kind"], work.parameters.get("aim")
         source, target = work.source / tflite.MODEL_NAME, work.target / tflite.MODEL_NAME
-        ranges = _calibrate(source, kind, work.inputs["samples"])
+        ranges = _calibrate(source, kind, work.inputs["samples"], work.notes.get("input_transposes", {}))
         notes: dict[str, Any] = {}
         if aim is None:
             _quantize(source, target, kind, ranges, [])
@@ -138,7 +139,7 @@ def _in_order(aim: Aim, answers: dict[str, NDArray[Any]]) -> dict[str, NDArray[A
     return dict(zip(aim.kinds, answers.values(), strict=True))
 
 
-def _calibrate(source: Path, kind: str, samples: Path) -> Any:
+def _calibrate(source: Path, kind: str, samples: Path, transposes: Mapping[str, Sequence[int]]) -> Any:
     """Return the ranges of all tensors, or None where the kind needs none.
 
     Raises:
@@ -148,7 +149,11 @@ def _calibrate(source: Path, kind: str, samples: Path) -> Any:
 
     try:
         tool = quantizer.Quantizer(str(source), _recipe(kind, []))
-        return tool.calibrate({_SIGNATURE: _feeds(source, samples)}, num_threads=1) if tool.need_calibration else None
+        return (
+            tool.calibrate({_SIGNATURE: _feeds(source, samples, transposes)}, num_threads=1)
+            if tool.need_calibration
+            else None
+        )
     except _ERRORS as error:
         raise _refusal(error) from error
 
@@ -199,14 +204,15 @@ def _refusal(error: BaseException) -> EdgeopsError:
     return refuse(f"litert-quantizer: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _feeds(model: Path, folder: Path) -> list[dict[str, NDArray[Any]]]:
+def _feeds(model: Path, folder: Path, transposes: Mapping[str, Sequence[int]]) -> list[dict[str, NDArray[Any]]]:
     inputs, _ = ends(tflite.open_interpreter(model))
     types = {name: detail["dtype"] for name, detail in inputs}
     samples = read_samples(folder, "calibration")
     chosen = spread(len(next(iter(samples.values()))), MAX_CALIBRATION_SAMPLES)
+    picked = tflite.turned(model, {name: np.asarray(array[chosen]) for name, array in samples.items()}, transposes)
     return [
-        {name: as_float(np.asarray(array[index]), types.get(name)) for name, array in samples.items()}
-        for index in chosen
+        {name: as_float(array[index], types.get(name)) for name, array in picked.items()}
+        for index in range(len(chosen))
     ]
 
 

@@ -166,7 +166,8 @@ def _quantized(output: Any) -> Any:
 class _LiteRtGraph:
     def __init__(self, folder: Path, notes: Mapping[str, Any]) -> None:
         sources: Mapping[str, str] = notes.get("source_tensors", {})
-        self._interpreter = tflite.open_interpreter(folder / tflite.MODEL_NAME, every_tensor=True)
+        self._model, self._transposes = folder / tflite.MODEL_NAME, notes.get("input_transposes", {})
+        self._interpreter = tflite.open_interpreter(self._model, every_tensor=True)
         self._details = {item["index"]: item for item in self._interpreter.get_tensor_details()}
         operators = tflite.operator_details(self._interpreter)
         self._interpreter.allocate_tensors()
@@ -192,6 +193,7 @@ class _LiteRtGraph:
 
     def values(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Values:
         inputs, _ = ends(self._interpreter)
+        feeds = tflite.turned(self._model, feeds, self._transposes)
         rows = []
         try:
             for index in range(len(next(iter(feeds.values())))):

@@ -109,6 +109,25 @@ def to_real(values: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:
     return (values.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
 
+def turned(
+    model: Path, samples: Mapping[str, NDArray[Any]], transposes: Mapping[str, Sequence[int]]
+) -> dict[str, NDArray[Any]]:
+    """Return samples [n, *shape] of the device's inputs in the order in which the artifact's inputs want them.
+
+    Args:
+        model: The artifact.
+        samples: By input.
+        transposes: Input → the order of its axes, without the first; what is not in it is left as it is.
+    """
+    if not transposes:
+        return dict(samples)
+    shapes = {name: tuple(map(int, detail["shape"])) for name, detail in ends(open_interpreter(model))[0]}
+    return {
+        name: turn(values, transposes[name]).reshape(-1, *shapes[name]) if name in transposes else values
+        for name, values in samples.items()
+    }
+
+
 def axes_back(reference: NDArray[Any], values: NDArray[Any]) -> list[int] | None:
     """Return the order of axes that brings the values [n, *shape] nearest to the reference's; None: none fits.
 
