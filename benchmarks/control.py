@@ -31,12 +31,14 @@ import postgres_server
 
 from edgeops.client.api import Api
 from edgeops.client.resources import GatesInfo, RolloutWish
+from edgeops.contracts.deployment import ComponentKind, ComponentReport, DeploymentState, Reported, Slot
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, ModelWindow, Telemetry, TelemetryBatch
 from edgeops.contracts.topics import SELF_UNIT, unit_topic
 from edgeops.control.database import Database
+from edgeops.control.ingest.apply import Batch
 from edgeops.control.ingest.worker import BATCH_MESSAGES, Ingest
 from edgeops.control.models import TelemetryWindow
 from edgeops.testkit.sealed_releases import publish_sealed_release
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("build/bench-control.json"))
     chosen = parser.parse_args()
-    sizes = sorted({100, max(100, chosen.devices // 4), chosen.devices})
+    sizes = sorted({100, max(100, chosen.devices // 10), max(100, chosen.devices // 4), chosen.devices})
     print(f"{platform.machine()}, {psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f}", flush=True)
     figures: dict[str, Any] = {"fleets": []}
     for devices in sizes:
@@ -266,14 +268,19 @@ def spoken(identities: list[Identity], records: int, covered: int) -> list[Messa
 
 
 def list_times() -> dict[str, float]:
-    """Return how long the API's list of devices takes over HTTPS with 10,000 devices, in milliseconds."""
+    """Return how long the API's list of devices takes over HTTPS, in milliseconds.
+
+    There are 10,000 devices; each has reported a model that serves, and told of a window.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-api-") as name:
         folder = Path(name)
         home = folder / "home"
         Publisher.init(home, "bench")
         database = Database(home / "control.sqlite")
         database.migrate()
-        enroll_many(database, FleetAuthority.load(home / "ca"), folder / "devices", LISTED_DEVICES, PROFILES)
+        devices = enroll_many(database, FleetAuthority.load(home / "ca"), folder / "devices", LISTED_DEVICES, PROFILES)
+        for first in range(0, len(devices), BATCH_MESSAGES):
+            have_spoken(database, devices[first : first + BATCH_MESSAGES])
         database.close()
         with serving(home) as (api, _, _):
             times = []
@@ -285,6 +292,33 @@ def list_times() -> dict[str, float]:
         p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
         print(f"100 of {LISTED_DEVICES} devices: p50 {p50:.1f} ms, p99 {p99:.1f} ms; target {LIST_P99_MS:.0f}")
         return {"list_p50_ms": p50, "list_p99_ms": p99}
+
+
+def have_spoken(database: Database, devices: list[Identity]) -> None:
+    """Have devices report a model that serves, and tell of a window."""
+    slot = Slot(release="1.0.0", digest="sha256:0", number=1)
+    part = ComponentReport(
+        name=MODEL, kind=ComponentKind.MODEL, state=DeploymentState.CONFIRMED, generation=1, active=slot
+    )
+    sketch = QuantileSketch.of(1.0 + number % 50 for number in range(100))
+    window = ModelWindow(model=MODEL, release="1.0.0", digest="sha256:0", latency_ms=sketch, requests=100)
+    now_s = time.time()
+    with database.write() as session:
+        batch = Batch(session, [one.name for one in devices], now_s)
+        for one in devices:
+            report = Reported(
+                fleet="bench", connection=one.name, unit=SELF_UNIT, boot_id="b", seq=1, at_s=now_s, agent_version="1",
+                profile=one.profile, observed_generation=1, components=(part,), capabilities={"onnxruntime": "1.20"},
+                attributes={"arch": "aarch64", "os": "Debian GNU/Linux 12", "memory-mib": "4096"},
+            )  # fmt: skip
+            telemetry = Telemetry(
+                fleet="bench", connection=one.name, unit=SELF_UNIT, boot_id="b", seq=2, start_s=now_s - 60, end_s=now_s,
+                models=(window,),
+            )  # fmt: skip
+            batch.look_for_repeated([report, telemetry])
+            batch.apply(batch.devices[one.name], report)
+            batch.apply(batch.devices[one.name], telemetry)
+        batch.finish()
 
 
 if __name__ == "__main__":

@@ -53,8 +53,12 @@ def command() -> None:
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with it; repeatable.")
 @click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
 @click.option("--group", metavar="NAME", help="Only devices of this device group.")
+@click.option("--control", default="", metavar="SHARE", help="The first group's control arm: 5% or 20 devices.")
 @click.option("--success-min", default=1.0, show_default=True, help="Smallest share of confirmed devices.")
 @click.option("--failure-max", default=0.0, show_default=True, help="Largest share of failed devices.")
+@click.option("--rejected-max", type=float, help="Largest share of devices that refuse it.")
+@click.option("--timed-out-max", type=float, help="Largest share of devices that are not through in time.")
+@click.option("--held-max", type=float, help="Largest share of devices that are still held when time is over.")
 @click.option("--min-count", default=1, show_default=True, help="Reports before a share means anything.")
 @click.option("--timeout-s", default=3600.0, show_default=True, help="How long a group has.")
 @click.option("--error-rate-max", type=float, help="Largest share of requests that fail, of each profile.")
@@ -316,6 +320,10 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
             for group in plan.groups
         ],
     )
+    if plan.control:
+        click.echo(
+            f"control arm of the first group: {plan.control} devices, which keep what they have until it is through"
+        )
     wait_s = plan.first_start_s - time.time()
     click.echo(
         f"starts {'at once' if wait_s < 1 else f'in {wait_s / 60:.0f} min'}; serves {plan.least_s:.0f} s at least"

@@ -215,6 +215,9 @@ class GatesInfo(Wire, frozen=True, kw_only=True):
 
     success_min: float = 1.0
     failure_max: float = 0.0
+    rejected_max: float | None = None
+    timed_out_max: float | None = None
+    held_max: float | None = None
     min_count: int = 1
     timeout_s: float = 3600.0
     error_rate_max: float | None = None
@@ -262,6 +265,7 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
         schedule: When groups may start.
         retries: How often a device that failed gets it again.
         on_failure: `stop`, `pause` or `revert`.
+        control: The first group's control arm, `5%` or `20` devices that keep what they have meanwhile; empty: none.
         gates: The gates of every group.
         devices: Names; empty: all that the release has a bundle for.
         profiles: Only these; empty: all.
@@ -282,6 +286,7 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
     schedule: Schedule = Schedule()
     retries: int = 0
     on_failure: str = "stop"
+    control: str = ""
     gates: GatesInfo = GatesInfo()
     devices: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
@@ -334,6 +339,7 @@ class RolloutPlan(Wire, frozen=True, kw_only=True):
     version: str
     groups: tuple[PlannedGroup, ...]
     devices: int
+    control: int = 0
     online: int
     bytes: int
     first_start_s: float
@@ -414,6 +420,7 @@ class MemberInfo(Wire, frozen=True, kw_only=True):
     code: str | None
     detail: str
     changed_at_s: float | None
+    arm: str = ""
 
 
 class FreezeInfo(Wire, frozen=True, kw_only=True):

@@ -219,6 +219,16 @@ class DeviceRollup(_Summed, Base):
     __table_args__ = (Index("ix_device_rollups_start_s", "span_s", "start_s"),)
 
 
+class ArmRollup(_Summed, Base):
+    """The exact merge of what one arm of a canary said of its release while the canary's group was under way."""
+
+    __tablename__ = "arm_rollups"
+
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    arm: Mapped[str] = mapped_column(String(16), primary_key=True)
+
+
 class EnrolmentTokenRow(Base):
     """A one-time token: only the hash of its secret is kept."""
 
@@ -278,6 +288,7 @@ class Rollout(Base):
     state: Mapped[str] = mapped_column(Word(32), index=True)
     reason: Mapped[str] = mapped_column(Text)
     figures: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    controlled: Mapped[bool] = mapped_column(default=False)
     created_at_s: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(64))
     approved_by: Mapped[str | None] = mapped_column(String(64))
@@ -319,7 +330,8 @@ class RolloutProfile(Base):
 class RolloutMember(Base):
     """One unit in a rollout. `generation` is None until its group started; `reached`: heard of since then.
 
-    After a retry `generation` is the newest one that the rollout gave it, `first_generation` the first.
+    After a retry `generation` is the newest one that the rollout gave it, `first_generation` the first. From
+    `returned_generation` on it has gone back to what it had. `arm`: `canary`, `control`, or of neither.
     """
 
     __tablename__ = "rollout_members"
@@ -333,6 +345,8 @@ class RolloutMember(Base):
     generation: Mapped[int | None] = mapped_column(BigInteger)
     first_generation: Mapped[int | None] = mapped_column(BigInteger)
     attempts: Mapped[int]
+    returned_generation: Mapped[int | None] = mapped_column(BigInteger)
+    arm: Mapped[str] = mapped_column(String(16), default="")
     reached: Mapped[bool]
     state: Mapped[str] = mapped_column(Word(32))
     step: Mapped[int] = mapped_column(BigInteger)

@@ -10,11 +10,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from registry_fleet import add_devices, obey_all, open_registry, release
-from sqlalchemy import event, select
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import DBAPIError
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.control import audit
 from edgeops.control.database import Database
-from edgeops.control.models import Base, Device, Rollout, Unit
+from edgeops.control.models import AuditEntry, Base, Device, Rollout, Unit
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Gates, Policy
@@ -30,6 +32,20 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_uses(registry_url:
         difference = compare_metadata(MigrationContext.configure(connection), Base.metadata)
     database.close()
     assert difference == []
+
+
+@pytest.mark.parametrize("change", ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"])
+def test_the_audit_log_is_only_added_to(registry_url: Path | str, change: str) -> None:
+    """The database itself refuses, whoever asks; the control: another table takes the same."""
+    database = open_registry(registry_url)
+    with database.write() as session:
+        audit.record(session, at_s=NOW, actor="op", action="test", subject="it")
+    with pytest.raises(DBAPIError, match="only added to"), database.write() as session:
+        session.execute(text(change))
+    with database.write() as session:
+        assert session.scalars(select(AuditEntry.actor)).all() == ["op"]
+        session.execute(text("DELETE FROM freezes"))
+    database.close()
 
 
 def test_migrating_again_changes_nothing(registry_url: Path | str) -> None:

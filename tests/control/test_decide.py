@@ -89,6 +89,17 @@ def test_one_bad_profile_stops_alone_while_the_group_is_within_its_gates() -> No
     assert decide(view(good, gates=LOOSE), NOW).stop_profiles == {}
 
 
+def test_a_bad_profile_stops_alone_even_where_its_failures_would_be_too_many_for_the_group() -> None:
+    good, bad = Counts(confirmed=20), Counts(failed=20, codes={"E-TRIAL": 20})
+    decision = decide(view(good, bad, gates=LOOSE), NOW)
+    assert (decision.action, list(decision.stop_profiles)) == (Action.START_GROUP, ["p1"])
+    assert decide(view(bad, bad, gates=LOOSE), NOW).action is Action.STOP
+    # Failures that are thin in each profile, but too many over all that are left, stop everything.
+    thin = Counts(confirmed=3, failed=1)
+    spread = Gates(success_min=0.0, failure_max=0.2, min_count=5, timeout_s=100)
+    assert decide(view(thin, thin, thin, gates=spread), NOW - 5).action is Action.STOP
+
+
 def test_a_stopped_profile_is_not_waited_for_and_the_end_says_so() -> None:
     group = GroupView("1", NOW - 10, False, {"p0": Counts(confirmed=20), "p1": Counts(silent=4)})
     policy = policy_text(Policy(groups=("100%",), gates=LOOSE))
@@ -170,7 +181,7 @@ def check_never_over_a_failed_gate(profiles: list[Counts], gates: Gates, now_s: 
         return
     kept = [c for i, c in enumerate(profiles) if f"p{i}" not in decision.stop_profiles and c.total]
     whole = Counts()
-    for part in profiles:
+    for part in kept:
         whole = whole.plus(part)
     for judged in [whole, *kept]:
         if not judged.total:
@@ -302,6 +313,33 @@ def test_a_regression_in_one_profile_stops_that_profile_alone() -> None:
     assert "is beyond 0.03, 4000 requests" in decision.stop_profiles["p1"]
 
 
+KINDS = Gates(success_min=0.5, failure_max=0.5, rejected_max=0.1, timed_out_max=0.2, held_max=0.3, timeout_s=100)
+
+
+@pytest.mark.parametrize(
+    ("case", "counts", "now_s", "action", "gate"),
+    [
+        ("few of each kind go on", C(confirmed=17, rejected=1, timed_out=2), NOW, A.START_GROUP, None),
+        ("many rejected stop", C(confirmed=17, rejected=3), NOW, A.STOP, "rejected_max"),
+        ("many timed out stop", C(confirmed=15, timed_out=5), NOW, A.STOP, "timed_out_max"),
+        ("as many that failed otherwise do not", C(confirmed=15, failed=5), NOW, A.START_GROUP, None),
+        ("held ones may still come", C(confirmed=10, held=10), NOW, A.WAIT, None),
+        ("too many held when time is over stop", C(confirmed=10, held=10), NOW + 90, A.STOP, "held_max"),
+        ("few held when time is over go on", C(confirmed=15, held=5), NOW + 90, A.START_GROUP, None),
+        ("as many silent ones are not held", C(confirmed=10, silent=10), NOW + 90, A.START_GROUP, None),
+    ],
+)
+def test_shares_of_single_kinds_table(
+    case: str, counts: Counts, now_s: float, action: Action, gate: str | None
+) -> None:
+    decision = decide(view(counts, gates=KINDS), now_s)
+    assert decision.action is action, (case, decision)
+    assert gate is None or gate in decision.reason
+    if action is A.STOP:  # the control: without these gates the same counts go on
+        plain = Gates(success_min=0.5, failure_max=0.5, timeout_s=100)
+        assert decide(view(counts, gates=plain), now_s).action is A.START_GROUP
+
+
 def test_requests_are_not_asked_about_where_no_gate_does() -> None:
     """The control: without the gate the same requests let the rollout go on."""
     decision = decide(view(C(confirmed=3), requests={"p0": arms(4_000)}), NOW)
@@ -311,6 +349,8 @@ def test_requests_are_not_asked_about_where_no_gate_does() -> None:
 @pytest.mark.parametrize(
     "gates",
     [
+        {"rejected_max": 1.5},
+        {"held_max": math.nan},
         {"error_rate_max": 0.0},
         {"error_rate_max": 1.5},
         {"error_rate_increase_max": -0.1},

@@ -182,13 +182,15 @@ def test_a_device_that_was_reached_and_fell_silent_times_out(registry: Database)
     settle(registry, rollout)
     names = in_group(registry, rollout, 0)
     SpeakingDevice(registry, names[0]).obey(NOW)
+    late = SpeakingDevice(registry, names[1])
+    generation, (wanted,) = late.desired()
     assert settle(registry, rollout, NOW + 99) is Action.WAIT
     settle(registry, rollout, NOW + 100)
     state, reason = state_of(registry, rollout)
     assert state == RolloutState.STOPPED
     assert "E-ROLLOUT-TIMEOUT ×1" in reason
     # The device comes after all: the truth is shown, the rollout stays stopped.
-    SpeakingDevice(registry, names[1]).obey(NOW + 200)
+    late.report((report_of(wanted, generation, DeploymentState.CONFIRMED),), observed=generation, now_s=NOW + 200)
     with registry.read() as session:
         member = session.get_one(RolloutMember, (rollout, names[1], "self"))
         assert member.state == DeploymentState.CONFIRMED
@@ -429,9 +431,10 @@ def test_newcomers_get_nothing_that_was_stopped_or_was_for_named_devices(registr
     settle(registry, rollout)
     bad = begin(registry, "1.1.0")
     settle(registry, bad)
-    device = SpeakingDevice(registry, names[0])
-    device.seq = 10
-    device.obey(NOW, state=DeploymentState.FAILED)
+    for name in names:
+        device = SpeakingDevice(registry, name)
+        device.seq = 10
+        device.obey(NOW, state=DeploymentState.FAILED)
     settle(registry, bad)
     assert state_of(registry, bad)[0] == RolloutState.STOPPED
     (late,) = add_devices(registry, 1, prefix="new", enrolled_at_s=NOW + 1)

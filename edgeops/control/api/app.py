@@ -41,6 +41,7 @@ from edgeops.control.api.base import (
     Limit,
     RolloutId,
     may,
+    told,
 )
 from edgeops.control.api.document import openapi_document
 from edgeops.control.ingest import rollups
@@ -181,6 +182,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             schedule=msgspec.convert(wish.schedule.model_dump(), Schedule),
             retries=wish.retries,
             on_failure=wish.on_failure,
+            control=wish.control,
             override_holds=wish.override_holds,
             shadow=None if wish.shadow is None else Shadow(**wish.shadow.model_dump()),
         )
@@ -193,19 +195,21 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         )
         return release, policy, selection
 
-    @router.get("", summary="List rollouts, newest first")
-    def rollouts(before: Before = 1 << 53, limit: Limit = PAGE_DEFAULT) -> resources.Rollouts:
+    @router.get("", summary="List rollouts, newest first", response_model=resources.Rollouts)
+    def rollouts(before: Before = 1 << 53, limit: Limit = PAGE_DEFAULT) -> Response:
         with control.database.read() as session:
-            return views.rollout_list(session, before=before, limit=limit)
+            return told(views.rollout_list(session, before=before, limit=limit))
 
     @router.get("/{rollout_id}", summary="Show a rollout: where it stands and why")
     def rollout(rollout_id: RolloutId) -> resources.RolloutResource:
         return shown(rollout_id)
 
-    @router.get("/{rollout_id}/members", summary="List the devices of a rollout by name")
-    def members(rollout_id: RolloutId, after: AfterUnit = "", limit: Limit = PAGE_DEFAULT) -> resources.Members:
+    @router.get(
+        "/{rollout_id}/members", summary="List the devices of a rollout by name", response_model=resources.Members
+    )
+    def members(rollout_id: RolloutId, after: AfterUnit = "", limit: Limit = PAGE_DEFAULT) -> Response:
         with control.database.read() as session:
-            return views.member_page(session, rollout_id, after=after, limit=limit)
+            return told(views.member_page(session, rollout_id, after=after, limit=limit))
 
     def act(name: str, action: Callable[..., None], summary: str) -> None:
         @router.post(f"/{{rollout_id}}/{name}", summary=summary, name=name)

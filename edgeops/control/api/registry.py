@@ -8,12 +8,13 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Query
 from sqlalchemy.orm import Session
+from starlette.responses import Response
 
 from edgeops.contracts.access import Permission
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control import access, labelling, renewal, revocation
 from edgeops.control.api import conditions, resources, views
-from edgeops.control.api.base import PAGE_DEFAULT, After, Before, ControlApi, Limit, may
+from edgeops.control.api.base import PAGE_DEFAULT, After, Before, ControlApi, Limit, may, told
 from edgeops.control.groups import manage as groups
 
 
@@ -22,18 +23,19 @@ def registry(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["registry"])
     operator = Depends(may(door, Permission.ROLL_OUT))
 
-    @router.get("/devices", summary="List devices by name")
+    @router.get("/devices", summary="List devices by name", response_model=resources.Devices)
     def devices(
         after: After = "",
         limit: Limit = PAGE_DEFAULT,
         profile: str | None = None,
         online: bool | None = None,
         where: Annotated[str, Query(max_length=2000, description="A query over devices")] = "",
-    ) -> resources.Devices:
+    ) -> Response:
         with control.database.read() as session:
-            return views.device_page(
+            page = views.device_page(
                 session, after=after, limit=limit, profile=profile, online=online, where=where, now_s=time.time()
             )
+        return told(page)
 
     @router.get("/devices/{connection}", summary="Show a device with its reports and newest steps")
     def device(connection: str) -> resources.DeviceDetail:

@@ -213,6 +213,9 @@ class GatesResource(Request):
 
     success_min: Annotated[float, Field(ge=0, le=1)] = 1.0
     failure_max: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rejected_max: Annotated[float, Field(ge=0, le=1)] | None = None
+    timed_out_max: Annotated[float, Field(ge=0, le=1)] | None = None
+    held_max: Annotated[float, Field(ge=0, le=1)] | None = None
     min_count: Annotated[int, Field(ge=1)] = 1
     timeout_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600.0
     error_rate_max: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -259,6 +262,7 @@ class RolloutRequest(Request):
     schedule: ScheduleResource = ScheduleResource()
     retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] = 0
     on_failure: Literal["stop", "pause", "revert"] = "stop"
+    control: Annotated[str, Field(max_length=16)] = ""
     gates: GatesResource = GatesResource()
     devices: Annotated[list[UnitName], Field(max_length=10_000)] = []
     profiles: Annotated[list[Name], Field(max_length=1000)] = []
@@ -345,6 +349,7 @@ class RolloutPlan(BaseModel):
     version: str
     groups: list[PlannedGroupResource]
     devices: int
+    control: int
     online: int
     bytes: int
     first_start_s: float
@@ -421,7 +426,7 @@ class Rollouts(BaseModel):
 
 
 class MemberResource(BaseModel):
-    """One unit in a rollout; `generation` null: its group has not started."""
+    """One unit in a rollout; `generation` null: its group has not started. `arm`: `canary`, `control` or neither."""
 
     connection: str
     unit: str
@@ -429,6 +434,7 @@ class MemberResource(BaseModel):
     profile: str
     generation: int | None
     state: str
+    arm: str
     code: str | None
     detail: str
     changed_at_s: float | None

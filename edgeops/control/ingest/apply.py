@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert, select
+from sqlalchemy import insert, or_, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import (
@@ -25,6 +25,7 @@ from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import encode
 from edgeops.control import commands, measuring
 from edgeops.control.assignment import components_of, new_unit, reissue
+from edgeops.control.ingest.arms import Arms
 from edgeops.control.ingest.rollups import Rollups, Traffic, traffic_of
 from edgeops.control.ingest.statements import Statement
 from edgeops.control.measuring import SignedAnswer
@@ -74,6 +75,7 @@ class Batch:
         self._windows: list[dict[str, Any]] = []
         self._new_traffic: dict[tuple[str, str, str, str], Traffic] = {}
         self._rollups = Rollups(now_s)
+        self._arms = Arms(session, connections)
 
     def look_for_repeated(self, statements: Iterable[Statement]) -> None:
         """Find out which of these were taken in before: one query for each kind."""
@@ -132,6 +134,7 @@ class Batch:
             self._session.execute(insert(TelemetryWindow), self._windows)
         self._write_totals()
         self._rollups.write(self._session)
+        self._arms.write(self._session)
 
     def _first_time(self, table: type[ProgressEvent] | type[TelemetryWindow], statement: Progress | Telemetry) -> bool:
         taken, key = self._repeated[table], _key(statement)
@@ -186,6 +189,7 @@ class Batch:
             plain = traffic._replace(histograms={}, temperature_max_c=None, shadow=None)
             self._new_traffic[key] = self._new_traffic.get(key, Traffic()).plus(plain)
             self._rollups.add(unit.profile, window.model, release, traffic)
+            self._arms.add(unit.connection, unit.unit, window.model, release, traffic)
 
     def _write_totals(self) -> None:
         for key in sorted(self._new_traffic):
@@ -269,7 +273,7 @@ def _reconcile(unit: Unit, session: Session, now_s: float) -> None:
 
 
 def _member_of(session: Session, connection: str, unit: str, component: str, generation: int) -> RolloutMember | None:
-    """Return the rollout's member that a component's report of a generation speaks of.
+    """Return the rollout's member that a component's report of a generation speaks of; None: of none, or no more.
 
     A later generation may have changed another component only; so it is the newest one up to it.
     """
@@ -280,6 +284,7 @@ def _member_of(session: Session, connection: str, unit: str, component: str, gen
             RolloutMember.unit == unit,
             RolloutMember.component == component,
             RolloutMember.generation <= generation,
+            or_(RolloutMember.returned_generation.is_(None), RolloutMember.returned_generation > generation),
         )
         .order_by(RolloutMember.generation.desc())
         .limit(1)

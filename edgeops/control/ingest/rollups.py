@@ -20,7 +20,7 @@ from edgeops.contracts.bundle import DriftReference, Histogram
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow, ShadowFigures
 from edgeops.contracts.wire import encode
-from edgeops.control.models import DeviceRollup, TelemetryRollup
+from edgeops.control.models import ArmRollup, DeviceRollup, TelemetryRollup
 
 QUARTER_S, HOUR_S, DAY_S = 900, 3600, 86400
 # A span is kept for so long; then it becomes part of the next larger one, and the largest is removed.
@@ -132,11 +132,16 @@ def _readable(errors: Mapping[str, int]) -> dict[str, int]:
     return found
 
 
-Table = type[TelemetryRollup] | type[DeviceRollup]
+Spans = type[TelemetryRollup] | type[DeviceRollup]
+Table = Spans | type[ArmRollup]
 # What beside a span makes a row, in the order of its key.
-_NAMES: dict[Table, tuple[str, ...]] = {
+_NAMES: dict[Spans, tuple[str, ...]] = {
     TelemetryRollup: ("model", "release", "profile"),
     DeviceRollup: ("connection", "unit", "model", "release"),
+}
+_KEYS: dict[Table, tuple[str, ...]] = {
+    **{table: (*names, "span_s", "start_s") for table, names in _NAMES.items()},
+    ArmRollup: ("rollout_id", "profile", "arm"),
 }
 Key = tuple[str | int, ...]
 
@@ -198,7 +203,7 @@ def compact(session: Session, now_s: float) -> int:
     return enlarged
 
 
-def _enlarge(session: Session, table: Table, span_s: int, larger_s: int, now_s: float) -> int:
+def _enlarge(session: Session, table: Spans, span_s: int, larger_s: int, now_s: float) -> int:
     # Only whole larger spans: one that is half made would be counted while it changes.
     before_s = (int(now_s) - KEEP_S[span_s]) // larger_s * larger_s
     due = select(table).where(table.span_s == span_s, table.start_s < before_s).limit(MAX_ENLARGED)
@@ -226,10 +231,10 @@ def _add(session: Session, table: Table, key: Key, traffic: Traffic) -> None:
         # Another worker may make the same row now: whoever is second takes the first one's.
         insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
         nothing = {"requests": 0, "errors": {}, "latency_ms": encode(QuantileSketch()), "histograms": {}}
-        values = dict(zip((*_NAMES[table], "span_s", "start_s"), key, strict=True)) | nothing
+        values = dict(zip(_KEYS[table], key, strict=True)) | nothing
         session.execute(insert(table).values(values).on_conflict_do_nothing())
         row = session.get_one(table, key, with_for_update=True)
-    assert isinstance(row, (TelemetryRollup, DeviceRollup))
+    assert isinstance(row, (TelemetryRollup, DeviceRollup, ArmRollup))
     merged = traffic_in(row).plus(traffic)
     row.requests, row.errors, row.latency_ms = merged.requests, merged.errors, encode(merged.latency_ms)
     row.histograms = {name: list(counts) for name, counts in merged.histograms.items()}
@@ -237,7 +242,7 @@ def _add(session: Session, table: Table, key: Key, traffic: Traffic) -> None:
     row.shadow = None if merged.shadow is None else encode(merged.shadow)
 
 
-def traffic_in(row: TelemetryRollup | DeviceRollup) -> Traffic:
+def traffic_in(row: TelemetryRollup | DeviceRollup | ArmRollup) -> Traffic:
     """Return what a row has summed up."""
     return Traffic(
         row.requests,

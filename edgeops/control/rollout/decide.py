@@ -4,8 +4,8 @@ For each group, and for each profile in it, only devices that were heard of sinc
 one that is offline for weeks neither passes a gate nor stalls it for ever.
 
     a gate cannot be evaluated         stop
-    failures above failure_max         in the group: stop; only in one profile: it stops, the others go on
-    successes below success_min        likewise, when all have reported or time is over
+    a gate fails within a profile      it stops, the others go on; if none is left: stop
+    a gate fails over all that are left: stop
     requests fail or are slow for sure in one profile: it stops, the others go on
     all gates hold for good            next group
     time is over, too few reported     pause
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -261,12 +262,8 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
     if any(counts.retriable for counts in live.values()):
         return Decision(Action.RETRY, f"group {group.label} has devices to try again", group=position)
 
-    # A stopped profile's failures still count for the group; nobody waits for the rest of it.
-    everyone = Counts()
-    for name, counts in seen.items():
-        everyone = everyone.plus(counts if name in live else counts._replace(running=0, held=0, silent=0, retriable=0))
-    whole = _verdict(group.label, "", everyone, gates, over)
-    measuring = measure_shadow if group.shadows else measure
+    samples = 2 if policy.control else 1
+    measuring = measure_shadow if group.shadows else functools.partial(measure, samples=samples)
     by_profile = {
         name: _verdict(group.label, name, live[name], gates, over).along_with(
             _requests_verdict(group.label, name, measuring(gates, view.requests.get(name, Arms()), len(view.profiles)))
@@ -274,12 +271,16 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
         for name in sorted(live)
         if live[name].total
     }
-    figures = whole.figures + tuple(figure for verdict in by_profile.values() for figure in verdict.figures)
     stop = {name: _why(verdict, live[name]) for name, verdict in by_profile.items() if verdict.fails}
+    none_left = bool(stop) and len(stop) == len(by_profile)
+    # Who has been stopped, now or earlier, is no matter of the others: a profile's regression is its own.
+    everyone = _sum(counts for name, counts in live.items() if none_left or name not in stop)
+    whole = _verdict(group.label, "", everyone, gates, over)
+    figures = whole.figures + tuple(figure for verdict in by_profile.values() for figure in verdict.figures)
 
     if whole.fails:
         return Decision(failed, _why(whole, everyone), position, figures, stop)
-    if stop and len(stop) == len(by_profile):
+    if none_left:
         return Decision(failed, "; ".join(stop.values()), position, figures, stop)
     waiting = [v for name, v in {"": whole, **by_profile}.items() if not v.passes and name not in stop]
     if not waiting and group.shadows:
@@ -294,13 +295,21 @@ def _judge(view: RolloutView, position: int, policy: Policy, now_s: float) -> De
         if step.action is Action.START_GROUP:
             assert step.group is not None
             step = _start(view, step.group, policy, step.reason, now_s)
-        return step._replace(figures=figures, stop_profiles=stop, finish_group=position)
+        reason = "; ".join([step.reason, *stop.values()])
+        return step._replace(reason=reason, figures=figures, stop_profiles=stop, finish_group=position)
     if over:
         lacking = "; ".join(verdict.lacking for verdict in waiting)
         reason = f"group {group.label} is inconclusive after {gates.timeout_s:.0f} s: {lacking}"
         return Decision(Action.PAUSE, reason, position, figures, stop)
     reason = f"group {group.label}: {everyone.reported} of {everyone.total} devices have reported"
     return Decision(Action.WAIT, reason, position, figures, stop, until_s=deadline_s)
+
+
+def _sum(parts: Iterable[Counts]) -> Counts:
+    whole = Counts()
+    for part in parts:
+        whole = whole.plus(part)
+    return whole
 
 
 def _as_judged(counts: Counts, *, shadows: bool) -> Counts:
@@ -392,13 +401,42 @@ def _verdict(label: str, profile: str, counts: Counts, gates: Gates, over: bool)
     else:
         succeed = counts.confirmed / total >= gates.success_min
         fail_little = (counts.bad + still) / total <= gates.failure_max
+    kinds = tuple(_of_kinds(label, profile, counts, gates, over))
     figures = (
         Figure(label, profile, "success_min", success, gates.success_min, reported, _holds(few_succeed, succeed)),
         Figure(label, profile, "failure_max", failure, gates.failure_max, reported, _holds(many_fail, fail_little)),
+        *kinds,
     )
-    fails = few_succeed or many_fail
+    fails = few_succeed or many_fail or any(figure.holds is False for figure in kinds)
+    passes = enough and succeed and fail_little and all(figure.holds for figure in kinds) and not fails
     lacking = f"{profile or 'all profiles'}: {reported} of {total} reported, {needed} needed"
-    return _Verdict(figures, enough and succeed and fail_little and not fails, fails, lacking)
+    return _Verdict(figures, passes, fails, lacking)
+
+
+def _of_kinds(label: str, profile: str, counts: Counts, gates: Gates, over: bool) -> Iterable[Figure]:
+    """Judge the shares of single kinds of outcomes, those that a gate asks for.
+
+    Rejected and timed-out ones are of the reported; held ones of those too that are held, and only when time is over:
+    a hold ends by itself.
+    """
+    needed = min(gates.min_count, counts.total)
+    for gate, limit, number in (
+        ("rejected_max", gates.rejected_max, counts.rejected),
+        ("timed_out_max", gates.timed_out_max, counts.timed_out),
+    ):
+        if limit is not None:
+            share = number / counts.reported if counts.reported else None
+            final = over or not counts.open
+            fails = number / counts.total > limit or (counts.reported >= needed and share is not None and share > limit)
+            within = share is not None and share <= limit if final else (number + counts.open) / counts.total <= limit
+            yield Figure(label, profile, gate, share, limit, counts.reported, _holds(fails, within))
+    if gates.held_max is not None:
+        heard = counts.reported + counts.held
+        share = counts.held / heard if heard else None
+        fails = over and heard >= needed and share is not None and share > gates.held_max
+        within = (counts.held + counts.running + counts.silent + counts.retriable) / counts.total <= gates.held_max
+        final = over and share is not None and share <= gates.held_max
+        yield Figure(label, profile, "held_max", share, gates.held_max, heard, _holds(fails, within or final))
 
 
 def _holds(fails: bool, passes: bool) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -27,7 +28,8 @@ from edgeops.control import audit
 from edgeops.control.assignment import assign, components_of
 from edgeops.control.database import Database
 from edgeops.control.ingest import rollups
-from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
+from edgeops.control.ingest.arms import CANARY
+from edgeops.control.models import ArmRollup, Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
 from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.policy import MAX_RETRIES, read_policy
@@ -114,30 +116,43 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
 
 def _requests(session: Session, rollout: Rollout) -> dict[str, Arms]:
     """Return what the rollout's profiles were asked since it began, and how that went."""
-    arms: dict[str, Arms] = {}
     if rollout.started_at_s is None:
-        return arms
+        return {}
     rows = session.scalars(select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id))
-    references = {row.profile: row.reference for row in rows}
-    for (profile, version), traffic in rollups.traffic(session, rollout.model, since_s=rollout.started_at_s).items():
-        # What a client did wrong is no fault of the release.
-        failed = sum(count for code, count in traffic.errors.items() if not _is_clients(code))
-        shadow = traffic.shadow or ShadowFigures(compared=0, agreed=0)
-        requests = Requests(
-            traffic.requests,
-            failed,
-            traffic.latency_ms,
-            traffic.histograms,
-            traffic.temperature_max_c,
-            compared=shadow.compared,
-            agreed=shadow.agreed,
-        )
-        so_far = arms.get(profile, Arms(reference=references.get(profile, {})))
-        if version == rollout.version:
-            arms[profile] = so_far._replace(new=requests)
-        else:
-            arms[profile] = so_far._replace(old=so_far.old.plus(requests))
+    arms = {row.profile: Arms(reference=row.reference) for row in rows}
+    for profile, is_new, requests in _told(session, rollout, rollout.started_at_s):
+        so_far = arms.get(profile, Arms())
+        old = so_far.old if is_new else so_far.old.plus(requests)
+        arms[profile] = so_far._replace(new=requests if is_new else so_far.new, old=old)
     return arms
+
+
+def _told(session: Session, rollout: Rollout, since_s: float) -> Iterator[tuple[str, bool, Requests]]:
+    """Yield profile, whether it was of the rollout's release, and requests.
+
+    While a canary is under way these are of its two arms alone.
+    """
+    if rollout.controlled and session.get_one(RolloutGroup, (rollout.id, 0)).finished_at_s is None:
+        for row in session.scalars(select(ArmRollup).where(ArmRollup.rollout_id == rollout.id)):
+            yield row.profile, row.arm == CANARY, _requests_in(rollups.traffic_in(row))
+        return
+    for (profile, version), traffic in rollups.traffic(session, rollout.model, since_s=since_s).items():
+        yield profile, version == rollout.version, _requests_in(traffic)
+
+
+def _requests_in(traffic: rollups.Traffic) -> Requests:
+    # What a client did wrong is no fault of the release.
+    failed = sum(count for code, count in traffic.errors.items() if not _is_clients(code))
+    shadow = traffic.shadow or ShadowFigures(compared=0, agreed=0)
+    return Requests(
+        traffic.requests,
+        failed,
+        traffic.latency_ms,
+        traffic.histograms,
+        traffic.temperature_max_c,
+        compared=shadow.compared,
+        agreed=shadow.agreed,
+    )
 
 
 def _is_clients(code: str) -> bool:
@@ -181,7 +196,7 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
             row.stopped_at_s, row.reason = now_s, reason
             _note(session, rollout, "rollout.stop-profile", now_s, profile=profile, reason=reason)
             going_back |= (
-                give_back(session, rollout, now_s, profile=profile, only_shadows=not decision.profiles_go_back).back > 0
+                give_back(session, rollout, now_s, profile=profile, only_open=not decision.profiles_go_back).back > 0
             )
     if decision.finish_group is not None:
         session.get_one(RolloutGroup, (rollout.id, decision.finish_group)).finished_at_s = now_s
@@ -212,8 +227,8 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         rollout.ended_at_s = now_s
     _note(session, rollout, f"rollout.{state}", now_s, reason=decision.reason)
     if decision.action in (Action.REVERT, Action.STOP):
-        only_shadows = decision.action is Action.STOP
-        going_back |= give_back(session, rollout, now_s, only_shadows=only_shadows).back > 0
+        only_open = decision.action is Action.STOP
+        going_back |= give_back(session, rollout, now_s, only_open=only_open).back > 0
     return going_back
 
 

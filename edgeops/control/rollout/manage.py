@@ -13,11 +13,12 @@ from edgeops.contracts.release import Release
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 from edgeops.control import audit
 from edgeops.control.database import Database
+from edgeops.control.ingest.arms import CANARY, CONTROL
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile
 from edgeops.control.rollout.execute import hold_no_longer
 from edgeops.control.rollout.freeze import check_not_frozen
 from edgeops.control.rollout.order import fair_order
-from edgeops.control.rollout.policy import Policy, check_policy, policy_text, read_policy
+from edgeops.control.rollout.policy import Policy, check_policy, control_size, policy_text, read_policy
 from edgeops.control.rollout.reverting import give_back
 from edgeops.control.rollout.selection import Selection, candidates, new_member, selection_text
 
@@ -67,6 +68,7 @@ def create(
             state=RolloutState.DRAFT,
             reason="",
             figures=[],
+            controlled=bool(policy.control),
             created_at_s=now_s,
             created_by=actor,
             approved_by=None,
@@ -87,6 +89,7 @@ def create(
             )
             for target in release.targets
         )
+        arms = arms_of(policy, [size for _, size in groups])
         first = 0
         for position, (label, size) in enumerate(groups):
             session.add(
@@ -101,7 +104,10 @@ def create(
                 )
             )
             session.flush()
-            session.add_all(new_member(rollout, position, candidate) for candidate in ordered[first : first + size])
+            session.add_all(
+                new_member(rollout, position, candidate, arm=arm)
+                for candidate, arm in zip(ordered[first : first + size], arms[first : first + size], strict=True)
+            )
             first += size
         audit.record(
             session,
@@ -115,6 +121,17 @@ def create(
         if start:
             _start(session, rollout.id, actor, now_s)
         return rollout.id
+
+
+def arms_of(policy: Policy, sizes: Sequence[int]) -> list[str]:
+    """Return the arm of each device in order: the canary comes first, its control arm next, the others have none.
+
+    The order is such that each beginning, and what follows it, holds every profile by its share.
+    """
+    total = sum(sizes)
+    control = control_size(policy, total)
+    canary = sizes[0] if control else 0
+    return [CANARY] * canary + [CONTROL] * control + [""] * (total - canary - control)
 
 
 def _check_references(
@@ -185,7 +202,9 @@ def approve(database: Database, rollout_id: int, *, actor: str, now_s: float) ->
 
 
 def abort(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
-    """End a rollout: no further device gets the release; who has it keeps it, shadows end.
+    """End a rollout: no further device gets the release, also none that was told and has not taken it up.
+
+    Who has it keeps it; shadows end.
 
     Raises:
         EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it has ended already.
@@ -194,7 +213,7 @@ def abort(database: Database, rollout_id: int, *, actor: str, now_s: float) -> N
         not_ended = tuple(set(RolloutState) - ENDED_STATES - {RolloutState.UNKNOWN})
         rollout = _change(session, rollout_id, not_ended, RolloutState.ABORTED, actor, now_s)
         rollout.reason, rollout.ended_at_s = f"aborted by {actor}", now_s
-        give_back(session, rollout, now_s, only_shadows=True)
+        give_back(session, rollout, now_s, only_open=True)
 
 
 def revert(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:

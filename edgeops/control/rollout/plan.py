@@ -13,7 +13,7 @@ from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.release import Release
 from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember
 from edgeops.control.rollout.order import fair_order
-from edgeops.control.rollout.policy import Policy, check_policy
+from edgeops.control.rollout.policy import Policy, check_policy, control_size
 from edgeops.control.rollout.schedule import opens_at
 from edgeops.control.rollout.selection import Selection, candidates
 
@@ -33,6 +33,7 @@ class RolloutPlan(NamedTuple):
 
     Args:
         groups: In order.
+        control: How many devices of later groups are the first one's control arm.
         online: How many of its devices are connected now.
         first_start_s: When the first group may start.
         least_s: How long it takes at least, by what its groups must serve, in seconds.
@@ -41,6 +42,7 @@ class RolloutPlan(NamedTuple):
     """
 
     groups: tuple[GroupPlan, ...]
+    control: int
     online: int
     first_start_s: float
     least_s: float
@@ -66,6 +68,7 @@ def plan(session: Session, release: Release, policy: Policy, selection: Selectio
     online = set(session.scalars(select(Device.connection).where(Device.online)))
     return RolloutPlan(
         tuple(groups),
+        control_size(policy, len(chosen)),
         sum(candidate.connection in online for candidate in chosen),
         opens_at(policy.schedule, now_s),
         policy.serves_s * len(groups),

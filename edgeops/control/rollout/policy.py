@@ -17,6 +17,8 @@ MAX_GROUPS = 64
 MAX_MINUTES = 1440
 MAX_RETRIES = 10
 MINUTE_S = 60.0
+# Gates against the old release.
+COMPARING = ("error_rate_increase_max", "latency_p95_ratio_max")
 _TELEMETRY_LIMITS = (
     ("error_rate_max", 0.0, 1.0),
     ("latency_p95_ms_max", 0.0, 86_400_000.0),
@@ -34,6 +36,10 @@ class Gates(Declared, frozen=True, kw_only=True):
     Args:
         success_min: Smallest share of confirmed devices to go on, in [0, 1].
         failure_max: Largest share of failed, rejected and timed-out devices, in [0, 1].
+        rejected_max: Largest share of devices that refused it before trying, in [0, 1]; None: not asked.
+        timed_out_max: Largest share of devices that were not through in time, in [0, 1].
+        held_max: Largest share of devices that are still held back when the time is over, of those and the reported,
+            in [0, 1].
         min_count: How many devices must have reported before a share means anything; a group or profile that is
             smaller is judged when all of it has reported.
         timeout_s: How long a group has, in seconds. Then who was heard of and is not through has timed out.
@@ -51,6 +57,9 @@ class Gates(Declared, frozen=True, kw_only=True):
 
     success_min: float = 1.0
     failure_max: float = 0.0
+    rejected_max: float | None = None
+    timed_out_max: float | None = None
+    held_max: float | None = None
     min_count: int = 1
     timeout_s: float = 3600.0
     error_rate_max: float | None = None
@@ -100,6 +109,9 @@ class Policy(Declared, frozen=True, kw_only=True):
         schedule: When groups may start.
         retries: How often a device that failed gets the release again before it counts as failed.
         on_failure: What a tripped gate does: `stop`, `pause`, or `revert` the devices that have the release.
+        control: The control arm of the first group, `5%` or `20`: so many further devices, drawn as that group's are,
+            keep what they have until it is through; meanwhile the gates that compare compare these two. Empty: they
+            compare with all devices that still run another release.
         override_holds: Devices do not wait for maintenance window, application, temperature and the like.
         shadow: Each group runs it as a shadow first; None: it serves at once.
     """
@@ -112,6 +124,7 @@ class Policy(Declared, frozen=True, kw_only=True):
     schedule: Schedule = Schedule()
     retries: int = 0
     on_failure: Literal["stop", "pause", "revert"] = "stop"
+    control: str = ""
     override_holds: bool = False
     shadow: Shadow | None = None
 
@@ -158,6 +171,7 @@ def _check(policy: Policy) -> None:
             "Make timeout_s larger than bake_s (a ramp's minute: 60 s).",
         )
     _check_shadow(policy)
+    _check_control(policy)
     if not 0 <= policy.retries <= MAX_RETRIES:
         raise _invalid(f"retries is {policy.retries}", f"Give 0 to {MAX_RETRIES}.")
 
@@ -172,15 +186,47 @@ def _check_shadow(policy: Policy) -> None:
         raise _invalid(f"a shadow of share {shadow.share}, cpu {shadow.cpu}", "Give shares above 0, up to 1.")
 
 
+def _check_control(policy: Policy) -> None:
+    if not policy.control:
+        return
+    if policy.rate is not None or policy.shadow is not None or len(policy.groups) < 2:
+        raise _invalid(
+            "a control arm with a rate, a shadow or a single group", "Give a small first group and at least one more."
+        )
+    if not any(getattr(policy.gates, gate) is not None for gate in COMPARING):
+        raise _invalid("a control arm that no gate compares with", f"Give {' or '.join(COMPARING)}.")
+    if not (_SHARE.fullmatch(policy.control) or policy.control.isdecimal()):
+        raise _invalid(f"control {policy.control!r} cannot be read", "Write 5% or 20.")
+
+
+def control_size(policy: Policy, total: int) -> int:
+    """Return how many of `total` devices are the control arm of the first group; 0 without one.
+
+    Raises:
+        EdgeopsError: E-ROLLOUT-INVALID; nobody, or more than there are outside the first group.
+    """
+    if not policy.control:
+        return 0
+    share = _SHARE.fullmatch(policy.control)
+    size = max(1, math.floor(total * float(share[1]) / 100 + 1e-9)) if share else int(policy.control[:8])
+    left = total - group_sizes(policy.groups, total)[0]
+    if not 1 <= size <= left:
+        raise _invalid(
+            f"the control arm has {size} devices, outside the first group there are {left}",
+            "Make it, or the first group, smaller.",
+        )
+    return size
+
+
 def check_gates(gates: Gates) -> None:
     """Refuse gates that no rollout could be judged by.
 
     Raises:
         EdgeopsError: E-ROLLOUT-INVALID; names the field and its value.
     """
-    for field in ("success_min", "failure_max"):
+    for field in ("success_min", "failure_max", "rejected_max", "timed_out_max", "held_max"):
         value = getattr(gates, field)
-        if not (math.isfinite(value) and 0 <= value <= 1):
+        if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
             raise _invalid(f"{field} is {value}", "Give a share between 0 and 1.")
     if gates.success_min == 0 and gates.failure_max == 1:
         raise _invalid("the gates let everything pass", "Raise success_min or lower failure_max.")
@@ -246,6 +292,7 @@ def check_policy(policy: Policy, total: int) -> list[PlannedGroup]:
     if policy.rate is not None:
         return _ramp(policy.rate, total)
     sizes = group_sizes(policy.groups, total)
+    control_size(policy, total)
     for text, size in zip(policy.groups, sizes, strict=True):
         if policy.gates.min_count > size:
             raise _invalid(

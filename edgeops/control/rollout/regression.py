@@ -77,7 +77,7 @@ class Measured(NamedTuple):
     holds: bool | None
 
 
-def measure(gates: Gates, arms: Arms, profiles: int) -> Iterator[Measured]:
+def measure(gates: Gates, arms: Arms, profiles: int, *, samples: int = 1) -> Iterator[Measured]:
     """Evaluate the gates on telemetry that were asked for.
 
     The probability of a false alarm is shared out evenly: over profiles, gates, and the two sides of a comparison.
@@ -86,9 +86,10 @@ def measure(gates: Gates, arms: Arms, profiles: int) -> Iterator[Measured]:
         gates: The policy's.
         arms: One profile's requests.
         profiles: How many profiles the rollout has.
+        samples: How many samples are judged over the rollout, each from its own beginning: with a control arm two.
     """
     asked = sum(getattr(gates, gate) is not None for gate in SAMPLED_GATES)
-    alpha = gates.false_alarm / (max(1, asked) * max(1, profiles))
+    alpha = gates.false_alarm / (max(1, asked) * max(1, profiles) * samples)
     new, old, reference = arms
     if gates.error_rate_max is not None:
         interval = share_interval(new.failed, new.total, alpha)

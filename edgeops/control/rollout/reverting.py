@@ -1,4 +1,8 @@
-"""Gives devices back what they were to run before a rollout: they still have it, so nothing is fetched."""
+"""Gives devices back what they were to run before a rollout: they still have it, so nothing is fetched.
+
+When a rollout stops or is aborted, so do those that have not taken the release up: a device that was away must not come
+back after weeks and take what nobody else is to have.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgeops.control.assignment import assign, components_of, previous_component
+from edgeops.contracts.deployment import DeploymentState
+from edgeops.control.assignment import assign, components_of, previous_component, reissue
 from edgeops.control.models import Rollout, RolloutMember, Unit
 
 
@@ -19,13 +24,23 @@ class Reverted(NamedTuple):
     back: int
 
 
+# Who has it, or has tried it and returned by itself.
+_TAKEN_UP = (DeploymentState.CONFIRMED, DeploymentState.FAILED, DeploymentState.REJECTED)
+
+
 def give_back(
-    session: Session, rollout: Rollout, now_s: float, *, profile: str | None = None, only_shadows: bool = False
+    session: Session, rollout: Rollout, now_s: float, *, profile: str | None = None, only_open: bool = False
 ) -> Reverted:
     """Give the devices of a rollout, or of one profile in it, what they were to run before.
 
-    A device that had no release before, or has got another one since, is left as it is. With `only_shadows` so are
-    those that are to let it serve.
+    A device that has got another release since is left as it is, and so is one that had none before and runs this one.
+
+    Args:
+        session: A transaction that writes.
+        rollout: The rollout.
+        now_s: The control plane's clock.
+        profile: Only devices of this one.
+        only_open: Only those that have not taken it up: on their way, held, silent, timed out, or with it as a shadow.
     """
     query = (
         select(RolloutMember, Unit)
@@ -36,23 +51,24 @@ def give_back(
     )
     if profile is not None:
         query = query.where(RolloutMember.profile == profile)
+    if only_open:
+        query = query.where(RolloutMember.state.not_in(_TAKEN_UP))
     members = session.execute(query).all()
-    back = (_give_back(session, rollout, member, unit, now_s, only_shadows=only_shadows) for member, unit in members)
+    back = [_give_back(session, rollout, member, unit, now_s) for member, unit in members]
     return Reverted(len(members), sum(back))
 
 
-def _give_back(
-    session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float, *, only_shadows: bool
-) -> bool:
-    """Give one unit what it was to run before the rollout; say whether there was something."""
+def _give_back(session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float) -> bool:
+    """Give one unit what it was to run before the rollout; say whether its desired state has changed."""
     now = next((part for part in components_of(unit) if part.name == member.component), None)
     if now is None or now.release != rollout.version or member.generation is None:
         return False
-    if only_shadows and now.shadow is None:
-        return False
     before = previous_component(session, unit, member.component, below=member.first_generation or member.generation)
-    if before is None:
-        return False
-    back = msgspec.structs.replace(before, allow_downgrade=True)
-    assign(session, unit, back, cause=f"revert of rollout {rollout.id}", now_s=now_s)
-    return True
+    cause = f"rollout {rollout.id} goes back"
+    if before is not None:
+        back = msgspec.structs.replace(before, allow_downgrade=True)
+        member.returned_generation = assign(session, unit, back, cause=cause, now_s=now_s)
+    elif member.state not in _TAKEN_UP:
+        others = tuple(part for part in components_of(unit) if part.name != member.component)
+        member.returned_generation = reissue(session, unit, others, cause=cause, now_s=now_s)
+    return member.returned_generation is not None

@@ -104,7 +104,7 @@ def profiles_of(session: Session, rollout_id: int) -> list[str]:
     return list(session.scalars(found))
 
 
-def new_member(rollout: Rollout, position: int, candidate: Candidate) -> RolloutMember:
+def new_member(rollout: Rollout, position: int, candidate: Candidate, *, arm: str = "") -> RolloutMember:
     """Return the row of a unit that waits for its group."""
     return RolloutMember(
         rollout_id=rollout.id,
@@ -116,6 +116,7 @@ def new_member(rollout: Rollout, position: int, candidate: Candidate) -> Rollout
         generation=None,
         first_generation=None,
         attempts=0,
+        arm=arm,
         reached=False,
         state=DeploymentState.IDLE,
         step=0,
