@@ -7,11 +7,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from edgeops.agent.freezing import read_freeze
 from edgeops.agent.holds import Conditions, HoldRules
+from edgeops.agent.sensors import Sensors
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class DeviceProbe:
 
     def __init__(self, rules: HoldRules, now: Callable[[], float], state: Path, root: Path = Path("/")) -> None:
         self._rules, self._now, self._state = rules, now, state
-        self._sys, self._proc = root / "sys", root / "proc"
+        self._sensors = Sensors(root)
         self._busy_until_s = -math.inf
 
     def keep_undisturbed(self, for_s: float) -> None:
@@ -41,35 +42,12 @@ class DeviceProbe:
             now_s=self._now(),
             busy=time.monotonic() < self._busy_until_s
             or (bool(self._rules.busy_lock) and _is_held(Path(self._rules.busy_lock))),
-            temperature_c=max(
-                (value / 1000 for value in _numbers(self._sys.glob("class/thermal/thermal_zone*/temp"))), default=None
-            ),
-            battery_percent=self._battery_percent(),
-            memory_available_mib=self._memory_available_mib(),
-            default_interface=self._default_interface(),
+            temperature_c=max(self._sensors.zones_c().values(), default=None),
+            battery_percent=self._sensors.battery_percent(),
+            memory_available_mib=self._sensors.memory_mib("MemAvailable"),
+            default_interface=self._sensors.default_interface(),
             frozen=read_freeze(self._state),
         )
-
-    def _battery_percent(self) -> float | None:
-        """Return the charge of the emptiest battery; None: there is none, or mains are there."""
-        supplies = list(self._sys.glob("class/power_supply/*"))
-        mains = (supply / "online" for supply in supplies if _text(supply / "type") in ("Mains", "USB"))
-        if any(value > 0 for value in _numbers(mains)):
-            return None
-        batteries = (supply / "capacity" for supply in supplies if _text(supply / "type") == "Battery")
-        return min(_numbers(batteries), default=None)
-
-    def _memory_available_mib(self) -> float | None:
-        for line in _text(self._proc / "meminfo").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
-        return None
-
-    def _default_interface(self) -> str | None:
-        """Return the interface of the default route with the lowest metric."""
-        rows = [line.split() for line in _text(self._proc / "net" / "route").splitlines()[1:]]
-        routes = [(int(row[6]), row[0]) for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"]
-        return min(routes)[1] if routes else None
 
 
 def _is_held(path: Path) -> bool:
@@ -88,18 +66,3 @@ def _is_held(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _numbers(paths: Iterator[Path]) -> Iterator[float]:
-    for path in paths:
-        try:
-            yield float(_text(path))
-        except ValueError:
-            continue  # a sensor that is switched off

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ from edgeops import durable
 from edgeops.agent import cgroups, inbox
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.deployment import Deployment
+from edgeops.agent.device_meter import LOOK_EVERY_S, DeviceMeter
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
 from edgeops.agent.fetching import Fetcher, downloader_for
 from edgeops.agent.house import House
@@ -34,12 +34,13 @@ from edgeops.agent.renewing import Renewer
 from edgeops.agent.samples import SampleStore
 from edgeops.agent.sampling import SampleDesk
 from edgeops.agent.self_update import AgentLife
+from edgeops.agent.sensors import Sensors
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.sets import Sets
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
 from edgeops.agent.store import LocalChoice, StateDirectory
-from edgeops.agent.telemetry import TelemetryQueue, Windows, device_window
+from edgeops.agent.telemetry import TelemetryQueue, Windows
 from edgeops.agent.trust_desk import Postponed, TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
 from edgeops.agent.versions import Running, is_child
@@ -101,7 +102,6 @@ class Supervisor:
         self._state, self._enrolment, self._settings = state, enrolment, settings
         self._loop = Loop()
         self._manager = ServiceManager()
-        self._started_s = time.monotonic()
         identity = DeviceIdentity.load(state.identity)
         files = identity.tls_files()
         self._tls = tls = TlsFiles(files.ca, files.certificate, files.key)
@@ -140,6 +140,7 @@ class Supervisor:
         self._window_began_s = self._clock.now()
         queue = TelemetryQueue(state.queue, MAX_QUEUED_WINDOWS)
         self._uplink = Uplink(self._loop, enrolment, identity.signer, queue, self._clock.now)
+        self._device = DeviceMeter(Sensors(), state.root, lambda: self._uplink.connects)
         self._samples = SampleDesk(
             self._loop,
             self._desk,
@@ -204,6 +205,7 @@ class Supervisor:
             self._loop.after(TIDY_EVERY_S, self._tidy)
             self._look_into_inbox()
             self._measuring.start()
+            self._look_at_device()
             self._link.start()
             self._renewer.look()
             self._write_facts()
@@ -492,10 +494,13 @@ class Supervisor:
 
     def _close_window(self) -> None:
         models, end_s = self._windows.take(), self._clock.now()
-        if models:
-            device = device_window(self._started_s, self._state.root)
-            self._uplink.keep_telemetry(models, device, self._window_began_s, end_s)
+        if models or self._device.due:
+            self._uplink.keep_telemetry(models, self._device.take(), self._window_began_s, end_s)
         self._window_began_s = end_s
+
+    def _look_at_device(self) -> None:
+        self._device.look()
+        self._loop.after(LOOK_EVERY_S, self._look_at_device)
 
     def _tidy(self) -> None:
         for name, deployment in list(self._deployments.items()):

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, ShadowFigures, Telemetry
+from edgeops.contracts.telemetry import ModelWindow, ShadowFigures, Telemetry
 from edgeops.contracts.wire import decode, encode
 
 log = logging.getLogger(__name__)
-
-_MIB = 1 << 20
-_THERMAL = Path("/sys/class/thermal")
 
 
 class Windows:
@@ -47,6 +40,7 @@ def merge(first: ModelWindow, second: ModelWindow) -> ModelWindow:
         first,
         latency_ms=first.latency_ms.merge(second.latency_ms),
         requests=first.requests + second.requests,
+        sampled=first.counted + second.counted,
         errors={
             code: first.errors.get(code, 0) + second.errors.get(code, 0) for code in {**first.errors, **second.errors}
         },
@@ -124,42 +118,6 @@ class TelemetryQueue:
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:012d}.json"
-
-
-def device_window(started_s: float, state: Path, clock: Callable[[], float] = time.monotonic) -> DeviceWindow:
-    """Return the device's own figures now.
-
-    Args:
-        started_s: `clock` when the agent started.
-        state: A path on the disk that is told of.
-        clock: Seconds that never go back.
-    """
-    return DeviceWindow(
-        uptime_s=clock() - started_s,
-        load_1m=os.getloadavg()[0],
-        memory_available_mib=_memory_available_mib(),
-        disk_free_mib=shutil.disk_usage(state).free / _MIB,
-        temperature_c=_temperature_c(),
-    )
-
-
-def _memory_available_mib() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _temperature_c() -> float | None:
-    """Return the hottest thermal zone; None: this board has none."""
-    temperatures = []
-    for zone in _THERMAL.glob("thermal_zone*/temp"):
-        try:
-            temperatures.append(int(zone.read_text()) / 1000)
-        except (OSError, ValueError):
-            continue
-    return max(temperatures, default=None)
 
 
 def _merge_bins(first: dict[str, tuple[int, ...]], second: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

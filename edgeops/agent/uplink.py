@@ -70,6 +70,7 @@ class Uplink:
         self.boot_id = secrets.token_hex(8)
         self._loop, self._enrolment, self._signer, self._queue, self._now = loop, enrolment, signer, queue, now
         self._link: MqttLink | None = None
+        self.connects = 0
         self._seq = 0
         self._report: Timer | None = None
         self._compose: Callable[[int], Reported] | None = None
@@ -104,6 +105,7 @@ class Uplink:
 
     def connected(self) -> None:
         """The link is up: say that the device is there, how it stands, and what was kept."""
+        self.connects += 1
         self._publish(self._presence_topic, self._presence(online=True), retain=True)
         # What was in flight on the connection before is repeated by the MQTT client itself. What was acknowledged there
         # may have died with the broker.

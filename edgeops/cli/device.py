@@ -17,6 +17,7 @@ from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLE
 if TYPE_CHECKING:
     from edgeops.client.resources import ComponentInfo, DeviceInfo, SelfTestInfo, UnitInfo
     from edgeops.contracts.samples import Sample
+    from edgeops.contracts.telemetry import DeviceWindow
 
 SAMPLES_LOOK_EVERY_S = 1.0
 COLUMNS = (
@@ -89,6 +90,10 @@ def show_device(home: Path, name: str, as_json: bool) -> None:
                 click.echo(f"  {part.name} measured there: {_measured(part.self_test)}")
         if unit.stale_s:
             click.echo(f"  its trusted metadata has been stale for {unit.stale_s:.0f} s")
+    if device.figures is not None:
+        click.echo(_figures(device.figures))
+    if device.dropped_windows:
+        click.echo(f"{device.dropped_windows} windows of its telemetry were given up before it could tell them")
     if device.rejected_messages:
         click.echo(f"{device.rejected_messages} of its messages were refused; the last: {device.rejected_last}")
     if device.progress:
@@ -385,6 +390,23 @@ def _refusal(device: DeviceInfo, unit: UnitInfo | None, component: ComponentInfo
         if failure:
             return f"{failure.release} {failure.code}".strip()
     return device.rejected_last
+
+
+def _figures(found: DeviceWindow) -> str:
+    """Return what a device said of itself last, what is not to be had left out."""
+    link = found.link
+    said = (
+        ("up", found.boot_s, lambda value: f"{value / 86400:.1f} d"),
+        ("processor", found.cpu_share, lambda value: f"{value:.0%}"),
+        ("memory free", found.memory_available_mib, lambda value: f"{value:.0f} MiB"),
+        ("disk free", found.disk_free_mib, lambda value: f"{value:.0f} MiB"),
+        ("at most", found.temperature_c, lambda value: f"{value:.0f} °C"),
+        ("held back by", ", ".join(found.throttled) or None, str),
+        ("link", link and link.interface, str),
+        ("signal", link and link.signal_dbm, lambda value: f"{value:.0f} dBm"),
+        ("connections", (link and link.connects) or None, str),
+    )
+    return "device: " + ", ".join(f"{name} {shown(value)}" for name, value, shown in said if value is not None)
 
 
 def _ms(value: float | None) -> str:

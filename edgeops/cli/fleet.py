@@ -13,7 +13,7 @@ from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 
 if TYPE_CHECKING:
-    from edgeops.client.resources import FleetInfo
+    from edgeops.client.resources import FleetInfo, ShiftInfo
 
 
 @click.group()
@@ -74,7 +74,7 @@ def telemetry(
     as_json: bool,
     **narrowed: str | None,
 ) -> None:
-    """Show what devices said of MODEL: requests, errors, latency and heat by release and profile, merged exactly."""
+    """Show what devices said of MODEL: requests, errors, latency, heat and drift by release and profile, merged."""
     from edgeops.client.api import Api
 
     found = Api.from_home(home).telemetry(model, devices=devices, by=by, since_s=time.time() - 3600 * hours, **narrowed)
@@ -82,7 +82,7 @@ def telemetry(
         print_json(found)
         return
     print_table(
-        ("from", "release", "profile", "requests", "failed", "p50 ms", "p95 ms", "p99 ms", "°C at most"),
+        ("from", "release", "profile", "requests", "failed", "p50 ms", "p95 ms", "p99 ms", "°C at most", "drifts"),
         [
             (
                 "" if one.start_s is None else _moment(one.start_s),
@@ -92,10 +92,19 @@ def telemetry(
                 sum(one.errors.values()),
                 *(f"{one.latency_ms[name]:.4g}" if name in one.latency_ms else "" for name in ("p50", "p95", "p99")),
                 "" if one.temperature_max_c is None else f"{one.temperature_max_c:.1f}",
+                _drifting(one.drift),
             )
             for one in found
         ],
     )
+
+
+def _drifting(found: tuple[ShiftInfo, ...]) -> str:
+    """Return the tensors that are beyond their limits, the farthest first; empty where nothing can be said."""
+    if all(one.psi_limit is None for one in found):
+        return ""
+    beyond = sorted((one for one in found if one.alarms), key=lambda one: -one.psi)
+    return ", ".join(f"{one.name} (PSI {one.psi:.2g} > {one.psi_limit:.2g})" for one in beyond) or "none"
 
 
 def _moment(at_s: float) -> str:

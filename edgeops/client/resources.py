@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeops.contracts.access import Role
 from edgeops.contracts.measurement import Measurements
+from edgeops.contracts.telemetry import DeviceWindow
 from edgeops.contracts.wire import Wire
 
 
@@ -185,9 +186,12 @@ class ProgressInfo(Wire, frozen=True, kw_only=True):
 
 
 class DeviceDetail(DeviceInfo, frozen=True, kw_only=True):
-    """A device with its newest reports (by unit, as JSON values) and steps (newest first)."""
+    """A device with its newest reports (by unit, as JSON values), figures of itself, and steps (newest first)."""
 
     reported: dict[str, dict[str, object]]
+    figures: DeviceWindow | None = None
+    figures_at_s: float | None = None
+    dropped_windows: int = 0
     progress: tuple[ProgressInfo, ...]
 
 
@@ -310,6 +314,17 @@ class ComparedInfo(Wire, frozen=True, kw_only=True):
     latency_ms: dict[str, float]
 
 
+class ShiftInfo(Wire, frozen=True, kw_only=True):
+    """How far a tensor is from the bundle's reference; limits are None where there is nothing to tell by."""
+
+    name: str
+    psi: float
+    psi_limit: float | None
+    js: float
+    js_limit: float | None
+    alarms: bool
+
+
 class TelemetryInfo(Wire, frozen=True, kw_only=True):
     """What devices said of a release: one sum, or one span of it; latency in ms by p50, p95, p99 and max."""
 
@@ -321,6 +336,8 @@ class TelemetryInfo(Wire, frozen=True, kw_only=True):
     latency_ms: dict[str, float]
     temperature_max_c: float | None
     histograms: dict[str, tuple[int, ...]]
+    sampled: int = 0
+    drift: tuple[ShiftInfo, ...] = ()
     shadow: ComparedInfo | None = None
 
 

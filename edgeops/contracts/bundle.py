@@ -76,10 +76,40 @@ class Histogram(Wire, frozen=True, kw_only=True):
     counts: tuple[int, ...]
 
 
+class DriftLevel(Wire, frozen=True, kw_only=True):
+    """Limits of drift for windows of so many requests, or more: name of a tensor → limit; see `contracts.drift`."""
+
+    requests: int
+    psi: dict[str, float]
+    js: dict[str, float]
+
+
+class DriftCalibration(Wire, frozen=True, kw_only=True):
+    """Limits of drift, found by resampling the evaluation data.
+
+    Args:
+        false_alarm: Which share of windows without any drift goes beyond a limit of any tensor.
+        resamples: How many windows were drawn for each level.
+        levels: By number of requests.
+    """
+
+    false_alarm: float
+    resamples: int
+    levels: tuple[DriftLevel, ...]
+
+
 class DriftReference(Wire, frozen=True, kw_only=True):
     """What inputs, outputs and confidence looked like at compile time, over `samples` samples.
 
-    Large tensors are sampled: each histogram takes `elements_per_sample` elements of a sample.
+    Args:
+        samples: How many.
+        elements_per_sample: Of a larger tensor only so many elements are counted, always the same ones.
+        inputs: Input → counts.
+        outputs: Output → counts.
+        confidence: Of the first output with classes.
+        class_mix: The same output: how often each class was the largest.
+        request_share: Which share of the requests a device counts, drawn at random, in (0, 1].
+        calibration: Limits; None: they were not found.
     """
 
     samples: int
@@ -88,6 +118,8 @@ class DriftReference(Wire, frozen=True, kw_only=True):
     outputs: dict[str, Histogram]
     confidence: Histogram | None = None
     class_mix: tuple[int, ...] = ()
+    request_share: float = 1.0
+    calibration: DriftCalibration | None = None
 
 
 class OutputInfo(Wire, frozen=True, kw_only=True):

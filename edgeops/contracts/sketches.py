@@ -9,7 +9,8 @@ from edgeops.contracts.wire import Wire
 
 RELATIVE_ACCURACY = 0.01
 _GAMMA = (1 + RELATIVE_ACCURACY) / (1 - RELATIVE_ACCURACY)
-_LOG_GAMMA = math.log(_GAMMA)
+# Width of a bin: bin number = ceil(ln(value) / LOG_GAMMA).
+LOG_GAMMA = math.log(_GAMMA)
 
 
 def bin_of(value: float) -> int:
@@ -17,7 +18,7 @@ def bin_of(value: float) -> int:
 
     Source: Masson, Rim, Lee: DDSketch, VLDB 2019, section 2.
     """
-    return math.ceil(math.log(value) / _LOG_GAMMA)
+    return math.ceil(math.log(value) / LOG_GAMMA)
 
 
 class QuantileSketch(Wire, frozen=True, kw_only=True):
@@ -85,5 +86,5 @@ class QuantileSketch(Wire, frozen=True, kw_only=True):
         for index in sorted(map(int, self.bins)):
             seen += self.bins[str(index)]
             if rank < seen:
-                return 2 * math.exp(index * _LOG_GAMMA) / (_GAMMA + 1)
+                return 2 * math.exp(index * LOG_GAMMA) / (_GAMMA + 1)
         return self.maximum

@@ -51,6 +51,7 @@ class ModelWindow(Wire, frozen=True, kw_only=True):
         latency_ms: Inference latency in milliseconds, as the client's request was served.
         requests: Requests that were answered.
         errors: Error code → count.
+        sampled: Requests whose values the histograms count; None: all, as agents before had it.
         inputs: Input name → counts on the bundle's drift reference bins.
         outputs: Output name → counts on the bundle's drift reference bins.
         confidence: Counts on the bundle's bins.
@@ -63,6 +64,7 @@ class ModelWindow(Wire, frozen=True, kw_only=True):
     digest: str
     latency_ms: QuantileSketch
     requests: int
+    sampled: int | None = None
     errors: dict[str, int] = {}
     inputs: dict[str, tuple[int, ...]] = {}
     outputs: dict[str, tuple[int, ...]] = {}
@@ -70,21 +72,66 @@ class ModelWindow(Wire, frozen=True, kw_only=True):
     class_mix: tuple[int, ...] = ()
     shadow: ShadowFigures | None = None
 
+    @property
+    def counted(self) -> int:
+        """Requests whose values the histograms count."""
+        return self.requests if self.sampled is None else self.sampled
+
+
+class LinkFigures(Wire, frozen=True, kw_only=True):
+    """How the device reaches the fleet.
+
+    Args:
+        interface: Of the default route.
+        signal_dbm: Of a wireless one.
+        speed_mbit: What a wired one says.
+        connects: Connections to the broker since the agent started.
+    """
+
+    interface: str | None = None
+    signal_dbm: float | None = None
+    speed_mbit: float | None = None
+    connects: int = 0
+
 
 class DeviceWindow(Wire, frozen=True, kw_only=True):
-    """The device's own figures at the end of a window; None: not to be had on this board."""
+    """The device's own figures of a window; None: not to be had on this board.
+
+    Args:
+        uptime_s: Of the agent.
+        boot_s: Since the device booted.
+        load_1m: At the end of the window.
+        cpu_share: Which share of all processors was at work in the window.
+        memory_total_mib: All there is.
+        memory_available_mib: The least of the window.
+        disk_free_mib: Where the state directory lies, at the end.
+        disk_total_mib: All there is.
+        temperature_c: Hottest zone, at its hottest in the window.
+        zones_c: Thermal zone → its hottest in the window.
+        throttled: What held the processor back in the window: `under-voltage`, `frequency-capped`, `throttled`,
+            `soft-temperature-limit` (Raspberry Pi), or `cooling NAME` of a cooling device that was at work.
+        link: How it reaches the fleet.
+    """
 
     uptime_s: float
+    boot_s: float | None = None
     load_1m: float | None = None
+    cpu_share: float | None = None
+    memory_total_mib: float | None = None
     memory_available_mib: float | None = None
     disk_free_mib: float | None = None
+    disk_total_mib: float | None = None
     temperature_c: float | None = None
+    zones_c: dict[str, float] = {}
+    throttled: tuple[str, ...] = ()
+    link: LinkFigures | None = None
 
 
 class Telemetry(Wire, frozen=True, kw_only=True):
     """One window of one unit. (connection, boot_id, seq) is unique: a repeated message is dropped.
 
-    `dropped_windows` counts windows that the bounded queue had to give up before this one.
+    `dropped_windows` counts windows that the bounded queue had to give up before this one. `thinned` says that it has
+    given up this window's histograms; its counts and latencies are whole.
     """
 
     fleet: str
@@ -97,6 +144,7 @@ class Telemetry(Wire, frozen=True, kw_only=True):
     models: tuple[ModelWindow, ...]
     device: DeviceWindow | None = None
     dropped_windows: int = 0
+    thinned: bool = False
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

@@ -40,7 +40,11 @@ class Base(DeclarativeBase):
 
 
 class Device(Base):
-    """One MQTT identity: who it is, and when it was last heard."""
+    """One MQTT identity: who it is, and when it was last heard.
+
+    `figures` is the newest `DeviceWindow`, by the time that the device gave it (`figures_at_s`, its own clock).
+    `dropped_windows`: telemetry that its queue had to give up.
+    """
 
     __tablename__ = "devices"
 
@@ -62,6 +66,9 @@ class Device(Base):
     last_seen_s: Mapped[float | None]
     rejected_messages: Mapped[int] = mapped_column(BigInteger)
     rejected_last: Mapped[str] = mapped_column(String(512))
+    figures: Mapped[bytes | None] = mapped_column(LargeBinary)
+    figures_at_s: Mapped[float | None]
+    dropped_windows: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Unit(Base):
@@ -165,9 +172,10 @@ class TelemetryWindow(Base):
 
 
 class _Summed:
-    """What windows come to: an exact merge."""
+    """What windows come to: an exact merge. `sampled` is None where it is older than that figure: all were."""
 
     requests: Mapped[int] = mapped_column(BigInteger)
+    sampled: Mapped[int | None] = mapped_column(BigInteger)
     errors: Mapped[dict[str, int]] = mapped_column(JSON)
     latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
     histograms: Mapped[dict[str, list[int]]] = mapped_column(JSON)
@@ -313,7 +321,8 @@ class RolloutGroup(Base):
 class RolloutProfile(Base):
     """The bundle that devices of one profile get, and whether a gate stopped this profile.
 
-    `reference` has the histograms that the bundle was compiled with, by the name that telemetry gives them.
+    `reference` has the histograms that the bundle was compiled with, by the name that telemetry gives them;
+    `reference_samples` says of how many samples, `calibration` from where on their distance is no chance.
     """
 
     __tablename__ = "rollout_profiles"
@@ -323,6 +332,8 @@ class RolloutProfile(Base):
     target: Mapped[str] = mapped_column(String(255))
     digest: Mapped[str] = mapped_column(String(80))
     reference: Mapped[dict[str, list[int]]] = mapped_column(JSON)
+    reference_samples: Mapped[int] = mapped_column(default=0)
+    calibration: Mapped[bytes | None] = mapped_column(LargeBinary)
     stopped_at_s: Mapped[float | None]
     reason: Mapped[str] = mapped_column(Text)
 

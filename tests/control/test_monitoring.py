@@ -15,17 +15,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import urllib3
 from prometheus_client.parser import text_string_to_metric_families
-from registry_fleet import SpeakingDevice, add_devices, open_registry, release
+from registry_fleet import FLEET, SpeakingDevice, add_devices, open_registry, release
 from served_fleet import MODEL, Fleet, Serving, wait_for
 
 from edgeops.client.resources import RolloutWish
+from edgeops.contracts.bundle import DriftCalibration, DriftLevel
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
+from edgeops.contracts.telemetry import DeviceWindow, Telemetry
+from edgeops.contracts.wire import decode
 from edgeops.control.groups.query import Facts
+from edgeops.control.ingest.rollups import Traffic
+from edgeops.control.models import Device
 from edgeops.control.monitoring.alerts import Alert, Looked, Resting, Thresholds, Watched, alerts, look_at_values
+from edgeops.control.monitoring.metrics import FleetCollector, exposition
+from edgeops.control.monitoring.references import newest_references, shifts_of
 from edgeops.control.monitoring.webhooks import SIGNATURE, Messenger, Receiver, posts, read_config, signature
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.policy import Gates, Policy
@@ -136,6 +144,9 @@ def watched(heard_ago_s: float = 10.0, **more: Any) -> Watched:
         (watched(waiting_since_s=NOW - 3599), []),
         (watched(facts={"health": "failing", "states": {"lines": "failed"}}), ["EdgeopsDeviceFailing"]),
         (watched(facts={"health": "stale"}), ["EdgeopsDeviceStale"]),
+        (watched(figures=DeviceWindow(uptime_s=1.0, disk_free_mib=101.0)), []),
+        (watched(figures=DeviceWindow(uptime_s=1.0, disk_free_mib=99.0)), ["EdgeopsDeviceDiskFull"]),
+        (watched(figures=DeviceWindow(uptime_s=1.0, throttled=("under-voltage",))), ["EdgeopsDeviceThrottled"]),
         (watched(certificate_until_s=NOW + 6 * DAY_S), ["EdgeopsCertificateExpiring"]),
         (watched(certificate_until_s=NOW - DAY_S), ["EdgeopsCertificateExpiring"]),
     ],
@@ -182,6 +193,73 @@ def test_a_release_that_sees_other_values_than_its_reference_drifts(registry_url
     assert drifting(nuc, 1000, (100, 900), NOW + 2) == ["intel-nuc"]
     assert not drifting(pi, 10, (9, 1), NOW + 3 * DAY_S), "it is over"
     database.close()
+
+
+CALIBRATION = DriftCalibration(
+    false_alarm=0.01, resamples=10,
+    levels=tuple(DriftLevel(requests=n, psi={"input x": 20 / n}, js={"input x": 4 / n}) for n in (30, 300, 3000)),
+)  # fmt: skip
+
+
+def test_values_beyond_what_chance_does_in_both_halves_of_a_day_drift(registry_url: Path | str) -> None:
+    database = open_registry(registry_url)
+    (pi,) = add_devices(database, 1, profiles=("raspberry-pi-4",))
+    reference = {"raspberry-pi-4": {"input x": (250, 250, 250, 250)}}
+    limits = {"raspberry-pi-4": manage.DriftLimits(1000, CALIBRATION)}
+    manage.create(
+        database, release("1.0.0"), Policy(groups=("100%",), gates=Gates(timeout_s=100)), Selection(), actor="op",
+        now_s=NOW, start=True, references=reference, limits=limits,
+    )  # fmt: skip
+    device = SpeakingDevice(database, pi)
+
+    def drifting(input_x: tuple[int, ...], now_s: float, limits: Thresholds = LIMITS) -> list[str]:
+        count = sum(input_x)
+        device.served("1.0.0", [1.0] * (4 * count), now_s=now_s, errors={}, inputs={"x": input_x}, sampled=count)
+        with database.read() as session:
+            return [alert.summary for alert in alerts(Looked(shifted=look_at_values(session, now_s)), limits, now_s)]
+
+    shifted = (160, 160, 40, 40)
+    assert not drifting((100, 100, 100, 100), NOW)
+    assert not drifting(shifted, NOW + DAY_S / 2 + 1800), "one half of the day is not both"
+    (told,) = drifting(shifted, NOW + DAY_S + 3600)
+    assert "input x of lines 1.0.0 on raspberry-pi-4 has PSI 0.4" in told
+    assert not drifting(shifted, NOW + DAY_S + 3601, msgspec.structs.replace(LIMITS, psi=0.5)), "too small to matter"
+    with database.read() as session:
+        row = newest_references(session)["lines", "1.0.0", "raspberry-pi-4"]
+        (item,) = shifts_of(row, Traffic(histograms={"input x": (16, 16, 4, 4)}, sampled=40))
+        assert item.psi_limit is not None
+        assert not item.alarms, "of 40 requests it would be chance"
+    database.close()
+
+
+def test_a_device_is_known_by_its_newest_figures_and_what_it_gave_up(registry_url: Path | str) -> None:
+    registry = open_registry(registry_url)
+    (name,) = add_devices(registry, 1)
+    device = SpeakingDevice(registry, name)
+    for end_s, celsius in ((NOW, 50.0), (NOW - 900, 80.0), (NOW + 9 * DAY_S, 60.0), (NOW + 1, 40.0), (NOW - 5, 90.0)):
+        device.seq += 1
+        window = DeviceWindow(uptime_s=1.0, temperature_c=celsius, throttled=("throttled",))
+        device.say(
+            Telemetry(
+                fleet=FLEET, connection=name, unit="self", boot_id=device.boot_id, seq=device.seq, start_s=0.0,
+                end_s=end_s, models=(), device=window, dropped_windows=2,
+            ),
+            NOW + 2,
+        )  # fmt: skip
+    with registry.read() as session:
+        row = session.get_one(Device, name)
+        assert decode(row.figures or b"", DeviceWindow, what="figures").temperature_c == 40.0
+        assert (row.figures_at_s, row.dropped_windows) == (NOW + 1, 10)
+    text = exposition(FleetCollector(registry, lambda: (0, 0), lambda: True, lambda: NOW)).decode()
+    registry.close()
+    found = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["edgeops_devices_throttled", (("profile", "raspberry-pi-4"),)] == 1
+    assert found["edgeops_device_temperature_max_celsius", (("profile", "raspberry-pi-4"),)] == 40.0
+    assert found["edgeops_device_windows_dropped_total", ()] == 10
 
 
 class Hook(http.server.ThreadingHTTPServer):
@@ -285,6 +363,7 @@ def test_many_alerts_are_posted_in_parts() -> None:
         ("repeat = 3", "repeat"),
         ("repeat_s = 0", "not above 0"),
         ("[thresholds]\ndrift = 1.5", "no total variation"),
+        ("[thresholds]\npsi = 0", "no such index"),
         ("[[webhooks]]\nurl = 'ftp://x'", "not an http"),
         ("[[webhooks]]\nurl = 'http://x'\nsecret_file = 'none'", "No such file"),
         ("[[webhooks]]\nurl = 'http://x'\nsecret_file = 'short'", "fewer than 16"),

@@ -64,7 +64,7 @@ from edgeops.contracts.provenance import (
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
 from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, ShadowFigures, Telemetry, TelemetryBatch
+from edgeops.contracts.telemetry import DeviceWindow, LinkFigures, ModelWindow, ShadowFigures, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import Wire, decode, encode
 
 FOLDER = Path(__file__).parent / "wire"
@@ -153,13 +153,17 @@ ONE_OF_EACH: dict[str, Wire] = {
         models=(
             ModelWindow(
                 model="m", release="1.1.0", digest=DIGEST, latency_ms=QuantileSketch.of([1.0, 2.0, 0.0]), requests=3,
-                errors={"E-RUNTIME-RUN": 1}, inputs={"image": (1, 2)}, outputs={"p": (0, 3)}, class_mix=(1, 2),
+                sampled=2, errors={"E-RUNTIME-RUN": 1}, inputs={"image": (1, 2)}, outputs={"p": (0, 3)},
+                class_mix=(1, 2),
                 shadow=ShadowFigures(
                     compared=2, agreed=1, skipped=3, distance=QuantileSketch.of([0.5]), errors={"E-RUNTIME-RUN": 1}
                 ),
             ),
         ),
-        device=DeviceWindow(uptime_s=100.0, temperature_c=51.5),
+        device=DeviceWindow(
+            uptime_s=100.0, boot_s=200.0, cpu_share=0.25, temperature_c=51.5, zones_c={"cpu-thermal": 51.5},
+            throttled=("under-voltage",), link=LinkFigures(interface="wlan0", signal_dbm=-61.0, connects=2),
+        ),
     ),
     "telemetry-batch": TelemetryBatch(
         fleet="demo", connection="pi-1", unit="self",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from adder_bundles import MODEL, PROFILE, small_bundle
 
+from edgeops.contracts.drift import histograms_of
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.control.ingest.rollups import histograms_of
 from edgeops.releases import assemble, catalog
 from edgeops.releases.publish import publish
 from edgeops.trust.publisher import Publisher

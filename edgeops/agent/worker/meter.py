@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -11,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.contracts.bundle import BundleManifest, DriftReference, Histogram, OutputInfo
-from edgeops.contracts.sketches import QuantileSketch, bin_of
+from edgeops.contracts.sketches import LOG_GAMMA, QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow
 
-_BATCH = 64
+# Values are counted so many requests at a time, so that what a batch costs is shared; fewer where tensors are large.
+_BATCH = 256
+_MAX_WAITING_ELEMENTS = 1 << 18
+# Inputs up to this size wait whole; of larger ones the elements are picked at once.
+_KEEP_ELEMENTS = 64
 _CLASS_KINDS = ("probabilities", "logits")
 
 
 class Meter:
-    """Counts of one bundle since the last `take`. Values for histograms are gathered and counted in batches.
+    """Counts of one bundle since the last `take`. What is measured is gathered, and counted in batches.
 
     Args:
         manifest: The bundle's manifest.
@@ -30,34 +36,53 @@ class Meter:
     def __init__(self, manifest: BundleManifest, release: str, digest: str) -> None:
         self._model, self._release, self._digest = manifest.model, release, digest
         self._drift = _Drift(manifest, manifest.drift) if manifest.drift is not None else None
+        self._share = manifest.drift.request_share if manifest.drift is not None else 0.0
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._skip = self._next_skip()
         self._clear()
 
     def _clear(self) -> None:
+        self._waiting_ms: list[float] = []
         self._bins: Counter[int] = Counter()
         self._zeros = 0
         self._total_ms = self._max_ms = 0.0
         self._requests = 0
 
+    def _next_skip(self) -> int:
+        """Return how many requests pass by before the next one is counted: each has the same chance."""
+        if not 0 < self._share < 1:
+            return 0
+        return int(math.log(1.0 - random.random()) / math.log1p(-self._share))  # noqa: S311  it hides nothing
+
     @property
     def empty(self) -> bool:
         """Whether nothing happened since the last `take`."""
-        return not self._requests and not self._errors
+        return not self._waiting_ms and not self._requests and not self._errors
 
     def answered(
         self, latency_ms: float, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]
     ) -> None:
         """Count an inference that was answered. The tensors must not be changed afterwards."""
-        self._requests += 1
-        if latency_ms > 0:
-            self._bins[bin_of(latency_ms)] += 1
-        else:
-            self._zeros += 1
-        self._total_ms += latency_ms
-        self._max_ms = max(self._max_ms, latency_ms)
-        if self._drift is not None:
+        waiting = self._waiting_ms
+        waiting.append(latency_ms)
+        if self._skip:
+            self._skip -= 1
+        elif self._drift is not None:
             self._drift.add(feeds, answer)
+            self._skip = self._next_skip()
+        if len(waiting) >= _BATCH:
+            self._count_latencies()
+
+    def _count_latencies(self) -> None:
+        waiting, self._waiting_ms = self._waiting_ms, []
+        self._requests += len(waiting)
+        self._total_ms += math.fsum(waiting)
+        self._max_ms = max(self._max_ms, *waiting) if waiting else self._max_ms
+        values = np.asarray(waiting, np.float64)
+        positive = values[values > 0]
+        self._zeros += len(values) - len(positive)
+        self._bins.update(np.ceil(np.log(positive) / LOG_GAMMA).astype(np.int64).tolist())
 
     def failed(self, code: str) -> None:
         """Count an error. May be called from any thread."""
@@ -66,6 +91,7 @@ class Meter:
 
     def take(self) -> ModelWindow:
         """Return what was counted, and begin anew."""
+        self._count_latencies()
         drift = self._drift.take() if self._drift is not None else {}
         with self._lock:
             errors, self._errors = self._errors, Counter()
@@ -104,11 +130,18 @@ class _Drift:
         self._classes = len(reference.class_mix)
         self._mix = np.zeros(self._classes, np.int64)
         self._waiting: list[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]] = []
+        self._sampled = 0
+        # Of what is small the whole tensor waits, of what is large its elements.
+        self._whole = not self._varying and all(sizes[name] <= min(per_sample, _KEEP_ELEMENTS) for name in self._inputs)
+        kept = sum(min(sizes[name], per_sample) for name in self._inputs)
+        kept += sum(info.tensor.elements for info in manifest.outputs)
+        self._batch = max(1, min(_BATCH, _MAX_WAITING_ELEMENTS // max(1, kept)))
 
     def add(self, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]) -> None:
-        picked = {name: feeds[name].reshape(-1)[self._spread(name, feeds[name].size)] for name in self._inputs}
-        self._waiting.append((picked, answer))
-        if len(self._waiting) >= _BATCH:
+        if not self._whole:
+            feeds = {name: feeds[name].reshape(-1)[self._spread(name, feeds[name].size)] for name in self._inputs}
+        self._waiting.append((feeds, answer))
+        if len(self._waiting) >= self._batch:
             self._count()
 
     def _spread(self, name: str, size: int) -> NDArray[np.intp]:
@@ -117,7 +150,9 @@ class _Drift:
     def take(self) -> dict[str, Any]:
         self._count()
         mix, self._mix = self._mix, np.zeros(self._classes, np.int64)
+        sampled, self._sampled = self._sampled, 0
         return {
+            "sampled": sampled,
             "inputs": {name: bins.take() for name, bins in self._inputs.items()},
             "outputs": {name: bins.take() for name, bins in self._outputs.items()},
             "confidence": self._confidence.take() if self._confidence is not None else (),
@@ -127,8 +162,9 @@ class _Drift:
     def _count(self) -> None:
         if not self._waiting:
             return
+        self._sampled += len(self._waiting)
         for name, bins in self._inputs.items():
-            bins.add(np.concatenate([picked[name] for picked, _ in self._waiting]))
+            bins.add(np.concatenate([feeds[name].reshape(-1) for feeds, _ in self._waiting]))
         for name, bins in self._outputs.items():
             places = self._places[name]
             bins.add(np.concatenate([answer[name].reshape(-1)[places] for _, answer in self._waiting]))

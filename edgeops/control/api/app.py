@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 from edgeops.__about__ import __version__
 from edgeops.contracts.access import Permission, Role
+from edgeops.contracts.bundle import DriftReference
+from edgeops.contracts.drift import histograms_of
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
@@ -44,7 +46,6 @@ from edgeops.control.api.base import (
     told,
 )
 from edgeops.control.api.document import openapi_document
-from edgeops.control.ingest import rollups
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy, Rate, Shadow
 from edgeops.control.rollout.schedule import Schedule
@@ -138,21 +139,21 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         with control.database.read() as session:
             return views.rollout_by_id(session, rollout_id)
 
-    def references_of(release: Release, policy: Policy) -> dict[str, dict[str, tuple[int, ...]]]:
+    def references_of(release: Release, policy: Policy) -> Mapping[str, DriftReference]:
         """Return what the bundles were compiled with; those that do not say are not watched, unless a gate is."""
         try:
-            found = control.references(release).items()
+            return control.references(release)
         except EdgeopsError:
             if policy.gates.drift_max is not None:
                 raise
             return {}
-        return {profile: dict(rollups.histograms_of(reference)) for profile, reference in found}
 
     @router.post("", status_code=201, summary="Create a rollout, and start it if asked to")
     def create(wish: resources.RolloutRequest, caller: access.Caller = proposer) -> resources.RolloutResource:
         if wish.start:
             access.check_allowed(caller, Permission.ROLL_OUT)
         release, policy, selection = understood(wish)
+        references = references_of(release, policy)
         rollout_id = manage.create(
             control.database,
             release,
@@ -161,7 +162,8 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             actor=caller.name,
             now_s=time.time(),
             start=wish.start,
-            references=references_of(release, policy),
+            references={profile: dict(histograms_of(one)) for profile, one in references.items()},
+            limits={profile: manage.DriftLimits(one.samples, one.calibration) for profile, one in references.items()},
         )
         control.wake()
         return shown(rollout_id)

@@ -12,9 +12,12 @@ from edgeops.contracts.deployment import Reported
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.release import Release
+from edgeops.contracts.telemetry import DeviceWindow
 from edgeops.control.api import conditions, problems, repeats
 
-_CONTRACTS = (Reported, Release, Measurements, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer)
+_CONTRACTS = (
+    Reported, DeviceWindow, Release, Measurements, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer,
+)  # fmt: skip
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:

@@ -160,9 +160,15 @@ class ProgressResource(BaseModel):
 
 
 class DeviceDetail(DeviceResource):
-    """A device with all it said: its newest report per unit, and its newest steps."""
+    """A device with all it said: its newest report per unit, figures of itself by its own clock, and newest steps.
+
+    `dropped_windows`: telemetry that it had to give up before it could tell it.
+    """
 
     reported: dict[str, contract("Reported")]  # type: ignore[valid-type]
+    figures: contract("DeviceWindow") | None = None  # type: ignore[valid-type]
+    figures_at_s: float | None = None
+    dropped_windows: int = 0
     progress: list[ProgressResource]
 
 
@@ -286,10 +292,22 @@ class ComparedResource(BaseModel):
     latency_ms: dict[str, float]
 
 
+class ShiftResource(BaseModel):
+    """How far a tensor is from the bundle's reference; limits are null where there is nothing to tell by."""
+
+    name: str
+    psi: float
+    psi_limit: float | None
+    js: float
+    js_limit: float | None
+    alarms: bool
+
+
 class TelemetryResource(BaseModel):
     """What devices said of a release, merged exactly. `start_s`: the span's; null: all of the time that was asked for.
 
-    Quantiles of latency are within 1%. `histograms` are counts on the bins of the bundle's drift reference.
+    Quantiles of latency are within 1%. `histograms` are counts on the bins of the bundle's drift reference, of
+    `sampled` requests; `drift` is their distance from it.
     """
 
     release: str
@@ -299,7 +317,9 @@ class TelemetryResource(BaseModel):
     errors: dict[str, int]
     latency_ms: dict[str, float]
     temperature_max_c: float | None
+    sampled: int
     histograms: dict[str, list[int]]
+    drift: list[ShiftResource]
     shadow: ComparedResource | None
 
 

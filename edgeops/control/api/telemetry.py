@@ -16,8 +16,9 @@ from edgeops.control.api import resources, views
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
 from edgeops.control.ingest import history
-from edgeops.control.ingest.rollups import DAY_S, HOUR_S, QUARTER_S
-from edgeops.control.models import Device, Unit
+from edgeops.control.ingest.rollups import DAY_S, HOUR_S, QUARTER_S, Traffic
+from edgeops.control.models import Device, RolloutProfile, Unit
+from edgeops.control.monitoring.references import newest_references, shifts_of
 from edgeops.control.units import Subject, meant
 
 _STEPS = {"all": None, "quarter": QUARTER_S, "hour": HOUR_S, "day": DAY_S}
@@ -69,6 +70,7 @@ def _history(
     """
     if devices or where or group:
         asked = asked._replace(units=_meant(session, devices or (), where, group, now_s))
+    references = newest_references(session, asked.model)
     return resources.TelemetryHistory(
         items=[
             resources.TelemetryResource(
@@ -79,12 +81,20 @@ def _history(
                 errors=traffic.errors,
                 latency_ms=_latency(traffic.latency_ms),
                 temperature_max_c=traffic.temperature_max_c,
+                sampled=traffic.sampled,
+                drift=_drift(references.get((asked.model, place.release, place.profile)), traffic),
                 histograms={name: list(counts) for name, counts in traffic.histograms.items()},
                 shadow=None if traffic.shadow is None else _compared(traffic.shadow),
             )
             for place, traffic in history.merged(session, asked).items()
         ]
     )
+
+
+def _drift(row: RolloutProfile | None, traffic: Traffic) -> list[resources.ShiftResource]:
+    if row is None:
+        return []
+    return [resources.ShiftResource(**one._asdict(), alarms=one.alarms) for one in shifts_of(row, traffic)]
 
 
 def _compared(shadow: ShadowFigures) -> resources.ComparedResource:

@@ -95,6 +95,9 @@ def device_detail(session: Session, connection: str) -> resources.DeviceDetail:
     return resources.DeviceDetail(
         **dict(summary),
         reported={unit.unit: msgspec.json.decode(unit.reported) for unit in units if unit.reported is not None},
+        figures=None if device.figures is None else msgspec.json.decode(device.figures),
+        figures_at_s=device.figures_at_s,
+        dropped_windows=device.dropped_windows,
         progress=[_copy(resources.ProgressResource, event) for event in events],
     )
 

@@ -126,6 +126,7 @@ class Batch:
                 _apply_progress(self._session, statement, self._now_s)
         elif self._first_time(TelemetryWindow, statement):
             self._apply_telemetry(unit, statement)
+            _apply_figures(device, statement, self._now_s)
         self._reached(device, statement.unit)
 
     def finish(self) -> None:
@@ -219,6 +220,14 @@ def _key(statement: Progress | Telemetry) -> _MessageKey:
 def _text(value: str, most: int) -> str:
     """Return a device's text as any database can hold it: PostgreSQL knows no NUL."""
     return value.replace("\0", "")[:most]
+
+
+def _apply_figures(device: Device, telemetry: Telemetry, now_s: float) -> None:
+    """Take what a device says of itself, if it is newer than what is known; a clock that was ahead holds nothing up."""
+    device.dropped_windows += telemetry.dropped_windows
+    known_s = device.figures_at_s or 0.0
+    if telemetry.device is not None and telemetry.unit == SELF_UNIT and (telemetry.end_s >= known_s or known_s > now_s):
+        device.figures, device.figures_at_s = encode(telemetry.device), telemetry.end_s
 
 
 def _apply_reported(session: Session, device: Device, unit: Unit, report: Reported, now_s: float) -> None:

@@ -7,7 +7,7 @@ Merging is exact, so a sum over any spans is what the devices' own windows would
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, cast
 
@@ -16,7 +16,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from edgeops.contracts.bundle import DriftReference, Histogram
+from edgeops.contracts.drift import histograms_of
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow, ShadowFigures
 from edgeops.contracts.wire import encode
@@ -43,6 +43,7 @@ class Traffic(NamedTuple):
         requests: How many were answered.
         errors: Error code → how many failed.
         latency_ms: Of those that were answered.
+        sampled: Requests whose values are in the histograms.
         histograms: What values looked like: counts on the bins of the bundle's reference, by `histograms_of`.
         temperature_max_c: Hottest that a device said it was meanwhile; None: none did.
         shadow: How it compared with what served, where it ran beside that; None: it did not.
@@ -54,6 +55,7 @@ class Traffic(NamedTuple):
     histograms: Mapping[str, tuple[int, ...]] = {}
     temperature_max_c: float | None = None
     shadow: ShadowFigures | None = None
+    sampled: int = 0
 
     @property
     def failed(self) -> int:
@@ -71,6 +73,7 @@ class Traffic(NamedTuple):
             _added(self.histograms, other.histograms),
             max(hottest, default=None),
             shadow and msgspec.structs.replace(shadow, errors=_codes(shadow.errors)),
+            self.sampled + other.sampled,
         )
 
 
@@ -85,16 +88,6 @@ def _codes(*parts: Mapping[str, int]) -> dict[str, int]:
     frequent = sorted(errors, key=lambda code: (code == OTHER_CODES, -errors[code], code))[: MAX_CODES - 1]
     kept = {code: errors[code] for code in frequent if code != OTHER_CODES}
     return {**kept, OTHER_CODES: sum(errors.values()) - sum(kept.values())}
-
-
-def histograms_of(window: ModelWindow | DriftReference) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the histograms of a window, or of a bundle's reference, by the same names."""
-    for kind, tensors in (("input", window.inputs), ("output", window.outputs)):
-        for name, counts in tensors.items():
-            yield f"{kind} {name}", counts.counts if isinstance(counts, Histogram) else counts
-    confidence = window.confidence
-    yield "confidence", confidence.counts if isinstance(confidence, Histogram) else confidence or ()
-    yield "classes", window.class_mix
 
 
 def traffic_of(window: ModelWindow, temperature_c: float | None = None) -> Traffic:
@@ -112,6 +105,7 @@ def traffic_of(window: ModelWindow, temperature_c: float | None = None) -> Traff
         _added(usable, {}),
         temperature_c if hot else None,
         _usable(window.shadow),
+        min(window.counted, window.requests) if usable else 0,
     )
     return traffic.plus(Traffic(errors=_readable(window.errors)))
 
@@ -167,12 +161,19 @@ class Rollups:
         add_all(session, TelemetryRollup, self._new)
 
 
-def traffic(session: Session, model: str, *, since_s: float) -> dict[tuple[str, str], Traffic]:
-    """Return what devices said of a model since a time, by profile and release. Whole spans are counted."""
+def traffic(
+    session: Session, model: str, *, since_s: float, until_s: float | None = None
+) -> dict[tuple[str, str], Traffic]:
+    """Return what devices said of a model since a time, by profile and release. Whole spans are counted.
+
+    With `until_s` a span that ends later is left out, so that spans of times that follow each other count once.
+    """
     found: dict[tuple[str, str], Traffic] = {}
     rows = select(TelemetryRollup).where(
         TelemetryRollup.model == model, TelemetryRollup.start_s + TelemetryRollup.span_s > since_s
     )
+    if until_s is not None:
+        rows = rows.where(TelemetryRollup.start_s + TelemetryRollup.span_s <= until_s)
     for row in session.scalars(rows):
         key = (row.profile, row.release)
         found[key] = found.get(key, Traffic()).plus(traffic_in(row))
@@ -230,13 +231,14 @@ def _add(session: Session, table: Table, key: Key, traffic: Traffic) -> None:
     if row is None:
         # Another worker may make the same row now: whoever is second takes the first one's.
         insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-        nothing = {"requests": 0, "errors": {}, "latency_ms": encode(QuantileSketch()), "histograms": {}}
+        nothing = {"requests": 0, "sampled": 0, "errors": {}, "latency_ms": encode(QuantileSketch()), "histograms": {}}
         values = dict(zip(_KEYS[table], key, strict=True)) | nothing
         session.execute(insert(table).values(values).on_conflict_do_nothing())
         row = session.get_one(table, key, with_for_update=True)
     assert isinstance(row, (TelemetryRollup, DeviceRollup, ArmRollup))
     merged = traffic_in(row).plus(traffic)
     row.requests, row.errors, row.latency_ms = merged.requests, merged.errors, encode(merged.latency_ms)
+    row.sampled = merged.sampled
     row.histograms = {name: list(counts) for name, counts in merged.histograms.items()}
     row.temperature_max_c = merged.temperature_max_c
     row.shadow = None if merged.shadow is None else encode(merged.shadow)
@@ -251,6 +253,7 @@ def traffic_in(row: TelemetryRollup | DeviceRollup | ArmRollup) -> Traffic:
         {name: tuple(counts) for name, counts in row.histograms.items()},
         row.temperature_max_c,
         None if row.shadow is None else _SHADOW.decode(row.shadow),
+        row.requests if row.sampled is None else row.sampled,
     )
 
 

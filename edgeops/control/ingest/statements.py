@@ -13,9 +13,9 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import MAX_CANDIDATES, MeasureAnswer
 from edgeops.contracts.names import check_name
 from edgeops.contracts.samples import SamplesAnswer
-from edgeops.contracts.telemetry import Telemetry
+from edgeops.contracts.telemetry import DeviceWindow, Telemetry
 from edgeops.contracts.topics import SELF_UNIT, UnitTopic
-from edgeops.contracts.wire import decode
+from edgeops.contracts.wire import decode, encode
 from edgeops.control.measuring import SignedAnswer
 from edgeops.trust import certificates, envelopes, reported
 
@@ -28,6 +28,7 @@ MAX_INTEGER = 1 << 53
 # What one window may count: sums over a fleet's life stay far below what a column holds.
 MAX_WINDOW_COUNT = 1_000_000_000
 MAX_ID_CHARACTERS = 64
+MAX_FIGURES = 64
 Statement = Reported | Progress | Telemetry | Presence | SamplesAnswer | SignedAnswer
 
 
@@ -130,6 +131,13 @@ def _check_answer(answer: MeasureAnswer, topic: UnitTopic) -> None:
         raise EdgeopsError("E-TRUST-DEVICE", f"{topic.connection} speaks for {found.device[:80]}")
 
 
+def _check_device(figures: DeviceWindow | None) -> None:
+    if figures is not None and (
+        len(figures.zones_c) > MAX_FIGURES or len(figures.throttled) > MAX_FIGURES or len(encode(figures)) > 8192
+    ):
+        raise EdgeopsError("E-WIRE-MALFORMED", "a device says too much of itself")
+
+
 def check_statement(statement: Reported | Progress | Telemetry) -> None:
     """Check what the form alone does not say: names, and numbers that any database can hold.
 
@@ -158,9 +166,11 @@ def check_statement(statement: Reported | Progress | Telemetry) -> None:
         if len(statement.models) > MAX_MODELS:
             raise EdgeopsError("E-WIRE-MALFORMED", f"{len(statement.models)} models")
         names, floats = [window.model for window in statement.models], [statement.start_s, statement.end_s]
+        integers.append(statement.dropped_windows)
+        _check_device(statement.device)
         for window in statement.models:
             sketch = window.latency_ms
-            counts = [window.requests, sketch.zeros, *window.errors.values(), *sketch.bins.values()]
+            counts = [window.requests, window.counted, sketch.zeros, *window.errors.values(), *sketch.bins.values()]
             if max(counts) > MAX_WINDOW_COUNT:
                 raise EdgeopsError("E-WIRE-MALFORMED", f"a window counts more than {MAX_WINDOW_COUNT}")
             integers += counts

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import DeploymentState
+from edgeops.contracts.drift import Shift
 from edgeops.contracts.rollouts import RolloutState
+from edgeops.contracts.telemetry import DeviceWindow
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import Declared
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.groups.query import Facts
 from edgeops.control.ingest import rollups
-from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutProfile, Unit
+from edgeops.control.models import AuditEntry, Generation, Rollout, Unit
+from edgeops.control.monitoring.references import newest_references, shifts_of
 from edgeops.control.renewal import certificate_until_s
 from edgeops.control.rollout.drift import Drift, farthest
 from edgeops.control.units import Subject, enrolled
 
 _PAUSES = ("rollout.pause", "rollout.paused")
+_FIGURES = msgspec.json.Decoder(DeviceWindow)
 STOPPED_TOLD_FOR_S = 86_400.0
 _UNDER_WAY = frozenset(
     {
@@ -42,13 +47,17 @@ class Thresholds(Declared, frozen=True, kw_only=True):
         offline_after_s: A device was not heard of for so long.
         stuck_after_s: A device that is connected has not taken up its desired state for so long.
         certificate_days: A device's certificate ends within so many days.
+        disk_free_mib: A device has less room on its disk.
         drift: What a model sees or answers is so far (total variation) from its reference, on a profile.
+        psi: So far by the population stability index, and farther than chance would have it.
     """
 
     offline_after_s: float = 900.0
     stuck_after_s: float = 3600.0
     certificate_days: float = 7.0
+    disk_free_mib: float = 100.0
     drift: float = 0.3
+    psi: float = 0.2
 
 
 class Alert(NamedTuple):
@@ -81,12 +90,14 @@ class Watched(NamedTuple):
         waiting_since_s: Since when it is connected and not through with its newest desired state; None: it is through,
             or waits for a reason of its own.
         heard_s: When its connection was last heard.
+        figures: What it said of itself last.
     """
 
     facts: Facts
     certificate_until_s: float | None
     waiting_since_s: float | None
     heard_s: float
+    figures: DeviceWindow | None = None
 
 
 class Resting(NamedTuple):
@@ -100,13 +111,18 @@ class Resting(NamedTuple):
 
 
 class Shifted(NamedTuple):
-    """How far what a release sees or answers on the devices of one profile is from its bundle's reference."""
+    """How far what a release sees or answers on the devices of one profile is from its bundle's reference.
+
+    `halves` has the distances with calibrated limits of both halves of the day, and of how many requests they are:
+    chance alone seldom goes beyond the limits in one of them, and hardly ever in both.
+    """
 
     model: str
     release: str
     profile: str
     drift: Drift
     requests: int
+    halves: tuple[tuple[list[Shift], int], ...] = ()
 
 
 class Looked(NamedTuple):
@@ -128,6 +144,7 @@ def look(session: Session, now_s: float) -> Looked:
             certificate_until_s(one.device.certificate_pem) if one.unit.unit == SELF_UNIT else None,
             _waiting_since_s(one, facts[one.name], given),
             one.device.last_seen_s if one.device.last_seen_s is not None else one.device.enrolled_at_s,
+            _figures(one),
         )
         for one in subjects
     ]
@@ -170,25 +187,28 @@ def _waiting_since_s(one: Subject, facts: Facts, given: Mapping[tuple[str, str],
     return max(given_s, one.device.presence_at_s or 0.0)
 
 
+def _figures(one: Subject) -> DeviceWindow | None:
+    """Return what a device said of itself last; a unit behind it has none of its own."""
+    data = one.device.figures if one.unit.unit == SELF_UNIT else None
+    return None if data is None else _FIGURES.decode(data)
+
+
 def look_at_values(session: Session, now_s: float) -> list[Shifted]:
     """Return how the releases of the last day stand to their references, without those of which nothing is known."""
     found = []
-    newest: dict[tuple[str, str, str], int] = {}
-    rows = session.execute(
-        select(Rollout.model, Rollout.version, RolloutProfile.profile, func.max(Rollout.id))
-        .join(RolloutProfile, RolloutProfile.rollout_id == Rollout.id)
-        .group_by(Rollout.model, Rollout.version, RolloutProfile.profile)
-    )
-    for model, version, profile, last in rows:
-        newest[model, version, profile] = last
+    newest, middle_s = newest_references(session), now_s - DRIFT_OVER_S / 2
     for model in sorted({model for model, _, _ in newest}):
-        for (profile, version), traffic in rollups.traffic(session, model, since_s=now_s - DRIFT_OVER_S).items():
-            number = newest.get((model, version, profile))
-            row = None if number is None else session.get(RolloutProfile, (number, profile))
+        earlier = rollups.traffic(session, model, since_s=now_s - DRIFT_OVER_S, until_s=middle_s)
+        later = rollups.traffic(session, model, since_s=middle_s)
+        for profile, version in sorted(earlier.keys() | later.keys()):
+            row = newest.get((model, version, profile))
             if row is not None:
-                drift = farthest(row.reference, traffic.histograms, traffic.requests, DRIFT_ALPHA)
+                parts = [half.get((profile, version), rollups.Traffic()) for half in (earlier, later)]
+                whole = parts[0].plus(parts[1])
+                drift = farthest(row.reference, whole.histograms, whole.sampled, DRIFT_ALPHA)
                 if drift is not None:
-                    found.append(Shifted(model, version, profile, drift, traffic.requests))
+                    halves = tuple((shifts_of(row, half), half.sampled) for half in parts)
+                    found.append(Shifted(model, version, profile, drift, whole.sampled, halves))
     return found
 
 
@@ -199,6 +219,8 @@ def alerts(found: Looked, limits: Thresholds, now_s: float) -> Iterator[Alert]:
     for shifted in found.shifted:
         if shifted.drift.interval.lower > limits.drift:
             yield _of_values(shifted, now_s)
+        elif shifted.halves and (beyond := _beyond_both(shifted, limits.psi)) is not None:
+            yield _of_values(shifted, now_s, beyond)
     for rollout in found.resting:
         labels = (("release", rollout.release), ("rollout", str(rollout.number)))
         if rollout.state is RolloutState.PAUSED:
@@ -209,12 +231,27 @@ def alerts(found: Looked, limits: Thresholds, now_s: float) -> Iterator[Alert]:
             yield Alert("EdgeopsRolloutStopped", labels, summary, rollout.since_s)
 
 
-def _of_values(shifted: Shifted, now_s: float) -> Alert:
-    model, release, profile, drift, requests = shifted
+def _beyond_both(shifted: Shifted, least_psi: float) -> Shift | None:
+    """Return the tensor that was farthest, of those that were beyond their limit and far enough in both halves."""
+    beyond = [
+        {one.name: one for one in found if one.psi_limit is not None and one.psi > max(one.psi_limit, least_psi)}
+        for found, _ in shifted.halves
+    ]
+    both = set.intersection(*(set(half) for half in beyond))
+    return max((beyond[-1][name] for name in both), key=lambda one: one.psi, default=None)
+
+
+def _of_values(shifted: Shifted, now_s: float, beyond: Shift | None = None) -> Alert:
+    model, release, profile, drift, requests, _ = shifted
     summary = (
         f"{drift.name} of {model} {release} on {profile} is {drift.distance:.2f} from its reference, "
         f"at least {drift.interval.lower:.2f}, over {requests} requests of the last day"
     )
+    if beyond is not None:
+        summary = (
+            f"{beyond.name} of {model} {release} on {profile} has PSI {beyond.psi:.2f} to its reference; "
+            f"chance stays below {beyond.psi_limit:.2g}, in both halves of the last day, over {requests} requests"
+        )
     return Alert("EdgeopsModelDrifting", (("model", model), ("profile", profile), ("release", release)), summary, now_s)
 
 
@@ -237,6 +274,12 @@ def _of_device(one: Watched, limits: Thresholds, now_s: float) -> Iterator[Alert
     if facts.health == "stale":
         summary = f"{facts.name} gets no fresh metadata: somebody may be holding it back"
         yield Alert("EdgeopsDeviceStale", labels, summary, one.heard_s)
+    if facts.online and one.figures is not None and one.figures.throttled:
+        summary = f"{facts.name} is held back: {', '.join(one.figures.throttled)}"
+        yield Alert("EdgeopsDeviceThrottled", labels, summary, one.heard_s)
+    free_mib = None if one.figures is None else one.figures.disk_free_mib
+    if facts.online and free_mib is not None and free_mib < limits.disk_free_mib:
+        yield Alert("EdgeopsDeviceDiskFull", labels, f"{facts.name} has {free_mib:.0f} MiB of disk left", one.heard_s)
     if one.certificate_until_s is None:
         return
     left_s = one.certificate_until_s - now_s

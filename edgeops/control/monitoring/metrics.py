@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,15 +13,17 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.rollouts import ENDED_STATES
+from edgeops.contracts.telemetry import DeviceWindow
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control.database import Database
 from edgeops.control.groups.facts import facts_of
 from edgeops.control.groups.query import HEALTH
 from edgeops.control.ingest import rollups
-from edgeops.control.models import Rollout, RolloutMember
+from edgeops.control.models import Device, Rollout, RolloutMember
 from edgeops.control.renewal import certificate_until_s
 from edgeops.control.units import enrolled
 
+_DEVICE_WINDOW = msgspec.json.Decoder(DeviceWindow)
 QUANTILES = (0.5, 0.95, 0.99)
 
 
@@ -82,11 +85,33 @@ def _devices(session: Session, now_s: float) -> Iterator[Metric]:
     yield health
     rejected = sum(device.rejected_messages for device in devices)
     yield CounterMetricFamily("edgeops_device_messages_rejected", "Messages of enrolled devices refused.", rejected)
+    yield from _figures(devices)
     ends = [until_s for one in devices if (until_s := certificate_until_s(one.certificate_pem)) is not None]
     if ends:
         yield GaugeMetricFamily(
             "edgeops_certificate_expiry_min_seconds", "Time until a device's certificate ends first.", min(ends) - now_s
         )
+
+
+def _figures(devices: Sequence[Device]) -> Iterator[Metric]:
+    """Yield what devices said of themselves last, by profile: a line for each would be too much for a fleet."""
+    said = [(d.profile, _DEVICE_WINDOW.decode(d.figures)) for d in devices if d.figures is not None]
+    hottest = GaugeMetricFamily(
+        "edgeops_device_temperature_max_celsius", "Hottest that a device was in its last window.", labels=["profile"]
+    )
+    held_back = GaugeMetricFamily(
+        "edgeops_devices_throttled", "Devices that something held back in their last window.", labels=["profile"]
+    )
+    for profile in sorted({profile for profile, _ in said}):
+        mine = [figures for name, figures in said if name == profile]
+        held_back.add_metric([profile], sum(bool(figures.throttled) for figures in mine))
+        heat = [figures.temperature_c for figures in mine if figures.temperature_c is not None]
+        if heat:
+            hottest.add_metric([profile], max(heat))
+    yield hottest
+    yield held_back
+    dropped = sum(device.dropped_windows for device in devices)
+    yield CounterMetricFamily("edgeops_device_windows_dropped", "Telemetry windows that devices gave up.", dropped)
 
 
 def _rollouts(session: Session) -> Iterator[Metric]:

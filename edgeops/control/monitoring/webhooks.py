@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -87,6 +88,8 @@ def read_config(home: Path) -> tuple[AlertConfig, list[Receiver]]:
         raise EdgeopsError("E-CONFIG", f"{path}: a time is not above 0", "Give seconds, and days of certificates.")
     if not 0 < limits.drift <= 1:
         raise EdgeopsError("E-CONFIG", f"{path}: drift {limits.drift} is no total variation", "Give it above 0, to 1.")
+    if not 0 < limits.psi < math.inf:
+        raise EdgeopsError("E-CONFIG", f"{path}: psi {limits.psi} is no such index", "Give it above 0, such as 0.2.")
     return config, [_receiver(home, webhook, path) for webhook in config.webhooks]
 
 

@@ -152,6 +152,7 @@ def _requests_in(traffic: rollups.Traffic) -> Requests:
         traffic.temperature_max_c,
         compared=shadow.compared,
         agreed=shadow.agreed,
+        sampled=traffic.sampled,
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
+from edgeops.contracts.bundle import DriftCalibration
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
+from edgeops.contracts.wire import encode
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.ingest.arms import CANARY, CONTROL
@@ -23,6 +26,13 @@ from edgeops.control.rollout.reverting import give_back
 from edgeops.control.rollout.selection import Selection, candidates, new_member, selection_text
 
 
+class DriftLimits(NamedTuple):
+    """Over how many samples a bundle's reference is, and what was found of it by resampling."""
+
+    samples: int
+    calibration: DriftCalibration | None
+
+
 def create(
     database: Database,
     release: Release,
@@ -33,6 +43,7 @@ def create(
     now_s: float,
     start: bool = False,
     references: Mapping[str, Mapping[str, Sequence[int]]] = MappingProxyType({}),
+    limits: Mapping[str, DriftLimits] = MappingProxyType({}),
 ) -> int:
     """Make a rollout in state draft; it fixes which device comes in which group. With `start` it runs at once.
 
@@ -45,6 +56,7 @@ def create(
         now_s: The control plane's clock.
         start: Start it at once.
         references: Profile → what its bundle was compiled with, for the gate on drift.
+        limits: Profile → from where on drift is no chance.
 
     Returns:
         The rollout's id.
@@ -84,6 +96,7 @@ def create(
                 target=target.path,
                 digest=target.digest,
                 reference={name: list(counts) for name, counts in references.get(target.profile, {}).items()},
+                **_limits(limits.get(target.profile)),
                 stopped_at_s=None,
                 reason="",
             )
@@ -132,6 +145,12 @@ def arms_of(policy: Policy, sizes: Sequence[int]) -> list[str]:
     control = control_size(policy, total)
     canary = sizes[0] if control else 0
     return [CANARY] * canary + [CONTROL] * control + [""] * (total - canary - control)
+
+
+def _limits(limits: DriftLimits | None) -> dict[str, Any]:
+    if limits is None or limits.calibration is None:
+        return {"reference_samples": 0, "calibration": None}
+    return {"reference_samples": limits.samples, "calibration": encode(limits.calibration)}
 
 
 def _check_references(

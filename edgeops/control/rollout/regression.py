@@ -42,6 +42,12 @@ class Requests(NamedTuple):
     temperature_max_c: float | None = None
     compared: int = 0
     agreed: int = 0
+    sampled: int | None = None
+
+    @property
+    def counted(self) -> int:
+        """Requests whose values are in the histograms."""
+        return self.answered if self.sampled is None else self.sampled
 
     @property
     def total(self) -> int:
@@ -111,9 +117,9 @@ def measure(gates: Gates, arms: Arms, profiles: int, *, samples: int = 1) -> Ite
         value = now / was if now is not None and was else None
         yield _measured("latency_p95_ratio_max", value, gates.latency_p95_ratio_max, interval, new.total)
     if gates.drift_max is not None:
-        drift = farthest(reference, new.histograms, new.answered, alpha)
+        drift = farthest(reference, new.histograms, new.counted, alpha)
         interval = Interval(0.0, math.inf) if drift is None else drift.interval
-        yield _measured("drift_max", drift and drift.distance, gates.drift_max, interval, new.answered)
+        yield _measured("drift_max", drift and drift.distance, gates.drift_max, interval, new.counted)
     if gates.temperature_c_max is not None:
         hottest = new.temperature_max_c
         interval = Interval(-math.inf, math.inf) if hottest is None else Interval(hottest, hottest)
