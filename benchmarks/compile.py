@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -41,6 +42,7 @@ from edgeops.runtimes.registry import backend
 # This machine's own, the one with every runtime of this machine, and the most used board.
 PROFILES = ("intel-nuc", "generic-x86-64", "raspberry-pi-4")
 PEERS = {"onnxruntime": "onnxruntime_static", "nncf": "nncf_default", "olive": "olive_static"}
+R = TypeVar("R")
 _ROOT = Path(__file__).parent.parent
 _PEER_TIMEOUT_S = 900
 _MEMORY_POLL_S = 0.1
@@ -63,7 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     names = options.models.split(",")
     say("making models and the peers' environment, where they are not cached")
-    handovers = {name: models.handover(name) for name in names}
+    broken: dict[str, str] = {}
+    handovers = {name: folder for name in names if (folder := _unless_broken(broken, name, models.handover, name))}
     ensure(ONNX2TF)
     olive = olive_python()
     # What the system reads from disk for the first time must not count against anyone.
@@ -71,17 +74,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-compile-") as scratch:
         work = Path(scratch)
         runs = _compile_set(work, handovers)
-        found = [
-            _compare(work, name, folder, runs, str(olive), options.latency_s) for name, folder in handovers.items()
+        compared = [
+            _unless_broken(broken, name, _compare, work, name, folder, runs, str(olive), options.latency_s)
+            for name, folder in handovers.items()
         ]
+    found = [model for model in compared if model is not None]
     for model in found:
         print(targets.table(model))
-    results = targets.judge(found, runs)
+    results = [*targets.judge(found, runs), *(targets.broken(name, why) for name, why in broken.items())]
     print(targets.summary(results, runs))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     whole = {"models": found, "runs": runs, "targets": results}
     options.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
     say(f"written to {options.json}")
+
+
+def _unless_broken(broken: dict[str, str], name: str, work: Callable[..., R], *arguments: object) -> R | None:
+    """Return what is made of a model; a defect that it meets costs this model, and is a missed target."""
+    try:
+        return work(*arguments)
+    except Exception as error:  # noqa: BLE001  told as a missed target; the other models go on
+        traceback.print_exc()
+        broken[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return None
 
 
 def say(text: str) -> None:

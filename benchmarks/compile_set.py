@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from edgeops import compiler
@@ -28,9 +29,12 @@ def _compile(folder: Path, profiles: list[str], out: Path) -> dict[str, str]:
     """Return the profiles without a bundle that passes, each with its reason."""
     try:
         results = compiler.compile(folder, profiles, out).profiles
-    except EdgeopsError as error:
+    # Also a defect costs one model and profile of the set, and is told as its reason.
+    except Exception as error:  # noqa: BLE001  told as a missed target; the other models go on
+        if not isinstance(error, EdgeopsError):
+            traceback.print_exc()
         if len(profiles) == 1:
-            return {profiles[0]: f"{error.code}: {error.what}"}
+            return {profiles[0]: " ".join(str(error).split())[:300] or type(error).__name__}
         # A profile that cannot serve this kind of model does not keep the others from it.
         return {name: why for one in profiles for name, why in _compile(folder, [one], out).items()}
     return {result.profile: result.missed for result in results if not result.passed}

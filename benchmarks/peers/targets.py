@@ -99,6 +99,11 @@ def judge(found: Sequence[Model], runs: Mapping[str, Run]) -> list[Target]:
     return results
 
 
+def broken(name: str, why: str) -> Target:
+    """Return the target that a model misses on which the comparison itself failed."""
+    return Target(f"{name}: compared at all", False, why)
+
+
 def _beside_peers(found: Sequence[Model]) -> Iterable[Target]:
     for model in found:
         peers = [row for row in model.rows if row.quality is not None and not row.is_edgeops]

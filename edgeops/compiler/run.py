@@ -36,6 +36,7 @@ from edgeops.compiler.prepared import Prepared, count, fed_samples, float_graph,
 from edgeops.compiler.search import Ground, Tried, only, search
 from edgeops.compiler.selection import Choice, loosened, missed, select
 from edgeops.compiler.sensitivity import Aim
+from edgeops.compiler.staging import put_in_place, staged
 from edgeops.compiler.store import Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence, FiguresOrigin
@@ -154,6 +155,7 @@ def compile_handover(
 
     Writes `out/<profile>/bundle/`, `out/<profile>/<model>-<profile>.edgeops`, `out/<profile>/evidence.json` and
     `out/compile.lock`. Where no candidate passes, the best goes to `out/<profile>/rejected/` and no lock is written.
+    An error leaves `out` as it was: what was made for other profiles appears only once all have a result.
 
     Args:
         handover_dir: The hand-over.
@@ -192,6 +194,7 @@ def compile_handover(
 
     profiles_at_once = max(1, min(len(found), cores()))
     with (
+        staged(out) as staging,
         machine(cores(), executor) as workplace,
         concurrent.futures.ThreadPoolExecutor(profiles_at_once, thread_name_prefix="profile") as pool,
     ):
@@ -204,7 +207,7 @@ def compile_handover(
                     loaded,
                     shared,
                     profile,
-                    out,
+                    staging,
                     lock,
                     check,
                     explain,
@@ -219,6 +222,7 @@ def compile_handover(
         except BaseException:
             workplace.cancel.set()
             raise
+        results = tuple(_settle(result, staging, out) for result in results)
     path = None
     if all(result.passed for result in results):
         path = out / LOCK_NAME
@@ -231,7 +235,7 @@ def _compile_profile(
     loaded: LoadedHandover,
     shared: Prepared,
     profile: Profile,
-    out: Path,
+    staging: Path,
     lock: CompileLock | None,
     check: bool,
     explain: str,
@@ -300,10 +304,10 @@ def _compile_profile(
         records = explained(ground, loaded.handover, shared.ingested, tried, choice.records, explain)
         choice = choice._replace(records=records)
     if elsewhere.keep_candidates:
-        _keep(ground, loaded, tried, out / profile.name / "candidates", said)
+        _keep(ground, loaded, tried, staging / profile.name / "candidates", said)
     examination = examined(ground, best, pictures=pictures)
     origin = elsewhere.origin if wanted is None and elsewhere.concerns(profile) else None
-    result = _write(ground, loaded, choice, best, examination, origin, out / profile.name, said)
+    result = _write(ground, loaded, choice, best, examination, origin, staging / profile.name, said)
     if check and wanted is not None and result.packaged.digest != wanted.bundle:
         raise EdgeopsError(
             "E-COMPILE-LOCK",
@@ -325,7 +329,6 @@ def _keep(
     ground: Ground, loaded: LoadedHandover, tried: Sequence[Tried], folder: Path, said: Callable[[str], None]
 ) -> None:
     """Write every candidate that runs as a bundle of its own, to be measured elsewhere."""
-    durable.remove_tree(folder)
     for one in tried:
         if one.judged is not None:
             said(f"keeping {one.candidate.scheme}")
@@ -352,12 +355,6 @@ def _write(
     said: Callable[[str], None],
 ) -> ProfileResult:
     packaged = package(ground, loaded.handover, best, folder if choice.passed else folder / "rejected", said)
-    if not choice.passed:
-        # What passed before does not stand for this hand-over.
-        for stale in (folder / "bundle", folder / f"{loaded.handover.model.name}-{ground.profile.name}.edgeops"):
-            durable.remove_tree(stale)
-    else:
-        durable.remove_tree(folder / "rejected")
     records = tuple(
         msgspec.structs.replace(one, on_board=packaged.on_board) if one.scheme == best.candidate.scheme else one
         for one in choice.records
@@ -382,6 +379,16 @@ def _write(
     return ProfileResult(
         ground.profile.name, choice.passed, packaged, chosen, evidence, "" if choice.passed else missed(best)
     )
+
+
+def _settle(result: ProfileResult, staging: Path, out: Path) -> ProfileResult:
+    """Put what was made for a profile where it belongs."""
+    packaged = result.packaged
+    # What passed before does not stand for this hand-over.
+    stale = ["rejected"] if result.passed else ["bundle", packaged.file.name]
+    put_in_place(staging / result.profile, out / result.profile, stale)
+    directory, file = (out / path.relative_to(staging) for path in (packaged.directory, packaged.file))
+    return result._replace(packaged=packaged._replace(directory=directory, file=file))
 
 
 def _handed_over(loaded: LoadedHandover) -> HandedOver:

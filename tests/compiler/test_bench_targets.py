@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.peers.figures import Quality
-from benchmarks.peers.targets import Figures, Model, Run, judge, summary, table
+from benchmarks.peers.targets import Figures, Model, Run, broken, judge, summary, table
 
 
 def row(tool: str, cosine: float, agreement: float | None = None, **more) -> Figures:
@@ -68,3 +68,8 @@ def test_each_figure_alone_misses_its_target(changed: dict, what: tuple[str, ...
 def test_slow_compile_misses_the_targets_of_time():
     found = missed(row("edgeops intel-nuc", 0.995, **GOOD), row("olive", 0.98), seconds=700.0)
     assert len(found) == 3
+
+
+def test_a_model_that_cannot_be_compared_is_a_missed_target_and_no_model_less():
+    one = broken("ocr-det", "RuntimeError: out of luck")
+    assert "MISSED ocr-det: compared at all: RuntimeError: out of luck" in summary([one], runs(5.0))

@@ -168,6 +168,27 @@ def test_gate_that_nothing_passes_keeps_the_best_and_names_the_distance(handover
     assert compiler.compile(handover, [board], out).lock is not None
 
 
+def test_profile_that_no_backend_can_serve_is_named_and_leaves_all_results_as_they_were(
+    handover: Path, profile, tmp_path: Path
+):
+    """Its error comes when the other profile's bundle is made already."""
+    good, out = profile("onnxruntime", "int8", "fp32"), tmp_path / "out"
+    compiler.compile(handover, [good], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    # What is compiled next is another model.
+    edit(handover, "\n[gates]\ncosine_min = 0.98\n")
+    served = profile("onnxruntime", "fp32")
+    hopeless = profile("hailo", "fp32")
+    with pytest.raises(EdgeopsError) as caught:
+        compiler.compile(handover, [served, hopeless], out)
+    assert caught.value.code == "E-COMPILE-CANDIDATE"
+    assert "test-hailo: nothing could be built: no runtime of it is known" in caught.value.what
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    # Control: alone the profile that can be served gets another bundle.
+    compiler.compile(handover, [served], out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} != before
+
+
 def test_too_few_labels_choose_float_and_say_why(handover: Path, profile, tmp_path: Path):
     images, labels = shapes(12, seed=3)
     np.savez(handover / "evaluation.npz", image=images, labels=labels)

@@ -157,12 +157,14 @@ class Judge:
         notes: dict[str, Any] = {}
         # One thread: the same answers whatever the number of cores.
         with open_session(work.source, manifest) as session:
-            outputs = _run_all(session, samples)
-            notes["provider"] = session.provider
+            # Before this process holds what only judging needs: all samples, and the answers to them.
+            _run_all(session, {name: array[:1] for name, array in samples.items()})
             # Where the artifact is a blob, its own arena counts, and the TFLite model's interpreter gives the answers.
             arena = work.notes.get("arena_bytes", session.arena_bytes)
             notes["interpreter_arena_bytes"] = session.arena_bytes
             notes["peak_memory_mib"] = measure.peak_memory_mib() if arena is None else arena / 2**20
+            notes["provider"] = session.provider
+            outputs = _run_all(session, samples)
         if plan.latency_s:
             notes |= _latency(work, plan, manifest, samples)
         for name, values in outputs.items():
