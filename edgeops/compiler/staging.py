@@ -18,7 +18,7 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
     """
-    folder = out / f".compile.{secrets.token_hex(4)}.tmp"
+    folder, new = out / f".compile.{secrets.token_hex(4)}.tmp", not out.exists()
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -27,6 +27,10 @@ def staged(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if new:
+            # Where nothing was made there is nothing.
+            with contextlib.suppress(OSError):
+                out.rmdir()
 
 
 def put_in_place(made: Path, folder: Path, stale: Iterable[str]) -> None:

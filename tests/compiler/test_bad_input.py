@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks import models
 from edgeops import compiler
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import open_bundle
@@ -99,6 +101,10 @@ def test_graph_that_blows_up_inside_costs_the_compile_and_not_the_machine(
     assert not (tmp_path / "out").exists()
 
 
+# What is made without torch.
+MUTATED = ("ocr-cls", "ocr-det", "ocr-rec", "silero-vad", "digits-boosting")
+
+
 def mutants(data: bytes, count: int, seed: int) -> list[bytes]:
     rng = np.random.default_rng(seed)
     made = []
@@ -110,20 +116,34 @@ def mutants(data: bytes, count: int, seed: int) -> list[bytes]:
     return made
 
 
+def compiled_or_refused(handover: Path, board: str, mutant: bytes, out: Path) -> None:
+    """Have the command compile a mutant: it ends with words of an edgeops error, or with a bundle that opens."""
+    (handover / "model.onnx").write_bytes(mutant)
+    words = [sys.executable, "-m", "edgeops", "compile", str(handover), "--profile", board, "--out", str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=170, check=False, env=dict(os.environ))
+    assert "Traceback" not in done.stderr, done.stderr
+    if done.returncode == 0:
+        open_bundle(next(out.rglob("bundle")))
+    else:
+        assert done.returncode in (2, 3), (done.returncode, done.stderr)
+        assert "E-" in done.stderr
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 20))])
 @pytest.mark.timeout(900)
 def test_mutated_model_is_compiled_or_refused_by_the_command(profile, tmp_path: Path, own_cache: Path, seed: int):
-    """Whole command, own process: exit status and words of an edgeops error, or a bundle that opens."""
+    """Whole command, own process."""
     handover, board = write_shapes_handover(tmp_path / "handover", evaluation=60), profile("onnxruntime", "fp32")
     model = (handover / "model.onnx").read_bytes()
     for index, mutant in enumerate(mutants(model, 3, seed)):
-        (handover / "model.onnx").write_bytes(mutant)
-        out = tmp_path / f"out-{index}"
-        words = [sys.executable, "-m", "edgeops", "compile", str(handover), "--profile", board, "--out", str(out)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=170, check=False, env=dict(os.environ))
-        assert "Traceback" not in done.stderr, done.stderr
-        if done.returncode == 0:
-            open_bundle(next(out.rglob("bundle")))
-        else:
-            assert done.returncode in (2, 3), (done.returncode, done.stderr)
-            assert "E-" in done.stderr
+        compiled_or_refused(handover, board, mutant, tmp_path / f"out-{index}")
+
+
+@pytest.mark.parametrize("name", ["digits-forest", *(pytest.param(name, marks=pytest.mark.full) for name in MUTATED)])
+@pytest.mark.timeout(1800)
+def test_mutated_real_model_is_compiled_or_refused_by_the_command(profile, tmp_path: Path, own_cache: Path, name: str):
+    """Models as people hand them over: large, with control flow, decision trees and names that exporters made."""
+    handover = Path(shutil.copytree(models.handover(name), tmp_path / "handover"))
+    model = (handover / "model.onnx").read_bytes()
+    for index, mutant in enumerate(mutants(model, 2, len(model))):
+        compiled_or_refused(handover, profile("onnxruntime", "fp32"), mutant, tmp_path / f"out-{index}")
