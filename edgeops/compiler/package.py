@@ -230,7 +230,8 @@ def _describe(info: OutputInfo, handover: Handover) -> OutputInfo:
 
 
 def _verify(ground: Ground, bundle: Bundle) -> None:
-    source = Stored(bundle.directory, Product(facts=("bundle",), files=bundle.manifest.files))
+    # Workers have a working directory of their own.
+    source = Stored(bundle.directory.resolve(), Product(facts=("bundle",), files=bundle.manifest.files))
     step = Step(name="verify", parameters={"digest": bundle.digest, "threads": ground.profile.serving.threads})
     found = build(ground.machine, [step], source, {})
     if isinstance(found, Failed):
