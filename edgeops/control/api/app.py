@@ -67,12 +67,12 @@ def api_app(control: ControlApi) -> FastAPI:
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
     app.include_router(telemetry.router(control.database), dependencies=readers)
-    app.include_router(telemetry.router(control.database), dependencies=readers)
     operate = may(door, Permission.ROLL_OUT)
     app.include_router(samples.router(control.database, control.wake, operate), dependencies=readers)
     app.include_router(
         measurements.router(control.database, control.fleet, control.wake, operate), dependencies=readers
     )
+    app.include_router(_access(control, door), dependencies=[Depends(may(door, Permission.ADMINISTER)), conditional])
     app.include_router(_bootstrap(control))
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
