@@ -138,7 +138,7 @@ def test_every_refused_write(
 @pytest.mark.parametrize("bad", [False, True], ids=["update", "failed update"])
 def test_one_refused_write_costs_no_service(bad: bool, device: Path, files: Files, tmp_path: Path):
     lies = frozenset({component(files, 2).digest}) if bad else frozenset()
-    assert every_failure(device, files, tmp_path, errno.EIO, 1, lies, every=2) >= 12
+    assert every_failure(device, files, tmp_path, errno.EIO, 1, lies, every=4) >= 6
 
 
 def test_an_agent_that_lets_the_disks_errors_through_is_caught(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
@@ -16,15 +17,16 @@ from deployment_rig import DeploymentRig
 from edgeops import durable
 from edgeops.agent import deployment
 from edgeops.agent.telemetry import TelemetryQueue
-from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
+from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Shadowing, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.releases.bundles import pack
 from edgeops.testkit.power import Cut, cuts, recording
 
 NAME = "adder"
-EVERY = 16  # in the bounded tier every so many cuts are tried, from a fixed start
-SECOND_CUTS = 20
+EVERY = 24  # in the bounded tier every so many cuts are tried, from a fixed start
+KINDS = ["update", "failed update", "shadow"]
+SECOND_CUTS = [10, pytest.param(100, marks=pytest.mark.full)]
 
 
 @pytest.fixture(autouse=True)
@@ -67,96 +69,101 @@ def device(tmp_path: Path, bundles: Bundles) -> Path:
     return tmp_path / "device"
 
 
-def recorded(device: Path, bundles: Bundles, bad: frozenset[str]) -> list[Cut]:
+def bad_of(kind: str, bundles: Bundles) -> frozenset[str]:
+    return frozenset({bundles.components[1].digest}) if kind == "failed update" else frozenset()
+
+
+def go(rig: DeploymentRig, bundles: Bundles, kind: str) -> DeploymentState:
+    """Update to 1.2.0, at once or after it was a shadow; return how it ended."""
+    rig.start()
+    if kind == "shadow":
+        rig.pursue(msgspec.structs.replace(bundles.components[1], shadow=Shadowing(share=0.5, cpu=0.5)), 2)
+        assert rig.settle() is DeploymentState.SHADOW
+    rig.pursue(bundles.components[1], 3)
+    return rig.settle()
+
+
+def recorded(device: Path, bundles: Bundles, kind: str = "update") -> list[Cut]:
     """Every disk that a cut during an update to 1.2.0 may leave."""
     with recording(device) as journal:
-        rig = DeploymentRig(device, NAME, bundles.files, bad)
-        rig.start()
-        rig.pursue(bundles.components[1], 2)
-        ended = rig.settle()
+        rig = DeploymentRig(device, NAME, bundles.files, bad_of(kind, bundles))
+        ended = go(rig, bundles, kind)
         rig.close()
-    assert ended is (DeploymentState.FAILED if bad else DeploymentState.CONFIRMED)
+    assert ended is (DeploymentState.FAILED if kind == "failed update" else DeploymentState.CONFIRMED)
     return list(cuts(journal))
 
 
-def check_recovery(disk: Path, bundles: Bundles, bad: frozenset[str]) -> None:
+def check_recovery(disk: Path, bundles: Bundles, kind: str = "update") -> None:
     """The agent starts: an old or new bundle serves whole at once, and what was desired is reached."""
-    rig = DeploymentRig(disk, NAME, bundles.files, bad)
+    rig = DeploymentRig(disk, NAME, bundles.files, bad_of(kind, bundles))
     try:
         rig.start()
         served = rig.serving.current
         assert served is not None, "nothing serves after the start"
         assert served.digest in {component.digest for component in bundles.components[:2]}
-        rig.pursue(bundles.components[1], 2)
+        rig.pursue(bundles.components[1], 3)
         ended = rig.settle()
         assert rig.serving.current is not None
-        if bad:
+        if kind == "failed update":
             assert ended is DeploymentState.FAILED
             assert rig.serving.current.digest == bundles.components[0].digest
         else:
             assert ended is DeploymentState.CONFIRMED
             assert rig.serving.current.digest == bundles.components[1].digest
-        rig.pursue(bundles.components[2], 3)
+        rig.pursue(bundles.components[2], 4)
         assert rig.settle() is DeploymentState.CONFIRMED
         assert rig.serving.current.digest == bundles.components[2].digest
     finally:
         rig.close()
 
 
-def survive(all_cuts: list[Cut], bundles: Bundles, bad: frozenset[str], scratch: Path, every: int) -> int:
+def survive(all_cuts: list[Cut], bundles: Bundles, kind: str, scratch: Path, every: int) -> int:
     survived = 0
     for index in range(0, len(all_cuts), every):
         disk = scratch / str(index)
         all_cuts[index].tree.write_to(disk)
-        check_recovery(disk, bundles, bad)
+        check_recovery(disk, bundles, kind)
         shutil.rmtree(disk)
         survived += 1
     return survived
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_during_a_deployment_costs_neither_service_nor_the_update(
-    fails: bool, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+    kind: str, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
 ):
-    bad = frozenset({bundles.components[1].digest}) if fails else frozenset()
-    survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", EVERY)
+    survived = survive(recorded(device, bundles, kind), bundles, kind, tmp_path / "cuts", EVERY)
     proof(f"{survived} cuts survived")
-    assert survived >= 30
+    assert survived >= 20
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("fails", [False, True], ids=["update", "failed update"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_cut_during_a_deployment(
-    fails: bool, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+    kind: str, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
 ):
-    bad = frozenset({bundles.components[1].digest}) if fails else frozenset()
-    survived = survive(recorded(device, bundles, bad), bundles, bad, tmp_path / "cuts", 1)
+    survived = survive(recorded(device, bundles, kind), bundles, kind, tmp_path / "cuts", 1)
     proof(f"{survived} cuts survived")
     assert survived >= 400
 
 
+@pytest.mark.parametrize("times", SECOND_CUTS)
 def test_a_second_cut_during_recovery_is_survived_too(
-    device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
+    times: int, device: Path, bundles: Bundles, tmp_path: Path, proof: Callable[[str], None]
 ):
     chance = random.Random(5)
-    nothing: frozenset[str] = frozenset()
-    first_cuts = recorded(device, bundles, nothing)
-    survived = 0
-    for index in range(SECOND_CUTS):
+    first_cuts = recorded(device, bundles)
+    for index in range(times):
         disk = tmp_path / f"first-{index}"
         chance.choice(first_cuts).tree.write_to(disk)
         with recording(disk) as journal:
             rig = DeploymentRig(disk, NAME, bundles.files)
-            rig.start()
-            rig.pursue(bundles.components[1], 2)
-            rig.settle()
+            go(rig, bundles, "update")
             rig.close()
         second = tmp_path / f"second-{index}"
         chance.choice(list(cuts(journal))).tree.write_to(second)
-        check_recovery(second, bundles, nothing)
-        survived += 1
-    proof(f"{survived} second cuts survived")
-    assert survived == SECOND_CUTS
+        check_recovery(second, bundles)
+    proof(f"{times} second cuts survived")
 
 
 @pytest.mark.parametrize("mutant", ["no fsync of the bundle", "no fsync of the directory", "no repair at the start"])
@@ -169,18 +176,17 @@ def test_a_forgetful_agent_is_caught_by_name(
     proof: Callable[[str], None],
 ):
     """Negative control: each mutant fails the recovery check after some cut."""
-    nothing: frozenset[str] = frozenset()
     if mutant == "no fsync of the bundle":
         monkeypatch.setattr(durable, "fsync_tree", lambda root: None)
     elif mutant == "no fsync of the directory":
         monkeypatch.setattr(durable, "fsync_dir", lambda directory: None)
     else:
         monkeypatch.setattr(deployment, "repair_at_start", lambda record, active: None)
-    for index, cut in enumerate(reversed(recorded(device, bundles, nothing))):
+    for index, cut in enumerate(reversed(recorded(device, bundles))):
         disk = tmp_path / "mutant" / str(index)
         cut.tree.write_to(disk)
         try:
-            check_recovery(disk, bundles, nothing)
+            check_recovery(disk, bundles)
         except (AssertionError, EdgeopsError) as error:
             proof(f"mutant {mutant!r} caught: {str(error).splitlines()[0]}")
             return

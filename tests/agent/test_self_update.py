@@ -170,7 +170,11 @@ def test_a_version_that_cannot_be_used_is_never_started(site: Site, wheels: dict
 
 
 @pytest.mark.parametrize(
-    ("kind", "trial_s", "why"), [("hangs", SHORT_S, "did not report within"), ("dies", TRIAL_S, "ended 3 times")]
+    ("kind", "trial_s", "why"),
+    [
+        pytest.param("hangs", SHORT_S, "did not report within", marks=pytest.mark.full),
+        ("dies", TRIAL_S, "ended 3 times"),
+    ],
 )
 def test_a_version_that_does_not_get_up_is_taken_back(
     tmp_path: Path, wheels: dict[str, Path], kind: str, trial_s: float, why: str
@@ -187,7 +191,9 @@ def test_a_version_that_does_not_get_up_is_taken_back(
         site.close()
 
 
-@pytest.mark.parametrize(("kind", "check"), [("hangs", "agent_deadline"), ("dies", "agent_starts")])
+@pytest.mark.parametrize(
+    ("kind", "check"), [pytest.param("hangs", "agent_deadline", marks=pytest.mark.full), ("dies", "agent_starts")]
+)
 def test_without_the_check_a_broken_version_would_stay(
     tmp_path: Path, wheels: dict[str, Path], kind: str, check: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +214,8 @@ def test_without_the_check_a_broken_version_would_stay(
         site.close()
 
 
-def test_power_cuts_anywhere_in_an_update_leave_an_agent(site: Site, wheels: dict[str, Path]) -> None:
+@pytest.mark.full
+def test_kills_anywhere_in_an_update_leave_an_agent(site: Site, wheels: dict[str, Path]) -> None:
     """SIGKILL of all processes, then a start: again and again while the new version is on its way."""
     site.fleet.desire(site.model, site.release(wheels["good"]))
     for number in range(6):
@@ -227,6 +234,7 @@ def test_power_cuts_anywhere_in_an_update_leave_an_agent(site: Site, wheels: dic
     site.wait_version("9.3.0")
 
 
+@pytest.mark.full
 def test_a_damaged_version_is_passed_over_and_installed_again(site: Site, wheels: dict[str, Path]) -> None:
     site.update(wheels["good"])
     site.wait_version("9.1.0")
