@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import fake_fleet
 import pytest
 from adder_bundles import MODEL, PROFILE, small_bundle
-from fake_fleet import FLEET, Agent, FakeFleet, wait_for
+from fake_fleet import DEVICE, FLEET, Agent, FakeFleet, wait_for
 from securesystemslib.signer import CryptoSigner
 
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState
@@ -240,6 +241,69 @@ def impostor_server(scene: Scene) -> Callable[[], bool]:
     return lambda: bool(fleet.requests)
 
 
+def forge(scene: Scene, publisher: Publisher, role: str) -> Component:
+    """Sign release 9.0.0 of the model into a role's bins, with the keys of a publisher's home; return its wish."""
+    bundle = small_bundle(scene.folder / "evil-bundle", add=9.0)
+    pack(bundle, scene.folder / "evil.edgeops")
+    custom = TargetCustom(model=MODEL, version="9.0.0", number=90, profile=PROFILE, digest=bundle.digest)
+    target = NewTarget(target_path(MODEL, "9.0.0", PROFILE), scene.folder / "evil.edgeops", custom)
+    with publisher.changing():
+        edition = publisher._edition()
+        edition.add(role, [publisher._store(target)])
+        publisher._repository.commit(edition.sealed())
+    return Component(name=MODEL, kind=ComponentKind.MODEL, release="9.0.0", target=target.path, digest=bundle.digest)
+
+
+def another_models_key(scene: Scene) -> Callable[[], bool]:
+    """Who may publish another model releases this one, and has what wants it signed."""
+    fleet = scene.fleet
+    file = scene.folder / "other.edgeops"
+    file.write_bytes(b"another model")
+    custom = TargetCustom(model="other", version="1.0.0", number=1, profile=PROFILE, digest="sha256:0")
+    fleet.publisher.publish([NewTarget(target_path("other", "1.0.0", PROFILE), file, custom)])
+    fleet.desire(forge(scene, fleet.publisher, "other"))
+    return lambda: scene.serves(9)
+
+
+def revoked_key(scene: Scene) -> Callable[[], bool]:
+    """A model's key was stolen and has been replaced; the thief has the artifact server, and signs on."""
+    fleet, copy = scene.fleet, scene.folder / "stolen"
+    shutil.copytree(fleet.home, copy)
+    fleet.publisher.rotate(f"model-{MODEL}")
+    wish = forge(scene, Publisher(copy), MODEL)
+    for file in (copy / "repository").rglob("*"):
+        honest = fleet.home / file.relative_to(copy)
+        if file.is_file() and (not honest.exists() or f"-{MODEL}" in file.name):
+            fleet.changed_paths[f"/{file.relative_to(copy / 'repository').as_posix()}"] = file.read_bytes()
+    fleet.desire(wish)
+    return lambda: scene.serves(9)
+
+
+def mixed_metadata(scene: Scene) -> Callable[[], bool]:
+    """The artifact server gives, under the names of a role's newest metadata, what that role said before: a release
+    that it does not like was never there."""
+    folder = scene.fleet.home / "repository" / "metadata"
+    before = set(folder.iterdir())
+    wanted = scene.release(3)
+    for file in set(folder.iterdir()) - before:
+        number, _, name = file.name.partition(".")
+        if name.startswith("bins-"):
+            older = folder / f"{int(number) - 1}.{name}"
+            scene.fleet.changed_paths[f"/metadata/{file.name}"] = older.read_bytes()
+    scene.fleet.desire(wanted)
+    return lambda: scene.refused("E-TRUST-TARGET")
+
+
+def oversized_metadata(scene: Scene) -> Callable[[], bool]:
+    """The artifact server makes a device load and keep far more than there is to say."""
+    wanted = scene.release(3)
+    honest = (scene.fleet.home / "repository" / "metadata" / "timestamp.json").read_bytes()
+    scene.fleet.changed_paths["/metadata/timestamp.json"] = honest + b" " * (8 << 20)
+    scene.fleet.desire(wanted)
+    kept = scene.folder / "device" / "trust" / "timestamp.json"
+    return lambda: kept.stat().st_size > 8 << 20
+
+
 ATTACKS = {
     "forged desired state": Attack(forged_desired, "E-TRUST-SIGNATURE", "statement_signatures", full=False),
     "forged command": Attack(forged_command, "E-TRUST-SIGNATURE", "statement_signatures"),
@@ -253,6 +317,10 @@ ATTACKS = {
     "downgrade": Attack(downgrade, "E-TRUST-DOWNGRADE", "downgrade"),
     "mislabelled desired state": Attack(mislabelled_desired, "E-TRUST-TARGET", "agreement"),
     "second voice": Attack(second_voice, "E-TRUST-REPLAY", "kept_desired"),
+    "another models key": Attack(another_models_key, "E-TRUST-TARGET", "delegated_paths"),
+    "revoked key": Attack(revoked_key, "E-TRUST-METADATA", "metadata_signatures"),
+    "mixed metadata": Attack(mixed_metadata, "E-TRUST-METADATA", "snapshots_word"),
+    "oversized metadata": Attack(oversized_metadata, "E-WIRE-SIZE", "size_limits"),
     "impostor server": Attack(impostor_server, "E-NET-UNREACHABLE", "server_certificate"),
 }
 PARAMETERS = [
@@ -286,6 +354,69 @@ def test_the_attack_succeeds_without_the_one_check(scene: Scene, name: str):
     scene.begin(attack.without)
     has_succeeded = attack.act(scene)
     wait_for(has_succeeded, f"it did not succeed without {attack.without}")
+
+
+def enrolled_by_an_impostor(folder: Path) -> tuple[bool, str]:
+    """Start a device whose token is honest, and whose server's address leads to somebody else with a fleet of their
+    own; return whether it joined that one, and what it said."""
+    honest, impostor = FakeFleet(folder / "honest"), FakeFleet(folder / "impostor")
+    try:
+        agent = Agent(honest, folder / "device")
+        agent._token.write_text(honest.token(server=impostor._bootstrap.url))
+        agent.start_unwatched()
+        assert agent.process is not None
+        process = agent.process
+        wait_for(lambda: agent.facts() or process.poll() is not None, "it neither starts nor ends")
+        joined = DEVICE in impostor.certificates
+        agent.stop()
+        return joined, agent.log.read_text()
+    finally:
+        honest.stop()
+        impostor.stop()
+
+
+@pytest.mark.full
+def test_a_real_device_takes_no_impostor_for_its_first_trust(tmp_path: Path):
+    joined, said = enrolled_by_an_impostor(tmp_path)
+    assert not joined
+    assert "E-TRUST-ROOT" in said
+    assert not (tmp_path / "device" / "identity").exists()
+
+
+@pytest.mark.full
+def test_without_the_tokens_pins_it_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Negative control."""
+    monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
+    monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "token_pins")
+    assert enrolled_by_an_impostor(tmp_path)[0]
+
+
+@pytest.mark.full
+def test_a_real_device_goes_on_after_a_stolen_online_key_was_replaced(scene: Scene):
+    """Its thief pushed versions far ahead, so that all honest ones look rolled back."""
+    scene.begin(None)
+    home, copy = scene.fleet.home, scene.folder / "stolen"
+    shutil.copytree(home, copy)
+    thief = Publisher(copy)
+    for _ in range(20):
+        with thief.changing():
+            edition = thief._edition()
+            edition.touch("timestamp")
+            thief._repository.commit(edition.sealed())
+    timestamp = (copy / "repository" / "metadata" / "timestamp.json").read_bytes()
+    scene.fleet.changed_paths["/metadata/timestamp.json"] = timestamp
+    wanted = scene.release(3)
+    scene.fleet.desire(wanted)
+    pushed = json.loads(timestamp)["signed"]["version"]
+    wait_for(lambda: scene.trusted("timestamp") == pushed, "the device did not see what the thief signed")
+    # Control: with the honest server back, honest metadata is refused as a rollback until the key is replaced.
+    scene.fleet.changed_paths.clear()
+    scene.fleet.desire(wanted)
+    wait_for(lambda: scene.refused("E-TRUST-METADATA"), "it was no attack")
+    scene.fleet.publisher.rotate("timestamp")
+    scene.fleet.desire(wanted)
+    scene.fleet.wait_state(DeploymentState.CONFIRMED)
+    assert scene.serves(3)
 
 
 def test_the_one_check_that_is_missing_is_the_only_thing_that_is_missing(tmp_path: Path):

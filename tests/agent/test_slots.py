@@ -162,7 +162,7 @@ def test_a_lost_flag_falls_back_to_what_proved_itself(component: Path, packed: l
 def cut_everywhere(
     component: Path, act: Callable[[Slots], None], scratch: Path, every: int = 1
 ) -> Iterator[tuple[bool, Slots]]:
-    """Disks that a power cut during `act` may leave, every so many of them, opened: (after the last operation, slots)."""
+    """Disks that a power cut during `act` may leave, every so many, opened: (after the last operation, slots)."""
     slots = Slots(component)
     with recording(component) as journal:
         act(slots)
