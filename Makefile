@@ -46,7 +46,7 @@ test-full: install test-system fuzzer zoo browser ## every test, with exhaustive
 	$(BIN)/pytest $(SPREAD) -m 'not scale and not boards and not vm' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
-	$(BIN)/pytest -m scale
+	$(BIN)/pytest -m scale --capture=no
 
 test-hil: install hil-system ## rigs: host store, emulated Cortex-M boards, an arm64 Debian under QEMU's user emulation
 	$(BIN)/pytest tests/hil tests/firmware_bridge -m 'not vm' --timeout=3600

@@ -44,8 +44,10 @@ def test_none_of_a_fleet_is_lost(tmp_path: Path, count: int) -> None:
     devices = [SimulatedDevice(one, "f1", broker, {key.keyid: key}, frozenset()) for one in identities]
     simulator = Simulator(devices, telemetry_every_s=max(1.0, count / 200))
     try:
+        begun = time.monotonic()
         simulator.start()
         assert simulator.wait_online(max(30.0, count / 20))
+        print(f"{count} devices: connected in {time.monotonic() - begun:.1f} s", flush=True)
         gates = GatesInfo(timeout_s=1200)
         for version, groups in (("1.0.0", ("100%",)), ("1.1.0", ("10%", "50%", "100%"))):
             made = serving.api.create_rollout(
@@ -56,10 +58,14 @@ def test_none_of_a_fleet_is_lost(tmp_path: Path, count: int) -> None:
                 counts = [c for g in serving.api.rollout(rollout_id).groups for c in g.profiles.values()]
                 return sum(c.confirmed for c in counts)
 
-            deadline_s = time.monotonic() + max(60.0, count / 10)
+            begun = time.monotonic()
+            deadline_s = begun + max(60.0, count / 10)
             while through() < count:
                 assert time.monotonic() < deadline_s, f"{through()} of {count} are through"
                 time.sleep(0.2)
+            print(
+                f"{version} is on all {count} in {time.monotonic() - begun:.1f} s, in {len(groups)} groups", flush=True
+            )
         assert {device.running[MODEL].release for device in devices} == {"1.1.0"}
         wait_for(lambda: simulator.windows >= count, "too few windows were told")
         simulator.stop()
@@ -71,6 +77,7 @@ def test_none_of_a_fleet_is_lost(tmp_path: Path, count: int) -> None:
                 return session.scalar(select(func.count()).select_from(TelemetryWindow)) == simulator.windows
 
         wait_for(kept, "windows that were acknowledged are not in the registry")
+        print(f"{simulator.windows} windows were told, and all are kept", flush=True)
         assert all(device.refused == 0 for device in devices)
         assert sum(device.rejected_messages for device in serving.api.devices()) == 0
     finally:
