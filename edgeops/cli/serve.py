@@ -27,6 +27,13 @@ from edgeops.cli.options import home_option
     help="One part of a control plane that is split over one PostgreSQL.",
 )
 @click.option("--web", is_flag=True, help="Serve the read-only web page, at /ui of the REST API's address.")
+@click.option(
+    "--requests-per-s",
+    type=click.FloatRange(1, 100_000),
+    default=100.0,
+    show_default=True,
+    help="Requests of one API token each second, in the long run; four seconds' worth at once.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done, not only what goes wrong.")
 def command(
     home: Path,
@@ -38,6 +45,7 @@ def command(
     approval: bool,
     role: Literal["all", "api", "ingest", "rollout"],
     web: bool,
+    requests_per_s: float,
     verbose: bool,
 ) -> None:
     """Serve a fleet until SIGTERM or Ctrl-C; one line of JSON on stdout says when it is ready, and where."""
@@ -46,4 +54,5 @@ def command(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    serve(ServeOptions(home, host, advertise, port, broker, database, approval, role, web), on_ready=click.echo)
+    options = ServeOptions(home, host, advertise, port, broker, database, approval, role, web, requests_per_s)
+    serve(options, on_ready=click.echo)

@@ -534,10 +534,13 @@ def _backoff_s(attempt: int) -> float:
 def _retry_after_s(answer: _Answer) -> float | None:
     """Return how long to wait at least before the request is made again; None: its answer is final.
 
-    409 asks for a wait while the first request with the key is under way. A kept answer stays as it is.
+    409 asks for a wait while the first request with the key is under way, 429 where there were too many. A kept answer
+    stays as it is.
     """
     wait = answer.headers.get("Retry-After", "")
-    if "Idempotency-Replayed" in answer.headers or not (answer.status == 503 or (answer.status == 409 and wait)):
+    soon = wait.isdecimal() and float(wait) <= RETRY_MAX_S
+    waits = answer.status == 503 or (answer.status == 409 and wait) or (answer.status == 429 and soon)
+    if "Idempotency-Replayed" in answer.headers or not waits:
         return None
     return min(float(wait), RETRY_MAX_S) if wait.isdecimal() else 0.0
 

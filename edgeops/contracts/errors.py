@@ -146,7 +146,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-REPORT-DIGEST": ErrorCode(Fault.PEER, "A device says it runs the release, but names another bundle."),
     "E-REPORT-STALE": ErrorCode(Fault.PEER, "A device's report is older than one that was already accepted."),
     "E-API-AUTH": ErrorCode(Fault.USAGE, "The API token is missing or wrong."),
-    "E-API-RATE": ErrorCode(Fault.PEER, "Too many refused attempts from this address; try again later."),
+    "E-API-RATE": ErrorCode(Fault.PEER, "Too many requests, or refused attempts from this address; try again later."),
     "E-API-ROLE": ErrorCode(Fault.USAGE, "The API token's role does not allow this."),
     "E-API-REQUEST": ErrorCode(Fault.USAGE, "The API request is not valid."),
     "E-API-IDEMPOTENCY": ErrorCode(Fault.USAGE, "The header Idempotency-Key cannot be used as it is."),

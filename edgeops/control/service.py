@@ -27,6 +27,7 @@ from edgeops.control.access import Doorkeeper
 from edgeops.control.api.app import api_app
 from edgeops.control.api.artifacts import artifacts_app
 from edgeops.control.api.base import ControlApi
+from edgeops.control.api.limits import REQUESTS_PER_S
 from edgeops.control.api.resources import BrokerHealth, Health
 from edgeops.control.backup import DATABASE_NAME
 from edgeops.control.broker.start import BrokerKind, BrokerTls, RunningBroker, is_free, local_host, start_broker
@@ -89,6 +90,7 @@ class ServeOptions(NamedTuple):
         database: SQLAlchemy URL of the registry; None: an SQLite file in the home.
         approval: No rollout starts that a second person has not approved.
         web: Serve the web page beside the REST API.
+        requests_per_s: How many requests an API token may make each second, in the long run.
         role: `all`, or one part of a control plane that is split over one PostgreSQL; see `roles`.
     """
 
@@ -101,6 +103,7 @@ class ServeOptions(NamedTuple):
     approval: bool = False
     role: Role = "all"
     web: bool = False
+    requests_per_s: float = REQUESTS_PER_S
 
 
 class ControlPlane:
@@ -320,6 +323,7 @@ class ControlPlane:
             shut_out=self._gatekeeper.shut_out,
             health=self._health,
             metrics=lambda: exposition(self._collector),
+            requests_per_s=self._options.requests_per_s,
         )
 
     def _api_listener(self, control: ControlApi, bound: socket.socket) -> Listener:

@@ -13,12 +13,15 @@ import msgspec
 import pytest
 import urllib3
 from served_fleet import MODEL, PROFILES, Fleet, Serving
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 from edgeops.client import resources
 from edgeops.client.api import Api
 from edgeops.contracts.enrolment import EnrolRequest
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.wire import encode
+from edgeops.control.api import limits
 
 GOOD = {"model": MODEL, "version": "1.0.0"}
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
@@ -60,6 +63,41 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str]:
     assert said["code"] in ERROR_CODES
     assert said["type"] == f"urn:edgeops:error:{said['code']}"
     return status, said["code"]
+
+
+def test_a_bucket_fills_again_and_memory_stays_bounded() -> None:
+    now_s = [0.0]
+    buckets = limits.Buckets(10.0, 5, lambda: now_s[0])
+    assert [buckets.take("a") for _ in range(5)] == [0.0] * 5
+    assert buckets.take("a") == pytest.approx(0.1)
+    assert buckets.take("b") == 0.0  # the control: another one is not meant
+    now_s[0] = 0.1
+    assert (buckets.take("a"), buckets.take("a") > 0) == (0.0, True)
+    for number in range(2 * limits.MAX_ADDRESSES):
+        buckets.take(str(number))
+    assert len(buckets._left) == limits.MAX_ADDRESSES
+
+
+def test_who_asks_too_often_waits_and_a_guesser_slows_nobody_down() -> None:
+    """Each middleware is the real one; the app behind it knows one token."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        known = (b"authorization", b"Bearer good") in scope["headers"]
+        await PlainTextResponse("", 200 if known else 401)(scope, receive, send)
+
+    limited = TestClient(
+        limits.RateLimit(app, limits.Buckets(0.001, 9), limits.Buckets(0.001, 3)), base_url="https://x"
+    )  # fmt: skip
+
+    def ask(token: str) -> int:
+        return limited.get("/api/v1/devices", headers={"Authorization": token}).status_code
+
+    assert [ask(f"Bearer guess-{number}") for number in range(6)] == [401, 401, 401, 429, 429, 429]
+    assert [ask("Bearer good") for _ in range(9)] == [200] * 9
+    answer = limited.get("/api/v1/devices", headers={"Authorization": "Bearer good"})
+    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (429, "E-API-RATE", "1000")
+    # One that a monitor asks is always answered; the app's 401 shows that it came through.
+    assert limited.get("/api/v1/health").status_code == 401
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "Bearer", "a b"])

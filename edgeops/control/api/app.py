@@ -82,6 +82,11 @@ def api_app(control: ControlApi) -> FastAPI:
     app.add_middleware(repeats.IdempotencyKeys, database=control.database, door=door)
     app.add_middleware(conditions.EntityTags)
     app.add_middleware(limits.BodyLimit)
+    app.add_middleware(
+        limits.RateLimit,
+        callers=limits.Buckets(control.requests_per_s, max(1, round(control.requests_per_s * limits.BURST_S))),
+        strangers=limits.Buckets(limits.STRANGERS_PER_S, limits.STRANGERS_BURST),
+    )
     app.add_middleware(limits.SafeHeaders)
     return app
 

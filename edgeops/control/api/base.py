@@ -18,6 +18,7 @@ from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.release import Release
 from edgeops.control import access, enrolment
 from edgeops.control.api import resources
+from edgeops.control.api.limits import REQUESTS_PER_S
 from edgeops.control.database import Database
 
 PAGE_DEFAULT, PAGE_MAX = 100, 500
@@ -49,6 +50,7 @@ class ControlApi(NamedTuple):
         shut_out: Ends a revoked device's session and keeps it out.
         health: Returns the control plane's health.
         metrics: Returns what Prometheus reads.
+        requests_per_s: How many requests a token may make each second, in the long run.
     """
 
     database: Database
@@ -67,6 +69,7 @@ class ControlApi(NamedTuple):
     shut_out: Callable[[str], None]
     health: Callable[[], resources.Health]
     metrics: Callable[[], bytes]
+    requests_per_s: float = REQUESTS_PER_S
 
 
 def told(resource: BaseModel) -> Response:

@@ -1,25 +1,34 @@
-"""What every request is held to: a limit on the body's size, also where no length is announced; safe headers."""
+"""What every request is held to: how many, how large (also where no length is announced), and safe headers."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.api.problems import problem_of
 
 MAX_BODY_BYTES = 256 << 10
+HEALTH = "/api/v1/health"
+REQUESTS_PER_S = 100.0
+# What a caller may do at once, in seconds of its rate.
+BURST_S = 4
+STRANGERS_PER_S, STRANGERS_BURST = 5.0, 300
 MAX_REFUSED = 20
 ATTEMPTS_WINDOW_S = 60.0
 MAX_ADDRESSES = 10_000
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
     "Strict-Transport-Security": "max-age=31536000",
     "X-Content-Type-Options": "nosniff",
 }
@@ -59,6 +68,79 @@ class BodyLimit:
                 return
         if taken > MAX_BODY_BYTES:
             await _too_large(scope, receive, send)
+
+
+class Buckets:
+    """Counts what each of many may do: so much at once, and so much a second in the long run.
+
+    Args:
+        per_s: Tokens that come back each second.
+        burst: Tokens of a full bucket.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._burst, self._clock = per_s, burst, clock
+        self._left: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, key: str) -> float:
+        """Take a token; return 0, or how many seconds to wait for one."""
+        now_s = self._clock()
+        with self._lock:
+            left, at_s = self._left.pop(key, (float(self._burst), now_s))
+            left = min(float(self._burst), left + (now_s - at_s) * self._per_s)
+            wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
+            # Put in last, so that the first is the one that was asked for least lately: memory stays bounded.
+            self._left[key] = (left - 1 if left >= 1 else left, now_s)
+            if len(self._left) > MAX_ADDRESSES:
+                del self._left[next(iter(self._left))]
+        return wait_s
+
+
+class RateLimit:
+    """ASGI middleware that answers 429 to who asks too often: by token, and by address for wrong tokens and none.
+
+    Whoever has a token that holds is not slowed down by what others of the same address try.
+
+    Args:
+        app: What it stands before.
+        callers: What each token, and each address without one, may do.
+        strangers: How many requests of an address may fail for want of a token that holds.
+    """
+
+    def __init__(self, app: ASGIApp, callers: Buckets, strangers: Buckets) -> None:
+        self._app, self._callers, self._strangers = app, callers, strangers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["path"] == HEALTH:
+            await self._app(scope, receive, send)
+            return
+        address = scope["client"][0] if scope.get("client") else ""
+        token = Headers(scope=scope).get("Authorization", "")
+        caller = hashlib.sha256(token.encode()).hexdigest() if token else f"at {address}"
+        if wait_s := self._callers.take(caller):
+            await _too_often("requests", wait_s)(scope, receive, send)
+            return
+        refused = False
+
+        async def unless_guessed(message: Message) -> None:
+            nonlocal refused
+            failed = message["type"] == "http.response.start" and message["status"] == 401
+            if failed and (wait_s := self._strangers.take(address)):
+                refused = True
+                await _too_often("requests without a token that holds", wait_s)(scope, receive, send)
+            if not refused:
+                await send(message)
+
+        await self._app(scope, receive, unless_guessed)
+
+
+def _too_often(what: str, wait_s: float) -> Response:
+    answer = problem_of(EdgeopsError("E-API-RATE", f"too many {what}", "Wait as long as Retry-After says."))
+    answer.headers["Retry-After"] = str(math.ceil(wait_s))
+    return answer
 
 
 class Attempts:
