@@ -35,14 +35,17 @@ def main() -> None:
                 got[accepted] = 0
                 selector.register(accepted, selectors.EVENT_READ)
                 continue
-            count = len(client.recv(1 << 18))
-            got[client] += count
+            try:
+                count = len(client.recv(1 << 18))
+                got[client] += count
+                if got[client] >= wanted:
+                    got[client] -= wanted
+                    client.sendall(answer)
+            except (ConnectionResetError, BrokenPipeError):
+                count = 0
             if not count:
                 selector.unregister(client)
                 client.close()
-            elif got[client] >= wanted:
-                got[client] -= wanted
-                client.sendall(answer)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Union
 
 import msgspec
 
+from edgeops.agent.door import Door
 from edgeops.contracts.deployment import SelfTestFigures
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
@@ -27,7 +28,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         ram_mib: Memory of this class of device: no bundle may have more.
         threads: Inference threads.
         affinity: CPUs that the process may use; empty: any.
-        cache_dir: Where the runtime may keep what it builds.
+        cache_dir: Where the runtime may keep engines that it builds for this device.
     """
 
     directory: str
@@ -44,7 +45,9 @@ class Test(msgspec.Struct, frozen=True, tag=True):
 
 
 class Serve(msgspec.Struct, frozen=True, tag=True):
-    """Begin to accept connections."""
+    """Begin to accept connections, over HTTP of those who may pass the door."""
+
+    door: Door = Door()
 
 
 class Probe(msgspec.Struct, frozen=True, tag=True):
@@ -80,6 +83,10 @@ class Draw(msgspec.Struct, frozen=True, tag=True):
     count: int
     max_bytes: int
     share: float
+
+
+class Building(msgspec.Struct, frozen=True, tag=True):
+    """The runtime builds an engine for this device before it can load the bundle; that may take minutes."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -132,7 +139,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Union[Load, Test, Serve, Probe, Drain, Shadow, Mirror, Draw]  # noqa: UP007  evaluated at run time, also on Python 3.10
-FromWorker = Union[Loaded, Tested, Serving, Alive, Counted, Busy, Drawn, Refused]  # noqa: UP007
+FromWorker = Union[Building, Loaded, Tested, Serving, Alive, Counted, Busy, Drawn, Refused]  # noqa: UP007
 
 
 class Framing:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edgeops.agent import downloads, holds
+from edgeops.agent.door import door_for
 from edgeops.agent.downloads import DownloadRules
 from edgeops.agent.holds import HoldRules
 from edgeops.agent.samples import SampleRules
@@ -56,4 +57,5 @@ def read_config(root: Path) -> AgentConfig:
         raise EdgeopsError("E-CONFIG", f"{path}: {error}", "Correct it, or remove it for the defaults.") from error
     holds.check(config.holds)
     downloads.check(config.downloads)
+    door_for(config.serving)
     return config

@@ -14,6 +14,7 @@ from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
 from edgeops.agent.house import House
 from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
+from edgeops.agent.room import fits_beside
 from edgeops.agent.self_update import AgentServing
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.slots import SlotName, Slots
@@ -69,7 +70,9 @@ class Deployment:
         else:
             kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
             socket_path = (house.settings.socket_dir or house.state.sockets) / f"{name}.sock"
-            self.serving = ModelServing(house.loop, self, [*kept, *ports], socket_path, house.groups)
+            self.serving = ModelServing(
+                house.loop, self, [*kept, *ports], socket_path, house.settings.serving, house.groups
+            )
         self._floor_number = floor_number
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
@@ -320,7 +323,10 @@ class Deployment:
             self.handle(Event.HOLD, **self._waiting.told(hold))
 
     def _test(self) -> None:
-        self.serving.try_out(self._load(self._slots.candidate))
+        name, want = self._slots.candidate, self.record.want
+        # A shadow is asked for to run beside what serves: that it does, or fails.
+        shadows = want is not None and want.shadow is not None
+        self.serving.try_out(self._load(name), alone=not shadows and not self._fits_beside(name))
 
     def _shadow(self) -> None:
         want = self.record.want
@@ -404,6 +410,10 @@ class Deployment:
     }
 
     # What the workers say: `serving.ServingEvents`
+
+    def building(self, for_s: float) -> None:
+        """A worker's runtime builds an engine for this device: once for each bundle, in the candidate's slot."""
+        self._observer.stepped(self, None, f"the runtime builds an engine for this device, for {for_s:.0f} s by now")
 
     def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
@@ -503,7 +513,16 @@ class Deployment:
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     def _serve(self, name: SlotName) -> None:
-        self.serving.serve(self._load(name))
+        self.serving.serve(self._load(name), alone=not self._fits_beside(name))
+
+    def _fits_beside(self, name: SlotName) -> bool:
+        """Say whether a bundle can be loaded while the one that serves does so."""
+        files = self._slots.bundle_path(name)
+        size_mib = sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) / (1 << 20)
+        fits = fits_beside(size_mib, self._house.conditions().memory_available_mib)
+        if not fits:
+            log.warning("%s: no room for two bundles: requests wait while it is changed", self.record.name)
+        return fits
 
     def _load(self, name: SlotName) -> Load:
         slot = self._slots.records[name].slot
@@ -514,4 +533,5 @@ class Deployment:
             ram_mib=self._house.ram_mib,
             threads=self._house.serving.threads,
             affinity=self._house.serving.affinity,
+            cache_dir=str(self._slots.engines_path(name)),
         )

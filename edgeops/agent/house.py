@@ -25,8 +25,8 @@ class DeploymentObserver(Protocol):
     def changed(self, deployment: Deployment) -> None:
         """Its report differs from before."""
 
-    def stepped(self, deployment: Deployment, percent: float | None) -> None:
-        """It came a step further."""
+    def stepped(self, deployment: Deployment, percent: float | None, doing: str = "") -> None:
+        """It came a step further, or says what takes it so long."""
 
     def counted(self, window: ModelWindow) -> None:
         """It served."""

@@ -263,7 +263,7 @@ class _Alone:
     def changed(self, deployment: Deployment) -> None:
         """A component's report differs from before."""
 
-    def stepped(self, deployment: Deployment, percent: float | None) -> None:
+    def stepped(self, deployment: Deployment, percent: float | None, doing: str = "") -> None:
         """A component came a step further."""
 
     def busy(self, for_s: float) -> None:

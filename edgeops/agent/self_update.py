@@ -74,8 +74,8 @@ class AgentServing:
         """Whether what should run is what runs, and the fleet has heard of it."""
         return self._wanted == self._life.running.digest and self._life.heard()
 
-    def serve(self, load: Load) -> None:
-        """Let a version run: nothing if it is this one, else a new start."""
+    def serve(self, load: Load, *, alone: bool = False) -> None:
+        """Let a version run: nothing if it is this one, else a new start. One version runs at a time in any case."""
         self._wanted = load.digest
         if load.digest == self._life.running.broken:
             what = f"agent version {load.release} does not get up"
@@ -85,7 +85,7 @@ class AgentServing:
         else:
             self._loop.post(self._events.serves)
 
-    def try_out(self, load: Load) -> None:
+    def try_out(self, load: Load, *, alone: bool = False) -> None:
         """Install a version beside its wheels, and have it say who it is."""
         self.drop_candidate()
         self.has_tested_candidate = False

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from edgeops.agent import channel
 from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
+from edgeops.agent.door import door_for, listen, url
 from edgeops.agent.loop import Loop, Timer
+from edgeops.agent.porter import AWAY, Porter
+from edgeops.agent.settings import ServingRules
 from edgeops.agent.workers import WorkerProcess
 from edgeops.contracts.deployment import SelfTestFigures, Shadowing
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.transport import unix
 from edgeops.transport.mqtt import backoff_s
@@ -22,6 +27,8 @@ from edgeops.transport.mqtt import backoff_s
 log = logging.getLogger(__name__)
 
 LOAD_WITHIN_S = 300.0
+BUILD_WITHIN_S = 3600.0
+BUILD_TOLD_EVERY_S = 10.0
 TEST_WITHIN_S = 300.0
 PROBE_EVERY_S = 1.0
 PROBE_WITHIN_S = 30.0
@@ -29,6 +36,7 @@ DRAIN_WITHIN_S = 60.0
 CALM_AFTER_S = 60.0
 # Until a worker sets its own limit, its group may have the device's memory and what the interpreter takes.
 GROUP_SLACK_MIB = 256.0
+REFUSED_TOLD_EVERY_S = 10.0
 _BACKLOG = 512
 _DAMAGED = frozenset({"E-BUNDLE-DAMAGED", "E-BUNDLE-INVALID"})
 _RESTART_FIRST_S, _RESTART_MAX_S = 0.2, 30.0
@@ -36,6 +44,9 @@ _RESTART_FIRST_S, _RESTART_MAX_S = 0.2, 30.0
 
 class ServingEvents(Protocol):
     """Who hears of it."""
+
+    def building(self, for_s: float) -> None:
+        """A worker's runtime builds an engine for this device, for so long by now."""
 
     def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
@@ -78,10 +89,11 @@ class ModelServing:
         events: Who hears of it.
         ports: Ports to try, in this order; 0: any.
         socket_path: Where to listen for frames.
+        rules: What the site wants of it.
         groups: Where workers get control groups; None: nowhere.
 
     Raises:
-        EdgeopsError: E-CONFIG; none of the ports is free, or no socket can be made there.
+        EdgeopsError: E-CONFIG; none of the ports is free, no socket can be made there, or the rules are not safe.
     """
 
     def __init__(
@@ -90,10 +102,12 @@ class ModelServing:
         events: ServingEvents,
         ports: list[int],
         socket_path: Path,
+        rules: ServingRules,
         groups: Groups | None = None,
     ) -> None:
         self._loop, self._events, self._groups = loop, events, groups
-        self._listener = _listen(ports)
+        self._door = door_for(rules)
+        self._listener = listen(rules.address, ports, backlog=_BACKLOG)
         self.socket_path = socket_path
         try:
             self._lines_listener = unix.listen(socket_path, backlog=_BACKLOG)
@@ -114,26 +128,85 @@ class ModelServing:
         self._crashes = 0
         self._restart: Timer | None = None
         self._deadlines: dict[int, Timer] = {}
+        self._building: dict[int, float] = {}
         self._probes = 0
         self._probe_sent_s: float | None = None
+        # Two bundles do not fit: what served, to be taken up again, and what follows once a worker has ended.
+        self._aside: Load | None = None
+        self._after_gone: dict[int, Callable[[], None]] = {}
+        self._rules = rules
+        self._porter = Porter(self._listener, self._lines_listener, tls=bool(rules.certificate))
+        self._patience: Timer | None = None
+        self._served: Load | None = None
+        self._look_to_the_door()
 
     @property
     def endpoint(self) -> str:
         """The local address for clients."""
-        return f"http://127.0.0.1:{self.port}"
+        return url(self._rules, self.port)
 
-    def serve(self, load: Load) -> None:
-        """Let a bundle serve that proved itself before; what serves now does so until this one is ready."""
+    def serve(self, load: Load, *, alone: bool = False) -> None:
+        """Let a bundle serve that proved itself before; what serves now does so until this one is ready.
+
+        With `alone` that ends first: the device has no room for two.
+        """
         self._cancel_restart()
-        self._retire_on_success()
         self._crashes = 0
+        self._forget_aside()
+        if alone and self._current is not None:
+            self._clear_room(lambda: self._start_current(load))
+            return
+        self._retire_on_success()
         self._start_current(load)
 
-    def try_out(self, load: Load) -> None:
-        """Load and self-test a candidate in a worker of its own; what serves now is untouched."""
+    def try_out(self, load: Load, *, alone: bool = False) -> None:
+        """Load and self-test a candidate in a worker of its own; what serves now is untouched.
+
+        With `alone` what serves now ends first, and is taken up again if the candidate does not take its place:
+        meanwhile requests wait.
+        """
+        aside, self._aside = self._aside, None
         self.drop_candidate()
         self._tested = False
+        if alone and self._current is not None:
+            self._aside = self._current.load
+            self._clear_room(lambda: self._try_now(load))
+        elif alone and aside is not None:
+            self._aside = aside
+            self._when_left(lambda: self._try_now(load))
+        else:
+            if aside is not None:
+                self._start_current(aside)
+            self._try_now(load)
+
+    def _try_now(self, load: Load) -> None:
         self._candidate = self._spawn(load)
+
+    def _when_left(self, then: Callable[[], None]) -> None:
+        """Go on once nobody is left who takes up room."""
+        self._after_gone.clear()
+        if self._leaving:
+            self._after_gone[max(self._leaving)] = then
+        else:
+            then()
+
+    def _clear_room(self, then: Callable[[], None]) -> None:
+        """Let what serves now finish what it answers and end; then go on."""
+        if self._current is not None:
+            process, self._current = self._current.process, None
+            self._after_gone[process.number] = then
+            self._drain(process)
+            self._serves_not_yet()
+
+    def _take_up_again(self) -> None:
+        """Serve what made room for a candidate that is not to serve."""
+        load, self._aside = self._aside, None
+        if load is not None:
+            self._start_current(load)
+
+    def _forget_aside(self) -> None:
+        self._aside = None
+        self._after_gone.clear()
 
     @property
     def has_tested_candidate(self) -> bool:
@@ -171,11 +244,12 @@ class ModelServing:
         if self._candidate is None or not self._tested:
             raise EdgeopsError("E-AGENT-STATE", "no tested candidate to promote")
         self._cancel_restart()
+        self._forget_aside()
         self._retire_on_success()
         self._current, self._candidate, self._shadowing = self._candidate, None, None
         self._crashes = 0
         self._serves_not_yet()
-        self._current.process.send(channel.Serve())
+        self._current.process.send(channel.Serve(self._door))
 
     def drop_candidate(self) -> None:
         """End the candidate's worker, if there is one."""
@@ -183,10 +257,13 @@ class ModelServing:
         self._shadowing = None
         if candidate is not None:
             self._kill(candidate.process)
+        if self._aside is not None:
+            self._when_left(self._take_up_again)
 
     def stop(self) -> None:
         """Serve no more: what is under way is finished."""
         self._cancel_restart()
+        self._forget_aside()
         self.drop_candidate()
         self._retire_on_success()
         for process in self._successor_pending:
@@ -197,6 +274,9 @@ class ModelServing:
     def close(self) -> None:
         """Stop, and give the port back."""
         self.stop()
+        if self._patience is not None:
+            self._patience.cancel()
+        self._porter.stop()
         self._listener.close()
         self._lines_listener.close()
         self.socket_path.unlink(missing_ok=True)
@@ -234,6 +314,12 @@ class ModelServing:
     # From workers
 
     def _said(self, process: WorkerProcess, message: object) -> None:
+        if isinstance(message, channel.Building):
+            self._set_deadline(process, BUILD_WITHIN_S)
+            self._building[process.number] = time.monotonic()
+            self._tell_of_build(process)
+        elif isinstance(message, channel.Loaded):
+            self._building.pop(process.number, None)
         if isinstance(message, channel.Counted):
             self._events.counted(message.window)
         elif isinstance(message, channel.Busy):
@@ -262,12 +348,14 @@ class ModelServing:
         process = current.process
         if isinstance(message, channel.Loaded):
             self._clear_deadline(process)
-            process.send(channel.Serve())
+            process.send(channel.Serve(self._door))
         elif isinstance(message, channel.Serving):
             for old in self._successor_pending:
                 self._drain(old)
             self._successor_pending.clear()
             self.is_serving = True
+            self._look_to_the_door()
+            self._served = current.load
             self._probe_sent_s = None
             self._loop.after(CALM_AFTER_S, lambda: self._calm(process))
             self._connect_shadow()
@@ -294,12 +382,17 @@ class ModelServing:
 
     def _gone(self, process: WorkerProcess, how: str) -> None:
         self._clear_deadline(process)
+        self._building.pop(process.number, None)
         how = self._last_words.pop(process.number, how)
         self._leaving.pop(process.number, None)
         if process in self._successor_pending:
             self._successor_pending.remove(process)
-        if self._candidate is not None and process is self._candidate.process:
+        then = self._after_gone.pop(process.number, None)
+        if then is not None:
+            then()
+        elif self._candidate is not None and process is self._candidate.process:
             self._candidate = self._shadowing = None
+            self._take_up_again()
             self._events.test_failed(EdgeopsError("E-AGENT-WORKER", f"the candidate's worker {how}"))
         elif self._current is not None and process is self._current.process:
             load, self._current = self._current.load, None
@@ -309,6 +402,40 @@ class ModelServing:
             log.error("worker %d %s; next start in %.1f s", process.number, how, wait_s)
             self._restart = self._loop.after(wait_s, lambda: self._start_current(load))
             self._events.crashed(how)
+        self._look_to_the_door()
+
+    # The door
+
+    def _look_to_the_door(self) -> None:
+        """Have clients refused once nobody has answered for a while, until somebody does."""
+        if self._listener.fileno() < 0:
+            return
+        if self.is_serving or self._successor_pending:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+            self._porter.stop()
+            self._tell_refused()
+        elif self._patience is None:
+            self._patience = self._loop.after(self._rules.wait_s, self._refuse)
+
+    def _refuse(self) -> None:
+        self._porter.start()
+        self._tell_refused()
+        self._patience = self._loop.after(REFUSED_TOLD_EVERY_S, self._refuse)
+
+    def _tell_refused(self) -> None:
+        refused = self._porter.take()
+        if refused and self._served is not None:
+            window = ModelWindow(
+                model=self.socket_path.stem,
+                release=self._served.release,
+                digest=self._served.digest,
+                latency_ms=QuantileSketch(),
+                requests=0,
+                errors={AWAY: refused},
+            )
+            self._events.counted(window)
 
     # Steps
 
@@ -320,6 +447,7 @@ class ModelServing:
         """The current worker is a new one; the one before may still serve, but gets no more probes."""
         self.is_serving = False
         self._probe_sent_s = None
+        self._look_to_the_door()
 
     def _spawn(self, load: Load) -> _Running:
         process = WorkerProcess(
@@ -358,6 +486,12 @@ class ModelServing:
             self._restart.cancel()
             self._restart = None
 
+    def _tell_of_build(self, process: WorkerProcess) -> None:
+        begun_s = self._building.get(process.number)
+        if begun_s is not None:
+            self._events.building(time.monotonic() - begun_s)
+            self._loop.after(BUILD_TOLD_EVERY_S, lambda: self._tell_of_build(process))
+
     def _set_deadline(self, process: WorkerProcess, within_s: float) -> None:
         self._clear_deadline(process)
         self._deadlines[process.number] = self._loop.after(within_s, process.kill)
@@ -366,16 +500,3 @@ class ModelServing:
         timer = self._deadlines.pop(process.number, None)
         if timer is not None:
             timer.cancel()
-
-
-def _listen(ports: list[int]) -> socket.socket:
-    problem: OSError | None = None
-    for port in ports:
-        try:
-            listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
-        except OSError as error:
-            problem = error
-            continue
-        listener.setblocking(False)
-        return listener
-    raise EdgeopsError("E-CONFIG", f"ports {ports} of 127.0.0.1: {problem}", "Choose a free port.")

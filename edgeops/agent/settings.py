@@ -51,9 +51,21 @@ class ServingRules(Declared, frozen=True, kw_only=True):
     Args:
         socket_dir: Absolute path of the folder of the models' Unix sockets; None: the state directory's `sockets`, or
             the folder that systemd made for the service.
+        address: Where HTTP is served; one that is not of the device itself wants TLS, and a token or `client_ca`.
+        certificate: PEM file of the server's certificate.
+        key: PEM file of its key.
+        client_ca: PEM file of the CAs that clients' certificates must come from.
+        token_file: File of the token that each request must carry.
+        wait_s: So long requests wait while no bundle can answer them; then they are refused until one can.
     """
 
     socket_dir: Annotated[str, msgspec.Meta(pattern="^/")] | None = None
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
+    address: str = "127.0.0.1"
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+    token_file: str | None = None
 
 
 class Settings(NamedTuple):
@@ -69,6 +81,7 @@ class Settings(NamedTuple):
         self_update: How the agent takes up a new version of itself.
         socket_dir: Where the models' Unix sockets are; None: in the state directory.
         samples: What operators may ask for.
+        serving: How applications reach the models.
     """
 
     http_port: int = 0
@@ -80,3 +93,4 @@ class Settings(NamedTuple):
     self_update: SelfUpdateRules = SelfUpdateRules()
     socket_dir: Path | None = None
     samples: SampleRules = SampleRules()
+    serving: ServingRules = ServingRules()

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 SlotName = Literal["a", "b"]
 _NAMES: tuple[SlotName, SlotName] = ("a", "b")
-_RECORD, _BUNDLE, _ACTIVE = "slot.json", "bundle", "active"
+_RECORD, _BUNDLE, _ENGINES, _ACTIVE = "slot.json", "bundle", "engines", "active"
 
 
 class SlotRecord(Wire, frozen=True, kw_only=True):
@@ -138,6 +138,10 @@ class Slots:
     def bundle_path(self, name: SlotName) -> Path:
         """Return where a slot's bundle lies."""
         return self._slots / name / _BUNDLE
+
+    def engines_path(self, name: SlotName) -> Path:
+        """Return where a runtime may keep what it builds of a slot's bundle: it goes with the bundle."""
+        return self._slots / name / _ENGINES
 
     def is_named(self, want: Component) -> bool:
         """Say whether the candidate slot says that it holds what is wanted."""

@@ -414,11 +414,11 @@ class Supervisor:
         self._uplink.report()
         self._loop.post(self._write_facts)
 
-    def stepped(self, deployment: Deployment, percent: float | None) -> None:
-        """A component came a step further."""
+    def stepped(self, deployment: Deployment, percent: float | None, doing: str = "") -> None:
+        """A component came a step further, or says what takes it so long."""
         if deployment.on_its_way:
             self._measuring.disturb("an update begins")
-        self._uplink.progress(deployment, percent)
+        self._uplink.progress(deployment, percent, doing)
 
     def counted(self, window: ModelWindow) -> None:
         """A model served."""

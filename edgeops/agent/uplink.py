@@ -127,7 +127,7 @@ class Uplink:
         if self._report is None:
             self._report = self._loop.after(REPORT_DELAY_S, self._report_now)
 
-    def progress(self, deployment: Deployment, percent: float | None) -> None:
+    def progress(self, deployment: Deployment, percent: float | None, doing: str = "") -> None:
         """Publish a component's step. While the link is down it is left out: the reported state says it all later."""
         record = deployment.record
         failure = record.failure
@@ -145,7 +145,7 @@ class Uplink:
             release=record.want.release if record.want is not None else "",
             percent=percent,
             code=failure.code if failure is not None else None,
-            detail=failure.what if failure is not None else record.held_reason or "",
+            detail=failure.what if failure is not None else record.held_reason or doing,
         )
         self._sign_and_publish("progress", progress)
 

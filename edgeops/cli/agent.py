@@ -110,6 +110,7 @@ def run(
             downloads=config.downloads,
             self_update=config.self_update,
             socket_dir=Path(sockets) if sockets else None,
+            serving=config.serving,
             samples=config.samples,
         )
         relaunching = Supervisor(state, enrolment, settings, running).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -49,13 +50,17 @@ class InferenceModel(Protocol):
         """Give everything back."""
 
 
-def open_model(address: str, *, timeout_s: float = TIMEOUT_S) -> InferenceModel:
+def open_model(
+    address: str, *, timeout_s: float = TIMEOUT_S, token: str | None = None, tls: ssl.SSLContext | None = None
+) -> InferenceModel:
     """Return a client by what it is to reach.
 
     Args:
-        address: `http://host:port`; `unix:/path/of/the.sock`, the fastest across processes; or a bundle's directory,
-            which is then loaded in this process. `edgeops agent status` tells the first two.
+        address: `http://host:port`, or https; `unix:/path/of/the.sock`, the fastest across processes; or a bundle's
+            directory, which is then loaded in this process. `edgeops agent status` tells the first two.
         timeout_s: How long to wait for an answer.
+        token: The token that an endpoint wants which others than this device reach; HTTP only.
+        tls: Whom to trust, and which certificate to show; HTTPS only.
 
     Raises:
         EdgeopsError: As `InferenceClient`, `SocketClient` or `LocalModel`.
@@ -63,7 +68,7 @@ def open_model(address: str, *, timeout_s: float = TIMEOUT_S) -> InferenceModel:
     if address.startswith("unix:"):
         return SocketClient(Path(address.removeprefix("unix:")), timeout_s=timeout_s)
     if "://" in address:
-        return InferenceClient(address, timeout_s=timeout_s)
+        return InferenceClient(address, timeout_s=timeout_s, token=token, tls=tls)
     return LocalModel(Path(address))
 
 
@@ -74,19 +79,30 @@ class InferenceClient:
     new one.
 
     Args:
-        url: `http://host:port`.
+        url: `http://host:port`, or `https://host:port`.
         timeout_s: How long to wait for an answer.
+        token: Sent with each request.
+        tls: Whom to trust, and which certificate to show; None: the system's CAs, and none.
 
     Raises:
         EdgeopsError: E-CONFIG; not such an address.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = TIMEOUT_S, token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname is None or parts.path not in ("", "/"):
+        if parts.scheme not in ("http", "https") or parts.hostname is None or parts.path not in ("", "/"):
             raise EdgeopsError("E-CONFIG", f"{url[:200]!r} is not http://host:port")
         self._url = url
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        if parts.scheme == "http":
+            self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+        else:
+            trusted = tls or ssl.create_default_context()
+            self._connection = http.client.HTTPSConnection(
+                parts.hostname, parts.port or 443, timeout=timeout_s, context=trusted
+            )
 
     def infer(
         self, model: str, feeds: Mapping[str, NDArray[Any]], *, outputs: Sequence[str] = ()
@@ -204,7 +220,7 @@ class InferenceClient:
     def _ask_once(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[http.client.HTTPMessage, bytes]:
-        self._connection.request(method, path, body, dict(headers))
+        self._connection.request(method, path, body, {**self._headers, **headers})
         response = self._connection.getresponse()
         answer = response.read(MAX_RESPONSE_BYTES)
         if not response.isclosed():

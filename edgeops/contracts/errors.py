@@ -114,6 +114,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-INFER-MODEL": ErrorCode(Fault.USAGE, "No such model, version or path at this address."),
     "E-INFER-VALUES": ErrorCode(Fault.PEER, "An output is not finite, and the hand-over says to fail then."),
     "E-INFER-BUSY": ErrorCode(Fault.ENVIRONMENT, "Too many requests wait; try again later."),
+    "E-INFER-TOKEN": ErrorCode(Fault.USAGE, "The endpoint wants a token, and it is missing or wrong."),
+    "E-INFER-AWAY": ErrorCode(Fault.ENVIRONMENT, "The model is away while its bundle is changed; try again later."),
     "E-SET": ErrorCode(Fault.GATE, "Another component of the same set failed; all of them keep their old bundles."),
     "E-DESIRED-UNSUPPORTED": ErrorCode(Fault.PEER, "The desired state asks for something this agent cannot do."),
     "E-COMMAND": ErrorCode(Fault.PEER, "A command cannot be carried out as it is."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -48,19 +49,62 @@ class LiteRtBackend:
             if mark != _FLATBUFFER_MARK:
                 # The native reader trusts the offsets in the file: what is no TFLite model must not reach it.
                 raise EdgeopsError("E-RUNTIME-LOAD", f"{artifact} is not a TFLite model")
-            resolver = module.OpResolverType
-            xnnpack = options.options.get("xnnpack", "on") != "off"
-            interpreter = module.Interpreter(
-                model_path=str(artifact),
-                num_threads=options.threads,
-                experimental_op_resolver_type=(
-                    resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-                ),
-            )
-            interpreter.allocate_tensors()
-            return _LiteRtSession(interpreter, "XNNPACK" if xnnpack else "built-in kernels")
-        except _ERRORS as error:
+        except OSError as error:
             raise EdgeopsError("E-RUNTIME-LOAD", f"LiteRT refuses {artifact}: {_first_line(error)}") from error
+        wanted, why = options.options.get("delegate"), ""
+        if wanted is not None:
+            try:
+                return _session(module, artifact, options, wanted, [_delegate(module, wanted, options.options)])
+            except _ERRORS as error:
+                why = f" ({wanted}: {' '.join(str(error).split())[:400]})"
+        kernels = "XNNPACK" if _xnnpack(options) else "built-in kernels"
+        try:
+            return _session(module, artifact, options, kernels + why, [])
+        except _ERRORS as error:
+            raise EdgeopsError("E-RUNTIME-LOAD", f"LiteRT refuses {artifact}: {_first_line(error)}{why}") from error
+
+
+def _session(module: Any, artifact: Path, options: LoadOptions, provider: str, delegates: list[Any]) -> _LiteRtSession:
+    """Load a model, on delegates or without.
+
+    Raises:
+        OSError, RuntimeError, ValueError, KeyError, SystemError: The interpreter, or a delegate, refuses it.
+    """
+    resolver = module.OpResolverType
+    interpreter = module.Interpreter(
+        model_path=str(artifact),
+        num_threads=options.threads,
+        experimental_op_resolver_type=resolver.AUTO
+        if _xnnpack(options)
+        else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_delegates=delegates,
+    )
+    interpreter.allocate_tensors()
+    return _LiteRtSession(interpreter, provider)
+
+
+def _xnnpack(options: LoadOptions) -> bool:
+    return options.options.get("xnnpack", "on") != "off"
+
+
+def _delegate(module: Any, library: str, options: Mapping[str, str]) -> Any:
+    """Load a delegate.
+
+    Raises:
+        OSError, ValueError: The library is not there, is no delegate, or refuses.
+    """
+    # The runtime's own loader leaves half a delegate behind, which fails once more when it is collected.
+    found = ctypes.CDLL(library)
+    for function in ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate"):
+        if not hasattr(found, function):
+            raise ValueError(f"it is no delegate: it has no {function}")
+    return module.load_delegate(library, _delegate_options(options))
+
+
+def _delegate_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Return what is for the delegate itself: `delegate.NAME`."""
+    mark = "delegate."
+    return {name.removeprefix(mark): value for name, value in options.items() if name.startswith(mark)}
 
 
 class _LiteRtSession:
@@ -77,7 +121,7 @@ class _LiteRtSession:
 
     @property
     def provider(self) -> str:
-        """The kernels in use."""
+        """The delegate or the kernels in use, with the reason where a delegate is not."""
         return self._provider
 
     @property

@@ -50,18 +50,19 @@ class StandInServing:
     ended = True
 
     def __init__(
-        self, loop: Loop, events: Deployment, ports: list[int], socket_path: Path, groups: Groups | None
+        self, loop: Loop, events: Deployment, ports: list[int], socket_path: Path, rules: object, groups: Groups | None
     ) -> None:
         self._loop, self._events = loop, events
         self.current: Load | None = None
         self._candidate: Load | None = None
         self.bad_digests: frozenset[str] = frozenset()
+        self.alone: list[bool] = []
 
     @property
     def has_tested_candidate(self) -> bool:
         return self._candidate is not None
 
-    def serve(self, load: Load) -> None:
+    def serve(self, load: Load, *, alone: bool = False) -> None:
         try:
             open_bundle(Path(load.directory), expect_digest=load.digest)
         except EdgeopsError as error:
@@ -71,7 +72,8 @@ class StandInServing:
         self.current = load
         self._loop.post(self._events.serves)
 
-    def try_out(self, load: Load) -> None:
+    def try_out(self, load: Load, *, alone: bool = False) -> None:
+        self.alone.append(alone)
         open_bundle(Path(load.directory), expect_digest=load.digest)
         if load.digest in self.bad_digests:
             error = EdgeopsError("E-SELFTEST-GOLDEN", "as told")
@@ -218,7 +220,7 @@ class Rig:
     def changed(self, deployment: Deployment) -> None:
         self.sets.look()
 
-    def stepped(self, deployment: Deployment, percent: float | None) -> None:
+    def stepped(self, deployment: Deployment, percent: float | None, doing: str = "") -> None:
         pass
 
     def busy(self, for_s: float) -> None:

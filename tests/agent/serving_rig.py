@@ -13,6 +13,7 @@ from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
 from edgeops.agent.loop import Loop
 from edgeops.agent.serving import ModelServing
+from edgeops.agent.settings import ServingRules
 from edgeops.contracts.deployment import SelfTestFigures
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow
@@ -21,19 +22,23 @@ from edgeops.releases.bundles import Bundle
 WITHIN_S = 60.0
 
 
+DEFAULT_RULES = ServingRules()
+
+
 class ServingRig:
     """`ModelServing` with what it says kept in a queue.
 
     Args:
+        rules: What the site wants of it.
         groups: Where workers get control groups.
     """
 
-    def __init__(self, groups: Groups | None = None) -> None:
+    def __init__(self, rules: ServingRules = DEFAULT_RULES, groups: Groups | None = None) -> None:
         self.loop = Loop()
         self.said: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.windows: list[ModelWindow] = []
         self._folder = tempfile.TemporaryDirectory()
-        self.serving = ModelServing(self.loop, self, [0], Path(self._folder.name) / "model.sock", groups)
+        self.serving = ModelServing(self.loop, self, [0], Path(self._folder.name) / "model.sock", rules, groups)
         self._thread = threading.Thread(target=self.loop.run, daemon=True)
         self._thread.start()
 
@@ -92,6 +97,9 @@ class ServingRig:
         assert ended.wait(WITHIN_S)
         self._thread.join()
         self._folder.cleanup()
+
+    def building(self, for_s: float) -> None:
+        self.said.put(("building", for_s))
 
     def tested(self, figures: SelfTestFigures) -> None:
         self.said.put(("tested", figures))

@@ -144,7 +144,7 @@ def group_of(pid: int) -> str:
 @pytest.mark.parametrize("enclosed", [True, False], ids=["", "control"])
 def test_nothing_outlives_its_worker(base: Path, bundle: Bundle, enclosed: bool):
     """What a worker's native code starts dies with it; without the group it would go on for ever."""
-    rig = ServingRig(Groups(base) if enclosed else None)
+    rig = ServingRig(groups=Groups(base) if enclosed else None)
     left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
         rig.serve(bundle)

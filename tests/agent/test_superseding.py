@@ -41,7 +41,7 @@ def supersede_at(rig: DeploymentRig, state: str, act: Callable[[], None]) -> Non
     """Carry out `act` the moment the deployment comes into a state, from within the loop as the broker's message."""
     done: list[str] = []
 
-    def stepped(deployment: object, percent: float | None) -> None:
+    def stepped(deployment: object, percent: float | None, doing: str = "") -> None:
         if str(rig.deployment.record.state) == state and not done:
             done.append(state)
             rig.loop.after(-1.0, act)  # before anything that the state itself brings about

@@ -5,11 +5,18 @@ With `open_batch` the model leaves the size of its first axis open.
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 SHAPE = (1, 4)
+
+
+def file_name(*, open_batch: bool, signed: bool) -> str:
+    """Return the name of a written model in `EDGEOPS_AFFINE_MODELS`."""
+    return f"{'open' if open_batch else 'fixed'}{'-signed' if signed else ''}.tflite"
 
 
 def write_onnx(path: Path, *, open_batch: bool = False) -> Path:
@@ -36,7 +43,13 @@ def write_openvino(path: Path, *, open_batch: bool = False) -> Path:
 
 
 def write_tflite(path: Path, *, open_batch: bool = False, signature: dict[str, str] | None = None) -> Path:
-    """`signature`: the model's one signature, its own names → those of the graph's tensors."""
+    """`signature`: the model's one signature, its own names → those of the graph's tensors.
+
+    Where the writer is not installed, as on an old stack, `EDGEOPS_AFFINE_MODELS` names a folder of such files.
+    """
+    if ready := os.environ.get("EDGEOPS_AFFINE_MODELS"):
+        shutil.copyfile(Path(ready) / file_name(open_batch=open_batch, signed=signature is not None), path)
+        return path
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 

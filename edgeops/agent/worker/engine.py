@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeops.contracts.evidence import Latency
 from edgeops.releases.bundles import open_bundle
 from edgeops.runtimes import golden, measure
 from edgeops.runtimes.bundle_session import open_session
+from edgeops.runtimes.engine_cache import engine_cache
 from edgeops.runtimes.protocol import Tensors
 
 WARMUP_RUNS = 3
@@ -54,13 +56,14 @@ class Engine:
 
     Args:
         load: What to load, and how.
+        on_build: Called if the runtime has to build an engine for this device first, which may take minutes.
 
     Raises:
         EdgeopsError: E-PROFILE-INVALID; E-BUNDLE-DAMAGED or E-BUNDLE-INVALID; E-RUNTIME-MISSING, E-RUNTIME-LOAD or
-            E-RUNTIME-RUN.
+            E-RUNTIME-RUN; E-DISK-FULL or E-DISK-WRITE.
     """
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, on_build: Callable[[], None]) -> None:
         keep_to(load.affinity)
         bundle = open_bundle(Path(load.directory), expect_digest=load.digest)
         self.manifest: BundleManifest = bundle.manifest
@@ -68,12 +71,15 @@ class Engine:
         self._ram_mib, self._start_mib = load.ram_mib, measure.data_segment_mib()
         budget_mib = bundle.manifest.budgets.peak_memory_mib
         limits.limit_memory(limits.before_loading_mib(self._start_mib, budget_mib, load.ram_mib))
+        cache = engine_cache(Path(load.cache_dir) if load.cache_dir else None, bundle.manifest, bundle.digest)
+        if cache is not None and not cache.complete:
+            on_build()
         start = time.perf_counter()
         self._session = open_session(
             bundle.directory,
             bundle.manifest,
             threads=load.threads,
-            cache_dir=Path(load.cache_dir) if load.cache_dir else None,
+            cache_dir=None if cache is None else cache.folder,
         )
         self.load_ms = (time.perf_counter() - start) * 1e3
         vectors = golden.load(bundle.directory, bundle.manifest)
@@ -84,6 +90,8 @@ class Engine:
         self._directory = bundle.directory
         for _ in range(WARMUP_RUNS):
             self.run(self._probe_feeds)
+        if cache is not None:
+            cache.keep()
 
     @property
     def provider(self) -> str:

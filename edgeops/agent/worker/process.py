@@ -20,6 +20,7 @@ import msgspec
 
 from edgeops.agent import channel
 from edgeops.agent.channel import Framing, ToWorker
+from edgeops.agent.door import Door
 from edgeops.agent.worker import limits
 from edgeops.agent.worker.drawing import Drawing
 from edgeops.agent.worker.engine import Engine
@@ -83,7 +84,7 @@ class Worker:
 
     def _obey(self, message: object) -> None:
         if isinstance(message, channel.Load):
-            self._engine = Engine(message)
+            self._engine = Engine(message, lambda: self._say(channel.Building()))
             self._say(channel.Loaded(self._engine.load_ms, self._engine.provider))
             return
         engine = self._engine
@@ -94,7 +95,7 @@ class Worker:
         elif isinstance(message, channel.Serve):
             if self._shadow is not None:
                 self._shadow.close()
-            self._start(self._serve(engine))
+            self._start(self._serve(engine, message.door))
         elif isinstance(message, channel.Shadow):
             self._start(self._follow(engine, message, self._line()))
         elif isinstance(message, channel.Mirror):
@@ -108,13 +109,13 @@ class Worker:
         else:
             self._start(self._drain())
 
-    async def _serve(self, engine: Engine) -> None:
+    async def _serve(self, engine: Engine, door: Door) -> None:
         self._meter = Meter(engine.manifest, engine.release, engine.digest)
         typical_ms = measure.latency(engine.probe, warmup=1, runs=3).p50_ms
         self._service = Service(engine, self._meter, self._busy)
         turns = Turns(typical_ms)
         lines = Lines(self._service, turns, engine.manifest, engine.release, engine.digest)
-        self._server = InferenceServer(self._service, lines, turns)
+        self._server = InferenceServer(self._service, lines, turns, door)
         engine.limit_memory()
         await self._server.start(*self._listeners)
         self._say(channel.Serving())

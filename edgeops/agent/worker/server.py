@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import http
 import socket
 import time
@@ -12,6 +14,7 @@ from typing import cast
 
 import httptools
 
+from edgeops.agent.door import Door
 from edgeops.agent.worker.lines import Lines
 from edgeops.agent.worker.service import HttpRequest, HttpResponse, Service, refusal
 from edgeops.agent.worker.turns import Turns
@@ -21,6 +24,7 @@ MAX_CONNECTIONS = 256
 MAX_HEADER_BYTES = 16 << 10
 MAX_PIPELINED = 16
 REQUEST_WITHIN_S = 30.0
+HANDSHAKE_WITHIN_S = 10.0
 IDLE_WITHIN_S = 300.0
 DRAIN_IDLE_S = 3.0
 _SWEEP_S = 1.0
@@ -39,10 +43,15 @@ class InferenceServer:
         service: What answers HTTP.
         lines: What answers frames.
         turns: Where inferences run.
+        door: What is asked of clients over HTTP.
+
+    Raises:
+        EdgeopsError: E-CONFIG; the door's files cannot be used.
     """
 
-    def __init__(self, service: Service, lines: Lines, turns: Turns) -> None:
-        self.service, self.turns = service, turns
+    def __init__(self, service: Service, lines: Lines, turns: Turns, door: Door) -> None:
+        self.service, self.turns, self.token_sha256 = service, turns, door.token_sha256
+        self._context = door.context()
         self.draining = False
         self.connections: set[_Connection] = set()
         self._lines = lines
@@ -52,7 +61,12 @@ class InferenceServer:
     async def start(self, listener: socket.socket, lines_listener: socket.socket) -> None:
         """Begin to accept connections on sockets that listen already: HTTP, and frames."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), sock=listener)
+        self._server = await loop.create_server(
+            lambda: _Connection(self),
+            sock=listener,
+            ssl=self._context,
+            ssl_handshake_timeout=None if self._context is None else HANDSHAKE_WITHIN_S,
+        )
         self._lines.start(lines_listener)
         self._sweeper = loop.create_task(self._sweep())
 
@@ -143,6 +157,8 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._half_closed = True
+        if self._transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half-closed connections
         return self._task is not None or bool(self._queue)
 
     def pause_writing(self) -> None:
@@ -159,6 +175,7 @@ class _Connection(asyncio.Protocol):
         self._body_bytes = self._header_bytes = 0
         self._json_length: bytes | None = None
         self._encoded = self._expects = False
+        self._passes = not self._server.token_sha256
 
     def on_message_begin(self) -> None:
         self._begin()
@@ -174,6 +191,10 @@ class _Connection(asyncio.Protocol):
         lower = name.lower()
         if lower == b"inference-header-content-length":
             self._json_length = value
+        elif lower == b"authorization" and self._server.token_sha256:
+            scheme, _, token = value.partition(b" ")
+            given = hashlib.sha256(token.strip()).digest()
+            self._passes = scheme.lower() == b"bearer" and hmac.compare_digest(given, self._server.token_sha256)
         elif lower == b"content-encoding":
             self._encoded = value.lower() != b"identity"
         elif lower == b"expect":
@@ -184,7 +205,11 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._closing:
             return
-        if self._parser.should_upgrade():
+        if not self._passes:
+            # Before its body is taken in: who may not ask shall cost nothing.
+            self._server.service.failed("E-INFER-TOKEN")
+            self._refuse(401, "E-INFER-TOKEN", "a bearer token is needed", ((b"WWW-Authenticate", b"Bearer"),))
+        elif self._parser.should_upgrade():
             self._refuse(400, "E-INFER-REQUEST", "the protocol cannot be changed")
         elif self._expects:
             self._transport.write(_CONTINUE)

@@ -141,7 +141,7 @@ def _told(session: Session, rollout: Rollout, since_s: float) -> Iterator[tuple[
 
 
 def _requests_in(traffic: rollups.Traffic) -> Requests:
-    # What a client did wrong is no fault of the release.
+    # What a client did wrong, or was told to wait for, is no fault of the release.
     failed = sum(count for code, count in traffic.errors.items() if not _is_clients(code))
     shadow = traffic.shadow or ShadowFigures(compared=0, agreed=0)
     return Requests(
@@ -157,6 +157,8 @@ def _requests_in(traffic: rollups.Traffic) -> Requests:
 
 
 def _is_clients(code: str) -> bool:
+    if code == "E-INFER-AWAY":
+        return True  # a pause that clients are told of, on a device without room for two bundles
     return code in ERROR_CODES and ERROR_CODES[code].fault is Fault.USAGE
 
 
