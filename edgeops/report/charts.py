@@ -33,12 +33,13 @@ def quality(told: Quality) -> Html:
     margin = max(max(bounds) - min(bounds), 1e-3) * 0.15
     top = 1.0 if told.metric == "accuracy" else math.inf
     scale = _Scale(max(0.0, min(bounds) - margin), min(top, max(bounds) + margin), 96, WIDTH - 14)
-    parts = [_axis(scale, 72, 12)]
+    said = _percent if told.metric != "mae" else number
+    parts = [_axis(scale, 72, 12, said)]
     for place, (name, one, style) in enumerate(rows):
         y = 26 + place * 28
         parts += [_text(name, 88, y + 4, "end"), _interval(one, scale, y, style)]
-    said = "; ".join(f"{name} {metric(told.metric, one.value)}" for name, one, _ in rows)
-    return _svg(WIDTH, 92, f"{told.metric} with {told.confidence:.0%} intervals: {said}", parts)
+    words = "; ".join(f"{name} {metric(told.metric, one.value)}" for name, one, _ in rows)
+    return _svg(WIDTH, 92, f"{told.metric} with {told.confidence:.0%} intervals: {words}", parts)
 
 
 def recalls(told: Classes) -> Html:
@@ -48,7 +49,7 @@ def recalls(told: Classes) -> Html:
     low = math.floor(min(values, default=0.0) * 10) / 10 if min(values, default=0.0) < 1 else 0.9
     scale = _Scale(low, 1.0, 116, WIDTH - 14)
     bottom = 10 + len(known) * _ROW
-    parts = [_axis(scale, bottom, 8)]
+    parts = [_axis(scale, bottom, 8, _percent)]
     for place, row in enumerate(known):
         y = 20 + place * _ROW
         parts.append(_text(_short(row.label), 108, y + 4, "end", row.label))
@@ -214,7 +215,7 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def _axis(scale: _Scale, y: float, top: float) -> Html:
+def _axis(scale: _Scale, y: float, top: float, said: Callable[[float], str]) -> Html:
     parts = []
     for step in range(5):
         value = scale.low + (scale.high - scale.low) * step / 4
@@ -222,8 +223,12 @@ def _axis(scale: _Scale, y: float, top: float) -> Html:
         parts.append(tag("line", x1=place, x2=place, y1=top, y2=y, class_="grid"))
         if step % 2 == 0:
             anchor = "middle" if step < 4 else "end"
-            parts.append(_text(number(value, 3), place + (6 if anchor == "end" else 0), y + 15, anchor))
+            parts.append(_text(said(value), place + (6 if anchor == "end" else 0), y + 15, anchor))
     return tag("g", parts)
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.3g}%"
 
 
 def _interval(one: Estimate, scale: _Scale, y: float, style: str) -> Html:
@@ -239,7 +244,9 @@ def _interval(one: Estimate, scale: _Scale, y: float, style: str) -> Html:
 
 def _short(text: str, most: int = _LABEL) -> str:
     shown = visible(text)
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    # Labels that are long often differ at their ends.
+    tail = most // 3
+    return shown if len(shown) <= most else f"{shown[: most - tail - 1]}…{shown[-tail:]}"
 
 
 def _text(text: str, x: float, y: float, anchor: str, whole: str = "", *, transform: str | None = None) -> Html:

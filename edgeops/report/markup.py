@@ -28,10 +28,10 @@ def tag(name: str, /, *children: Child, **attributes: str | float | None) -> Htm
     Args:
         name: Its name.
         children: Text, which is escaped; `Html`, which is not; or iterables of both. None is nothing.
-        attributes: `class_` is class, other underscores are hyphens; None leaves one out.
+        attributes: `class_` is class, other underscores are hyphens; None leaves one out. `Html` is not escaped.
     """
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{value if isinstance(value, Html) else escape(_plain(value))}"'
         for key, value in attributes.items()
         if value is not None
     )

@@ -245,7 +245,7 @@ def _sample(one: Sample) -> Html:
     picture: Child = None
     if one.picture:
         data = base64.b64encode(one.picture).decode()
-        picture = tag("img", src=f"data:image/png;base64,{data}", alt=f"sample {one.index}")
+        picture = tag("img", src=Html(f"data:image/png;base64,{data}"), alt=f"sample {one.index}")
     elif one.trace:
         picture = charts.trace(one.trace, f"sample {one.index}")
     rows = [

@@ -31,13 +31,13 @@ dt{color:var(--soft)}dd{margin:0;text-align:right;font-variant-numeric:tabular-n
 .verdict{font-weight:650}.verdict.good{color:var(--good)}.verdict.bad{color:var(--bad)}
 .charts{display:flex;flex-wrap:wrap;gap:1.2rem 2rem;align-items:flex-start}
 figure{margin:.4rem 0 1rem;min-width:0;max-width:100%}
-figcaption{font-size:.86rem;max-width:44ch;margin-top:.35rem}
+figcaption{font-size:.86rem;max-width:21rem;margin-top:.35rem}
 .scroll{overflow-x:auto;max-width:100%}
 .scroll:focus-visible{outline:2px solid var(--source)}
 table{border-collapse:collapse;font-size:.9rem;margin:.4rem 0 1rem;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.34rem .9rem .34rem 0;border-bottom:1px solid var(--rule)}
 th{font-weight:600;color:var(--soft);font-size:.82rem;white-space:nowrap}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.n{text-align:right}
+td:first-child{min-width:6rem}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.n{text-align:right}
 td.long{overflow-wrap:anywhere;min-width:12rem}td.hash{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,
 "Liberation Mono",monospace;font-size:.8rem;overflow-wrap:anywhere;min-width:14rem}
 tr.chosen td{background:var(--wash)}tr.chosen td:first-child{font-weight:650}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from report_samples import HOSTILE, hostile, piece, plain
 
+from edgeops.compiler.pictures import png
 from edgeops.report import charts, markup, text
 from edgeops.report.gather import gather
 from edgeops.report.markup import Html
@@ -114,6 +118,19 @@ def test_a_page_that_does_not_escape_is_seen(tmp_path: Path, monkeypatch: pytest
     """Negative control."""
     monkeypatch.setattr(markup, "escape", lambda text: text)
     assert "<script>" in Look(written(tmp_path, hostile)).dangers
+
+
+def test_a_picture_is_in_the_page_whole(tmp_path: Path):
+    """However long its bytes are in text: what is cut short for reading is not cut here."""
+    one = piece(tmp_path)
+    assert one.evidence is not None
+    assert one.evidence.examination is not None
+    noise = png(np.random.default_rng(1).integers(0, 255, (96, 96, 4)).astype(np.uint8))
+    worst = (msgspec.structs.replace(one.evidence.examination.worst[0], picture=noise),)
+    seen = msgspec.structs.replace(one.evidence.examination, worst=worst)
+    told = one._replace(evidence=msgspec.structs.replace(one.evidence, examination=seen))
+    (shown,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page(gather([told], made_at_s=1.0)))
+    assert base64.b64decode(shown) == noise
 
 
 def test_every_picture_has_a_title_for_who_cannot_see_it(tmp_path: Path):
