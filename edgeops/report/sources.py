@@ -103,7 +103,7 @@ def served(model: str, devices: Iterable[DeviceInfo]) -> dict[str, Counter[str]]
             for component in unit.components:
                 active = component.active_release
                 if component.name == model and component.kind == ComponentKind.MODEL and active is not None:
-                    found.setdefault(device.profile, Counter())[active] += 1
+                    found.setdefault(unit.profile or device.profile, Counter())[active] += 1
     return found
 
 

@@ -268,6 +268,11 @@ def test_the_steps_take_a_model_from_a_commit_to_its_canary(repository: Path, tm
                 for done in runner.job(name):
                     assert done.returncode == 0, done.args[-1] + done.stdout + done.stderr
             assert device.active["shapes"].release == "1.0.7"
+            # What devices serve now is told by the control plane.
+            words = ["report", "shapes", "1.0.7", "--home", str(home), "--against", "deployed", "--json"]
+            (told,) = json.loads(CliRunner().invoke(root, words, catch_exceptions=False).stdout)["profiles"]
+            assert told["differences"]["same"]
+            assert told["differences"]["against"] == "release 1.0.7, served by 1 of 1 devices that serve shapes"
         finally:
             device.stop()
     finally:

@@ -118,13 +118,16 @@ def test_a_profile_that_devices_did_not_have_has_nothing_to_compare_with(tmp_pat
     assert [item.differences is not None and item.differences.same for item in found.profiles] == [True, False]
 
 
-def device(name: str, profile: str, active: str | None, *, component: str = "adder", kind: str = "model") -> DeviceInfo:
+def device(
+    name: str, profile: str, active: str | None, *, component: str = "adder", kind: str = "model", behind: str = ""
+) -> DeviceInfo:
     held = ComponentInfo(
         name=component, kind=kind, desired_release=active, active_release=active, state="confirmed", failure=None,
         requests=0, errors=0, latency_p50_ms=None, latency_p95_ms=None, endpoint=None,
     )  # fmt: skip
     unit = UnitInfo(
-        unit="self", desired_generation=1, observed_generation=1, published=True, reported_at_s=1.0, stale_s=1.0,
+        unit="self", profile=behind,
+        desired_generation=1, observed_generation=1, published=True, reported_at_s=1.0, stale_s=1.0,
         refused=None, components=(held,),
     )  # fmt: skip
     return DeviceInfo(
@@ -142,11 +145,14 @@ def test_what_most_devices_serve_counts_as_deployed():
             device("a", "intel-nuc", "1.0.0"), device("b", "intel-nuc", "1.1.0"), device("c", "intel-nuc", "1.1.0"),
             device("d", "intel-nuc", None), device("e", "intel-nuc", "9.0.0", component="other"),
             device("f", "raspberry-pi-4", "1.0.0"), device("g", "raspberry-pi-4", "0.2.0", kind="agent"),
+            device("h", "raspberry-pi-4", "1.0.0", behind="cortex-m4"),
         ],
     )  # fmt: skip
     assert {profile: found.most_common(1) for profile, found in served.items()} == {
         "intel-nuc": [("1.1.0", 2)],
         "raspberry-pi-4": [("1.0.0", 1)],
+        # A unit behind a gateway has a profile of its own.
+        "cortex-m4": [("1.0.0", 1)],
     }
 
 
