@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
+.PHONY: help docs deb install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ bench-compile: install system zoo ## edgeops beside onnxruntime, NNCF and Olive:
 
 bench-control: install system ## what the control plane carries: fleets, records a second, API
 	$(BIN)/python benchmarks/control.py
+
+deb: install ## the Debian package of the agent, for this machine's architecture, in dist/
+	$(BIN)/python packaging/deb.py dist
 
 docs: install ## write the generated pages of docs/reference
 	$(BIN)/python docs/generate.py

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
+from edgeops.releases.bundles import Bundle
 from edgeops.runtimes import golden
 from hil.boards.processes import wait_until
 from hil.boards.protocol import Done, LinuxBoard, broken
@@ -36,8 +37,7 @@ class AgentOnBoard:
 
     def __init__(self, board: LinuxBoard, field: Field) -> None:
         self.board, self.field = board, field
-        self._manifest = field.tested.manifest
-        self._vectors = golden.load(field.tested.directory, self._manifest)
+        self._vectors = golden.load(field.tested.directory, field.tested.manifest)
         self._endpoint = self._address = ""
 
     @property
@@ -129,20 +129,21 @@ class AgentOnBoard:
         """
         if (serving := self.serving()) != stick.version:
             raise EdgeopsError("E-HIL-CHECK", f"{serving} serves, expected {stick.version}")
-        self.check_answer()
+        self.check_answer(stick.bundle)
 
-    def check_answer(self) -> None:
-        """Hold the endpoint's answer against a golden vector.
+    def check_answer(self, bundle: Bundle) -> None:
+        """Hold the endpoint's answer against the first golden vector of the bundle that serves.
 
         Raises:
             EdgeopsError: E-SELFTEST-GOLDEN.
         """
+        vectors = golden.load(bundle.directory, bundle.manifest)
         with self.client() as client:
-            answer = client.infer(self.field.model, self.inputs)
+            answer = client.infer(self.field.model, {name: array[0] for name, array in vectors.inputs.items()})
         for name, got in answer.items():
-            expected = self._vectors.artifact_outputs[name][0].astype(np.float64)
+            expected = vectors.artifact_outputs[name][0].astype(np.float64)
             furthest = float(np.max(np.abs(got.astype(np.float64) - expected), initial=0.0))
-            most = self._manifest.golden.tolerances[name].artifact_max_abs
+            most = bundle.manifest.golden.tolerances[name].artifact_max_abs
             if not furthest <= most:
                 raise EdgeopsError("E-SELFTEST-GOLDEN", f"output {name!r} differs by {furthest:g}, allowed {most:g}")
 

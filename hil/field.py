@@ -30,11 +30,11 @@ _NOWHERE = BrokerAddress(host="127.0.0.1", port=9, tls=True)
 
 
 class Stick(NamedTuple):
-    """A release as a file for a device without network, and the digest of its bundle."""
+    """A release as a file for a device without network, and its bundle."""
 
     version: str
     file: Path
-    digest: str
+    bundle: Bundle
 
 
 class Field:
@@ -108,7 +108,7 @@ class Field:
             assemble.create(self.home, [bundle.directory], version=version)
             publish(self.home, self.model, version)
             export(self.home, self.model, version, file)
-        return Stick(version, file, bundle.digest)
+        return Stick(version, file, bundle)
 
     def _renamed(self, name: str) -> Bundle:
         """Return the tested bundle under another scheme's name: it answers alike, and has a digest of its own."""

@@ -126,6 +126,12 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-MCU-PORT": ErrorCode(Fault.ENVIRONMENT, "A serial port cannot be opened, is in use, or was lost."),
     "E-MCU-REFUSED": ErrorCode(Fault.PEER, "A device refuses a request, with its reason."),
     "E-MCU-SILENT": ErrorCode(Fault.PEER, "A device on a serial line does not answer."),
+    # Flashing boards
+    "E-FLASH-BOARD": ErrorCode(Fault.ENVIRONMENT, "A board cannot be served, or does not do what a board does."),
+    "E-FLASH-CARD": ErrorCode(Fault.USAGE, "A card or image cannot be written, or reads back otherwise."),
+    "E-FLASH-LINK": ErrorCode(Fault.ENVIRONMENT, "A board cannot be reached by SSH, or the connection was lost."),
+    "E-FLASH-LOGIN": ErrorCode(Fault.USAGE, "A board refuses the login, or its host key is not the known one."),
+    "E-FLASH-WHEELS": ErrorCode(Fault.ENVIRONMENT, "There are no packages for a board, or they cannot be fetched."),
     # Hardware-in-the-loop rigs
     "E-HIL-RIG": ErrorCode(Fault.USAGE, "A rig file has a wrong key or value, or the rig cannot be used for this."),
     "E-HIL-BOARD": ErrorCode(Fault.ENVIRONMENT, "A board does not boot, does not answer, or is another one."),

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.flash import payload
 from edgeops.intake.cache import cache_dir
-from edgeops.profiles.builtin import builtin_profile_dir
 from hil.tools import APT_GET, DEBOOTSTRAP, MOUNT, QEMU_USER
 
 SUITE = "bookworm"
-PYTHON = "3.11"
 SITE = "/opt/edgeops/site"
 CODE = "/opt/edgeops/code"
 
@@ -27,10 +24,9 @@ PACKAGES = ("python3", "ca-certificates")
 _EXTRAS = ("agent", "onnxruntime", "litert")
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _BINFMT_RULE = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
-_MAKE_WITHIN_S = 1800
+_MAKE_WITHIN_S = 7200
 _DONE = ".edgeops-made"
-# What pip takes for Debian 12's glibc 2.36.
-_PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 37)))
+_FITS = payload.Platform("aarch64", (2, 36), (3, 11))
 
 Say = Callable[[str], object]
 
@@ -69,15 +65,15 @@ def arm64_root(say: Say = lambda _line: None) -> Path:
     if os.geteuid() != 0:
         raise EdgeopsError("E-DEPENDENCY", "an arm64 root folder needs root: chroot and mounts", "Run it as root.")
     ensure_emulation()
-    wheels = wheel_pins()
+    wheels = payload.requirements_of(_EXTRAS)
 
     def make(folder: Path) -> None:
         say("arm64: Debian's base system; takes minutes, once")
         debootstrap(folder, PACKAGES)
         say("arm64: the agent's packages")
-        install_wheels(folder / SITE[1:], wheels)
+        install_packages(folder / SITE[1:])
 
-    return made_once("arm64", (SUITE, PYTHON, *PACKAGES, *wheels), make)
+    return made_once("arm64", (SUITE, *PACKAGES, *wheels), make)
 
 
 def made_once(name: str, parts: Sequence[str], make: Callable[[Path], None]) -> Path:
@@ -102,57 +98,13 @@ def made_once(name: str, parts: Sequence[str], make: Callable[[Path], None]) -> 
     return folder
 
 
-def wheel_pins() -> list[str]:
-    """Return what an agent needs, in the versions that this machine has: `name==version`, sorted."""
-    wanted: dict[str, str] = {}
-    for line in importlib.metadata.requires("edgeops") or []:
-        requirement, _, marker = line.partition(";")
-        extra = marker.partition("extra ==")[2].strip().strip("'\"")
-        if (not extra or extra in _EXTRAS) and "python_version" not in marker:
-            name = _name(requirement)
-            wanted[name] = importlib.metadata.version(name)
-    return sorted(f"{name}=={version}" for name, version in wanted.items())
-
-
-def _name(requirement: str) -> str:
-    end = next((index for index, sign in enumerate(requirement) if sign in "<>=!~[ ;("), len(requirement))
-    return requirement[:end].strip()
-
-
-def install_wheels(target: Path, pins: list[str]) -> None:
-    """Unpack wheels for arm64 into a folder, by this machine's pip.
+def install_packages(folder: Path) -> None:
+    """Unpack what an agent needs for arm64 into a folder.
 
     Raises:
-        EdgeopsError: E-TOOLCHAIN.
+        EdgeopsError: E-FLASH-WHEELS.
     """
-    platforms = [word for platform in _PLATFORMS for word in ("--platform", platform)]
-    abis = [word for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none") for word in ("--abi", abi)]
-    call(
-        [
-            sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
-            "--target", str(target), "--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON,
-            *platforms, *abis, *pins,
-        ]
-    )  # fmt: skip
-
-
-def put_code(folder: Path) -> None:
-    """Copy this installation's own code into a folder, with the entry points by which plugins are found."""
-    import edgeops
-    import firmware_bridge
-
-    shutil.rmtree(folder, ignore_errors=True)
-    for package in (edgeops, firmware_bridge):
-        source = Path(next(iter(package.__path__)))
-        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    profiles = folder / "edgeops/profiles/device_profiles"
-    if not profiles.is_dir():
-        shutil.copytree(builtin_profile_dir(), profiles)
-    distribution = importlib.metadata.distribution("edgeops")
-    info = folder / f"edgeops-{distribution.version}.dist-info"
-    info.mkdir()
-    for name in ("METADATA", "entry_points.txt"):
-        (info / name).write_text(distribution.read_text(name) or "", encoding="utf-8")
+    payload.install_wheels(payload.requirements_of(_EXTRAS), _FITS, folder)
 
 
 def debootstrap(folder: Path, packages: Sequence[str]) -> None:

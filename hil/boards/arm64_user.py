@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from hil.boards.arm64_root import CODE, SITE, arm64_root, put_code
+from edgeops.flash.payload import put_code
+from hil.boards.arm64_root import CODE, SITE, arm64_root
 from hil.boards.processes import ProcessBoard
 from hil.rig import Arm64UserSpec
 from hil.tools import CHROOT, UNSHARE

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from edgeops.flash.payload import put_code
 from hil.boards.arm64_root import (
     CODE,
     SITE,
@@ -15,10 +16,8 @@ from hil.boards.arm64_root import (
     call,
     debootstrap,
     ensure_emulation,
-    install_wheels,
+    install_packages,
     made_once,
-    put_code,
-    wheel_pins,
 )
 from hil.boards.ssh import Login, SshBoard
 from hil.rig import Arm64VmSpec
@@ -46,14 +45,18 @@ def vm_folder() -> Path:
 
 
 def _make(folder: Path) -> None:
-    root = folder / "root"
-    debootstrap(root, _PACKAGES)
+    debootstrap(folder / "root", _PACKAGES)
+    _make_disk(folder, folder / "root")
+
+
+def _make_disk(folder: Path, root: Path) -> None:
+    """Take kernel and disk out of a root folder, with keys to log in; the root folder is gone then."""
     for name in ("vmlinuz", "initrd.img"):
         found = sorted((root / "boot").glob(f"{name}-*"))[-1]
         shutil.copyfile(found, folder / name)
     call([SSH_KEYGEN.find(), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / _KEY)])
     call([SSH_KEYGEN.find(), "-A", "-f", str(root)])
-    (root / "root/.ssh").mkdir(mode=0o700)
+    (root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
     shutil.copyfile(folder / f"{_KEY}.pub", root / "root/.ssh/authorized_keys")
     (root / "etc/hostname").write_text("board\n")
     (root / "etc/fstab").write_text("/dev/vda / ext4 errors=remount-ro 0 1\n")
@@ -106,18 +109,26 @@ class Arm64VmBoard(SshBoard):
 
     def power_on(self) -> None:
         """Boot, and at the first time bring this installation's code and the agent's packages."""
+        self.boot()
+        if not self._is_prepared:
+            packages = self._scratch / "packages"
+            install_packages(packages / "site")
+            put_code(packages / "code")
+            self.copy(packages, "/opt/edgeops")
+            self._is_prepared = True
+
+    def boot(self) -> None:
+        """Boot the machine as it is.
+
+        Raises:
+            EdgeopsError: E-HIL-BOARD; it does not answer in its time.
+        """
         if self._emulator is None:
             with self._serial.open("ab") as console:
                 self._emulator = subprocess.Popen(
                     self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
                 )
         super().power_on()
-        if not self._is_prepared:
-            packages = self._scratch / "packages"
-            install_wheels(packages / "site", wheel_pins())
-            put_code(packages / "code")
-            self.copy(packages, "/opt/edgeops")
-            self._is_prepared = True
 
     def power_off(self) -> None:
         """Kill the emulator."""

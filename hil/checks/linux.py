@@ -202,7 +202,7 @@ class LinuxChecks:
             served.append(self._agent.serving())
             if served[-1] not in allowed:
                 return failed(f"after a cut {served[-1]} serves, allowed are {sorted(allowed)}", "E-HIL-CHECK")
-            self._agent.check_answer()
+            self._agent.check_answer(stick.bundle)
             allowed = {served[-1], stick.version}
         self._agent.bring(self._field.after(self._effort.cuts + 1))
         figures: Figures = {

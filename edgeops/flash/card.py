@@ -1,0 +1,265 @@
+"""Cards and images: copied, given their files by mtools, and read back. Needs no mount and, for images, no root."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeops import durable
+from edgeops.contracts.errors import EdgeopsError
+
+_BLOCK = 4 << 20
+_SECTOR = 512
+_WITHIN_S = 600.0
+# Types of partitions that hold FAT: MBR's, and the basic data and EFI system partitions of GPT.
+_FAT = {
+    "b", "c", "e", "6", "ef", "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
+}  # fmt: skip
+_NEXT = "Use an image of Raspberry Pi OS, Ubuntu or Debian with a FAT boot partition."
+
+Progress = Callable[[int, int], object]
+
+
+class Device(NamedTuple):
+    """A block device: what it is, how large, and why it is not to be written to; empty: it may be."""
+
+    path: Path
+    model: str
+    size: int
+    refused: str
+
+
+class Boot(NamedTuple):
+    """The boot partition of an image."""
+
+    image: Path
+    offset: int
+
+    @property
+    def drive(self) -> str:
+        """As mtools names it."""
+        return f"{self.image}@@{self.offset}"
+
+
+def describe(path: Path) -> Device:
+    """Look at a block device.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; there is none. E-DEPENDENCY.
+    """
+    try:
+        if not stat.S_ISBLK(path.stat().st_mode):
+            raise EdgeopsError("E-FLASH-CARD", f"{path} is no block device", "Name the card's, such as /dev/sdb.")
+    except OSError as error:
+        raise EdgeopsError("E-FLASH-CARD", f"{path}: {error.strerror}", "Is the card in its reader?") from error
+    said = _run("lsblk", "--json", "--bytes", "--output", "NAME,TYPE,MODEL,SIZE,RO,MOUNTPOINTS,FSTYPE", str(path))
+    return read_lsblk(path, said)
+
+
+def read_lsblk(path: Path, said: str) -> Device:
+    """Read what lsblk says of a device. Pure.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; it is not its word.
+    """
+    try:
+        (top,) = json.loads(said)["blockdevices"]
+        mounted = [place for part in _walk(top) for place in part.get("mountpoints") or [] if place]
+        swap = any(part.get("fstype") in ("swap", "LVM2_member", "linux_raid_member") for part in _walk(top))
+        refused = ""
+        if top["type"] not in ("disk", "loop"):
+            refused = f"it is a {top['type']}, not a whole disk"
+        elif mounted:
+            refused = f"it is in use: {', '.join(sorted(mounted))}"
+        elif swap:
+            refused = "it holds swap, LVM or RAID: it is part of a system"
+        elif top["ro"]:
+            refused = "it is write-protected"
+        return Device(path, str(top.get("model") or "unknown model").strip(), int(top["size"]), refused)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EdgeopsError("E-FLASH-CARD", f"{path}: lsblk gives no answer") from error
+
+
+def _walk(part: dict[str, Any]) -> list[dict[str, Any]]:
+    return [part, *(inner for child in part.get("children") or [] for inner in _walk(child))]
+
+
+def copy_image(base: Path, out: Path, on_progress: Progress = lambda _done, _all: None) -> None:
+    """Copy a base image, at once: an existing file is replaced when all is there.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; there is no such image. E-DISK-FULL or E-DISK-WRITE.
+    """
+    try:
+        size = base.stat().st_size
+        if out.exists() and base.samefile(out):
+            raise EdgeopsError("E-FLASH-CARD", f"{out} is the base image itself", "Give another --out.")
+        with base.open("rb") as source, out.open("wb") as target:
+            done = 0
+            while block := source.read(_BLOCK):
+                target.write(block)
+                done += len(block)
+                on_progress(done, size)
+    except OSError as error:
+        if error.filename == str(base):
+            raise EdgeopsError("E-FLASH-CARD", f"{base}: {error.strerror}", _NEXT) from error
+        raise durable.disk_error(error, out) from error
+
+
+def boot_partition(image: Path) -> Boot:
+    """Return an image's first FAT partition; an image that is FAT as a whole is its own.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; it has none.
+    """
+    with image.open("rb") as file:
+        head = file.read(_SECTOR)
+    if len(head) < _SECTOR or head[510:] != b"\x55\xaa":
+        raise EdgeopsError("E-FLASH-CARD", f"{image} is no disk image", _NEXT)
+    if head[54:57] == b"FAT" or head[82:85] == b"FAT":
+        return Boot(image, 0)
+    try:
+        table = json.loads(_run("sfdisk", "--json", str(image)))["partitiontable"]
+        sector = int(table.get("sectorsize", _SECTOR))
+        start = next(int(part["start"]) for part in table["partitions"] if str(part["type"]).upper() in _UPPER)
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise EdgeopsError("E-FLASH-CARD", f"{image} has no FAT partition", _NEXT) from error
+    return Boot(image, start * sector)
+
+
+_UPPER = {kind.upper() for kind in _FAT}
+
+
+def read_text(boot: Boot, name: str) -> str | None:
+    """Return a file of the boot partition; None: there is none."""
+    done = subprocess.run(
+        [_tool("mtype"), "-i", boot.drive, f"::{name}"], capture_output=True, timeout=_WITHIN_S, check=False, env=_ENV
+    )
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def write_files(boot: Boot, texts: Mapping[str, str], large: Mapping[str, Path]) -> None:
+    """Put files on the boot partition, and read each back.
+
+    Args:
+        boot: The partition.
+        texts: Content by name; one folder deep at most.
+        large: Files by name.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; there is no room, or a file reads back otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeops-card-") as folder:
+        sources = dict(large)
+        for index, (name, text) in enumerate(texts.items()):
+            sources[name] = Path(folder) / str(index)
+            sources[name].write_text(text, encoding="utf-8")
+        for parent in sorted({name.rpartition("/")[0] for name in sources} - {""}):
+            subprocess.run(
+                [_tool("mmd"), "-i", boot.drive, "-D", "s", f"::{parent}"], capture_output=True, timeout=_WITHIN_S,
+                check=False, env=_ENV,
+            )  # fmt: skip
+        for name, source in sorted(sources.items()):
+            _run("mcopy", "-i", boot.drive, "-o", "-Q", str(source), f"::{name}")
+            back = Path(folder) / "back"
+            _run("mcopy", "-i", boot.drive, "-n", "-o", f"::{name}", str(back))
+            if sha256_of(back) != sha256_of(source):
+                raise EdgeopsError("E-FLASH-CARD", f"{boot.image}: {name} reads back otherwise", "Use another card.")
+            back.unlink()
+
+
+def write_device(image: Path, device: Device, on_progress: Progress = lambda _done, _all: None) -> str:
+    """Write an image to a card and read it back; return its SHA-256.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; the card may not be written, is too small, or reads back otherwise. E-DISK-WRITE.
+    """
+    if device.refused:
+        raise EdgeopsError(
+            "E-FLASH-CARD", f"{device.path} ({device.model}): {device.refused}", "Name the card's device."
+        )
+    size = image.stat().st_size
+    if device.size < size:
+        raise EdgeopsError(
+            "E-FLASH-CARD", f"{device.path} has {device.size} bytes, the image {size}", "Use a larger card."
+        )
+    digest = hashlib.sha256()
+    try:
+        with image.open("rb") as source, device.path.open("r+b", buffering=0) as card:
+            done = 0
+            while block := source.read(_BLOCK):
+                digest.update(block)
+                card.write(block)
+                done += len(block)
+                on_progress(done, 2 * size)
+            os.fsync(card.fileno())
+            # What is read back must come from the card, not from memory.
+            os.posix_fadvise(card.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        found, done = hashlib.sha256(), 0
+        with device.path.open("rb", buffering=0) as card:
+            while done < size and (block := card.read(min(_BLOCK, size - done))):
+                found.update(block)
+                done += len(block)
+                on_progress(size + done, 2 * size)
+    except OSError as error:
+        raise EdgeopsError(
+            "E-DISK-WRITE", f"{device.path}: {error.strerror}", "Are you root? Is the card whole?"
+        ) from error
+    if found.hexdigest() != digest.hexdigest():
+        raise EdgeopsError("E-FLASH-CARD", f"{device.path} reads back otherwise", "Use another card.")
+    return digest.hexdigest()
+
+
+def replace(image: Path, out: Path) -> None:
+    """Move a finished image to its place, at once.
+
+    Raises:
+        EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
+    """
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        shutil.copyfile(image, temporary)
+        temporary.replace(out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise durable.disk_error(error, out) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Cards of all sizes pass: mtools' own checks of geometry are for floppy disks.
+_ENV = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
+_PACKAGES = {"sfdisk": "fdisk", "lsblk": "util-linux"}
+
+
+def _tool(program: str) -> str:
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if path is None:
+        package = _PACKAGES.get(program, "mtools")
+        raise EdgeopsError("E-DEPENDENCY", f"no {program} on this machine", f"apt-get install --yes {package}")
+    return path
+
+
+def _run(program: str, *words: str) -> str:
+    done = subprocess.run(
+        [_tool(program), *words], capture_output=True, text=True, timeout=_WITHIN_S, check=False, env=_ENV
+    )
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no word"]
+        raise EdgeopsError("E-FLASH-CARD", f"{program}: {said[-1][:300]}", "Is there room on the boot partition?")
+    return done.stdout

@@ -1,0 +1,157 @@
+"""A board on this machine: a real sshd with a root folder of its own, in which nothing of the machine can be changed.
+
+/etc and /var/lib are overlays, /opt and /var/tmp are empty; what a unit file says is run as systemd would run it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from edgeops.flash.link import Login
+
+_ENTER = """
+set -e
+for name in etc var/lib; do
+  mkdir -p "$1/$name/upper" "$1/$name/work"
+  mount -t overlay overlay -o "lowerdir=/$name,upperdir=$1/$name/upper,workdir=$1/$name/work" "/$name"
+done
+for name in opt var/tmp; do
+  mkdir -p "$1/$name"
+  mount --bind "$1/$name" "/$name"
+done
+mkdir -p /run/sshd
+exec "$2" -D -e -f "$3"
+"""
+UNIT = "etc/systemd/system/edgeops-agent.service"
+
+
+class LoopbackBoard:
+    """The board. Use it as a context manager.
+
+    Args:
+        folder: For its changes, keys and log.
+        root_login: Whether root may log in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "root"
+        self.root.mkdir(parents=True)
+        folder.chmod(0o755)
+        for name in ("host_key", "login_key", "other_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        kind, key, *_ = (folder / "host_key.pub").read_text().split()
+        (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
+        shutil.copyfile(folder / "login_key.pub", folder / "authorized_keys")
+        (folder / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
+            "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
+        )
+        self._sshd: subprocess.Popen[bytes] | None = None
+        self._service: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LoopbackBoard:
+        self.power_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_service()
+        self.power_off()
+
+    @property
+    def login(self) -> Login:
+        return Login("127.0.0.1", self.port, "root", self.folder / "login_key", known_hosts=self.folder / "known_hosts")
+
+    @property
+    def fingerprint(self) -> str:
+        said = subprocess.run(
+            ["ssh-keygen", "-lf", self.folder / "host_key.pub"], check=True, capture_output=True, text=True
+        )
+        return said.stdout.split()[1]
+
+    def power_on(self) -> None:
+        with (self.folder / "sshd.log").open("ab") as log:
+            self._sshd = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, "sh", str(self.root),
+                 shutil.which("sshd") or "/usr/sbin/sshd", str(self.folder / "sshd_config")],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        deadline_s = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline_s, (self.folder / "sshd.log").read_text()
+                time.sleep(0.05)
+
+    def power_off(self) -> None:
+        """End sshd and all its sessions at once; what was written stays."""
+        if self._sshd is None:
+            return
+        for child in subprocess.run(
+            ["pgrep", "-P", str(self._sshd.pid)], capture_output=True, text=True, check=False
+        ).stdout.split():
+            subprocess.run(["kill", "-KILL", child], check=False, capture_output=True)
+        self._sshd.kill()
+        self._sshd.wait(10)
+        self._sshd = None
+
+    def drop_sessions(self) -> None:
+        """Cut all connections; sshd itself goes on."""
+        assert self._sshd is not None
+        children = subprocess.run(
+            ["pgrep", "-P", str(self._sshd.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        for child in children:
+            subprocess.run(["kill", "-KILL", child], check=False, capture_output=True)
+
+    def enter(self, *words: str) -> list[str]:
+        """Return how a program is run inside."""
+        assert self._sshd is not None
+        return ["nsenter", "--mount", f"--target={self._sshd.pid}", "--", *words]
+
+    def run(self, *words: str) -> str:
+        return subprocess.run(self.enter(*words), check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def exists(self, path: str) -> bool:
+        return subprocess.run(self.enter("test", "-e", path), check=False).returncode == 0
+
+    def start_service(self, within_s: float = 120.0) -> None:
+        """Run what the unit says once it is there, as the user that it names, as systemd would."""
+        deadline_s = time.monotonic() + within_s
+        while not self.exists(f"/{UNIT}"):
+            assert time.monotonic() < deadline_s, "there is no unit"
+            time.sleep(0.1)
+        unit = self.run("cat", f"/{UNIT}")
+        command = re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+        user = re.search(r"^User=(.*)$", unit, re.MULTILINE)
+        state = re.search(r"^StateDirectory=(.*)$", unit, re.MULTILINE)
+        assert command is not None
+        assert user is not None
+        assert state is not None
+        self.run("install", "-d", "-m", "700", "-o", user[1], f"/var/lib/{state[1]}")
+        with (self.folder / "agent.log").open("ab") as log:
+            self._service = subprocess.Popen(
+                self.enter("runuser", "-u", user[1], "--", *shlex.split(command[1])), stdout=log, stderr=log
+            )
+
+    def stop_service(self) -> None:
+        if self._service is not None:
+            self._service.send_signal(signal.SIGTERM)
+            try:
+                self._service.wait(30)
+            except subprocess.TimeoutExpired:
+                self._service.kill()
+                self._service.wait()
+            self._service = None

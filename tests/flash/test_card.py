@@ -1,0 +1,251 @@
+"""Cards and images: what is written is there, and what must not be written to is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.flash import card, firstboot, imaging
+from edgeops.flash.card import Device
+from edgeops.flash.firstboot import FirstBoot, Network
+from edgeops.flash.payload import Payload
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MIB = 1 << 20
+NEEDED = {"mcopy": "mtools", "mkfs.vfat": "dosfstools", "sfdisk": "fdisk"}
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+MISSING = [package for name, package in NEEDED.items() if not shutil.which(name, path=PATH)]
+needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"apt-get install --yes {' '.join(MISSING)}")
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHIp3Yx4Zz8pVvVAbvEXAMPLEexampleEXAMPLEex me@host"
+WISH = FirstBoot(
+    hostname="pi-1", user="op", ssh_keys=(KEY,), network=Network("Räume \"1\"", "se'cret \\ word", "DE"),
+    profile="raspberry-pi-4", name="pi-1", version="0.1.0-abc", sha256="ab" * 32, has_token=True, has_release=True,
+)  # fmt: skip
+
+
+def tool(name: str, *words: object) -> str:
+    path = shutil.which(name, path=PATH)
+    assert path is not None
+    done = subprocess.run([path, *map(str, words)], check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout
+
+
+def base_image(folder: Path, boot_mib: int = 40, label: str = "dos") -> Path:
+    """Make an image like Raspberry Pi OS's: a FAT boot partition with cmdline.txt, then another one."""
+    path = folder / "base.img"
+    with path.open("wb") as file:
+        file.truncate((boot_mib + 8) * MIB)
+    kind = "c" if label == "dos" else "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7"
+    script = f"label: {label}\nstart=2048, size={(boot_mib - 2) * 2048}, type={kind}\nstart={boot_mib * 2048}, type=L\n"
+    subprocess.run([shutil.which("sfdisk", path="/usr/sbin:/sbin") or "sfdisk", "-q", path], input=script, text=True,
+                   check=True, capture_output=True)  # fmt: skip
+    boot = folder / "boot.fat"
+    with boot.open("wb") as file:
+        file.truncate((boot_mib - 2) * MIB)
+    tool("mkfs.vfat", "-F", "32", boot)
+    cmdline = folder / "cmdline.txt"
+    cmdline.write_text("console=serial0,115200 root=PARTUUID=1-02 rootwait systemd.run=/old.sh\n")
+    tool("mcopy", "-i", boot, cmdline, "::cmdline.txt")
+    with path.open("r+b") as file:
+        file.seek(2048 * 512)
+        file.write(boot.read_bytes())
+    return path
+
+
+@pytest.fixture
+def small_payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Payload:
+    """Packages that no first boot of these tests unpacks."""
+    file = tmp_path / "payload.tar.gz"
+    with tarfile.open(file, "w:gz") as archive:
+        archive.add(__file__, "edgeops/x.py")
+    payload = Payload(file, "0.1.0-abc", card.sha256_of(file), 1, ())
+    monkeypatch.setattr(imaging, "build", lambda *_: payload)
+    return payload
+
+
+def asked(tmp_path: Path, **changed: Any) -> imaging.Card:
+    (tmp_path / "release").write_bytes(b"release" * 1000)
+    values = {
+        "base": tmp_path / "base.img", "out": tmp_path / "card.img", "form": "cloud-init", "profile": "raspberry-pi-4",
+        "hostname": "pi-1", "name": "pi-1", "user": "op", "ssh_keys": (KEY,), "network": WISH.network,
+        "token": "eo1.secret", "stick": tmp_path / "release", **changed,
+    }  # fmt: skip
+    return imaging.Card(**values)
+
+
+def make(tmp_path: Path, **changed: Any) -> str:
+    return imaging.make(asked(tmp_path, **changed), tmp_path, lambda _what: True, lambda _line: None)
+
+
+@needs_tools
+@pytest.mark.parametrize("label", ["dos", "gpt"])
+@pytest.mark.parametrize("form", ["cloud-init", "firstrun"])
+def test_an_image_holds_what_the_first_boot_needs(
+    tmp_path: Path, small_payload: Payload, form: str, label: str
+) -> None:
+    base = base_image(tmp_path, label=label)
+    before = card.sha256_of(base)
+    said = make(tmp_path, form=form)
+    assert card.sha256_of(base) == before
+    image = tmp_path / "card.img"
+    assert card.sha256_of(image) in said
+    boot = card.boot_partition(image)
+    back = tmp_path / "back"
+    tool("mcopy", "-i", boot.drive, "::edgeops/payload.tar.gz", back)
+    assert card.sha256_of(back) == small_payload.sha256
+    assert card.read_text(boot, "edgeops/token") == "eo1.secret"
+    script = card.read_text(boot, "edgeops/install.sh")
+    assert script is not None
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    assert small_payload.sha256 in script
+    cmdline = card.read_text(boot, "cmdline.txt")
+    assert cmdline is not None
+    if form == "cloud-init":
+        assert "systemd.run=/old.sh" in cmdline
+        assert card.read_text(boot, "user-data") is not None
+    else:
+        assert cmdline.count("systemd.run=") == 1
+        assert "rootwait systemd.run=/boot/firmware/firstrun.sh" in cmdline
+
+
+def test_cloud_init_is_told_network_login_and_service() -> None:
+    texts = firstboot.files(WISH, "cloud-init")
+    head, _, body = texts["user-data"].partition("\n")
+    assert head == "#cloud-config"
+    config = json.loads(body)
+    assert config["users"][0]["ssh_authorized_keys"] == [KEY]
+    assert config["ssh_pwauth"] is False
+    assert "install.sh" in config["write_files"][0]["content"]
+    network = json.loads(texts["network-config"])
+    assert network["wifis"]["wlan0"]["access-points"] == {'Räume "1"': {"password": "se'cret \\ word"}}
+
+
+def test_raspberry_pi_os_is_told_the_same() -> None:
+    texts = firstboot.files(WISH, "firstrun", "root=x rootwait")
+    config = tomllib.loads(texts["custom.toml"])
+    assert config["wlan"] == {
+        "ssid": "Räume \"1\"", "password": "se'cret \\ word", "password_encrypted": False, "country": "DE",
+    }  # fmt: skip
+    assert config["ssh"]["authorized_keys"] == [KEY]
+    assert config["system"] == {"hostname": "pi-1"}
+    with pytest.raises(EdgeopsError, match=r"no cmdline\.txt"):
+        firstboot.files(WISH, "firstrun", None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hostname": "pi_1"}, {"hostname": "a; reboot"}, {"user": "Root!"}, {"ssh_keys": ("not a key",)},
+        {"ssh_keys": (KEY + "\nroot",)}, {"network": Network("x" * 33, None, "DE")},
+        {"network": Network("x", "short", "DE")}, {"network": Network("x", "long enough", "Germany")},
+    ],
+)  # fmt: skip
+def test_what_no_board_can_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(EdgeopsError) as caught:
+        firstboot.files(WISH._replace(**wrong), "cloud-init")
+    assert caught.value.code == "E-CONFIG"
+
+
+def test_words_for_the_shell_stay_words(tmp_path: Path) -> None:
+    """A name with quotes and commands runs nothing: the script is tried with a shell that prints its words."""
+    script = firstboot.install_script(WISH._replace(name="x'; touch HACKED; '"), "/boot/it's")
+    line = next(line for line in script.splitlines() if "install-service" in line)
+    said = subprocess.run(
+        ["sh", "-c", f"set -- {line}; for word; do echo \"[$word]\"; done"], capture_output=True, text=True, check=True,
+        cwd=tmp_path,
+    ).stdout  # fmt: skip
+    assert "[x'; touch HACKED; ']" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_tools
+def test_no_room_and_no_boot_partition_leave_no_image(tmp_path: Path, small_payload: Payload) -> None:
+    base_image(tmp_path)
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(60 * MIB))
+    with pytest.raises(EdgeopsError) as caught:
+        make(tmp_path, stick=big)
+    assert caught.value.code == "E-FLASH-CARD"
+    (tmp_path / "base.img").write_bytes(bytes(MIB))
+    with pytest.raises(EdgeopsError, match="no disk image"):
+        make(tmp_path)
+    assert not (tmp_path / "card.img").exists()
+    with pytest.raises(EdgeopsError) as caught:
+        make(tmp_path, out=tmp_path / "base.img", base=tmp_path / "nothing.img")
+    assert caught.value.code == "E-FLASH-CARD"
+
+
+def lsblk(**changed: Any) -> str:
+    disk = {"name": "sdb", "type": "disk", "model": "SD Reader", "size": 1000, "ro": False, "mountpoints": [None]}
+    return json.dumps({"blockdevices": [{**disk, **changed}]})
+
+
+def test_a_system_disk_is_never_written_to(tmp_path: Path) -> None:
+    def refused(**changed: Any) -> str:
+        return card.read_lsblk(Path("/dev/sdb"), lsblk(**changed)).refused
+
+    assert refused() == ""
+    part = {"name": "sdb1", "type": "part", "mountpoints": ["/"], "fstype": "ext4"}
+    assert "in use: /" in refused(children=[part])
+    inner = {"name": "root", "type": "crypt", "mountpoints": ["/home"]}
+    assert "/home" in refused(children=[{**part, "mountpoints": [], "children": [inner]}])
+    assert "swap" in refused(children=[{**part, "mountpoints": [], "fstype": "swap"}])
+    assert "part, not a whole disk" in refused(type="part")
+    assert "write-protected" in refused(ro=True)
+    for odd in ("", "{}", '{"blockdevices": []}', "[]"):
+        with pytest.raises(EdgeopsError):
+            card.read_lsblk(Path("/dev/sdb"), odd)
+    image = tmp_path / "image"
+    image.write_bytes(b"x" * 100)
+    device = Device(tmp_path / "disk", "m", 1000, "it is in use: /")
+    device.path.write_bytes(bytes(1000))
+    with pytest.raises(EdgeopsError, match="in use"):
+        card.write_device(image, device)
+    assert device.path.read_bytes() == bytes(1000)
+
+
+def test_this_machines_own_disk_is_refused() -> None:
+    """The real lsblk, of the disk that / is on, where that is one."""
+    source = subprocess.run(
+        ["findmnt", "-no", "SOURCE", "/"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if not re.fullmatch(r"/dev/\w+", source):
+        pytest.skip(f"/ is on {source or 'nothing'}, which is no disk: run it on a machine with one")
+    assert card.describe(Path(source)).refused
+
+
+def test_a_card_is_read_back_and_a_small_or_bad_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(os.urandom(9 * MIB))
+    disk.write_bytes(bytes(16 * MIB))
+    digest = card.write_device(image, Device(disk, "card", 16 * MIB, ""))
+    assert digest == card.sha256_of(image)
+    assert disk.read_bytes()[: 9 * MIB] == image.read_bytes()
+    with pytest.raises(EdgeopsError, match="larger card"):
+        card.write_device(image, Device(disk, "card", 8 * MIB, ""))
+
+    real = os.fsync
+
+    def worn(descriptor: int) -> None:
+        real(descriptor)
+        with disk.open("r+b") as cells:
+            cells.seek(5 * MIB)
+            cells.write(b"\0")
+
+    monkeypatch.setattr(card.os, "fsync", worn)
+    with pytest.raises(EdgeopsError, match="reads back otherwise"):
+        card.write_device(image, Device(disk, "card", 16 * MIB, ""))

@@ -1,0 +1,247 @@
+"""A board on loopback becomes a device in one go: real sshd, packages and control plane, and cuts at any step."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from adder_bundles import MODEL, PROFILE, small_bundle
+from loopback_board import LoopbackBoard
+from served_fleet import Serving
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.flash import over_ssh, steps
+from edgeops.flash.link import Link
+from edgeops.flash.over_ssh import Flashed, Wish
+from edgeops.profiles import registry
+from edgeops.releases import assemble
+from edgeops.releases.export import export
+from edgeops.releases.publish import publish
+from edgeops.trust.publisher import Publisher
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="the board needs root: mounts of its own, and sshd"),
+    pytest.mark.skipif(shutil.which("sshd", path="/usr/sbin") is None, reason="apt-get install --yes openssh-server"),
+]
+
+
+class Api:
+    """The control plane, as flashing needs it."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._api = serving.api
+
+    def token(self, profile: str, name: str | None) -> str:
+        return self._api.create_token(profile=profile, name=name).token
+
+    def online(self, name: str) -> bool:
+        return any(device.connection == name and device.online for device in self._api.devices())
+
+
+@pytest.fixture(autouse=True)
+def one_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile without its larger runtimes: a quarter of the packages."""
+    whole = registry.load(PROFILE)
+    runtimes = tuple(one for one in whole.runtimes if one.name == "onnxruntime")
+    monkeypatch.setattr(over_ssh.registry, "load", lambda _name: msgspec.structs.replace(whole, runtimes=runtimes))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("payloads")
+
+
+@pytest.fixture(autouse=True)
+def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same board gets the same payload: it is resolved and packed for the first test, and kept."""
+    real = over_ssh.build
+
+    def build(*given: Any) -> Any:
+        if not _BUILT:
+            _BUILT.append(real(*given))
+        return _BUILT[0]
+
+    monkeypatch.setattr(over_ssh, "build", build)
+
+
+_BUILT: list[Any] = []
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[LoopbackBoard]:
+    with LoopbackBoard(tmp_path / "board") as board:
+        yield board
+
+
+def code(act: Callable[[], object]) -> str:
+    with pytest.raises(EdgeopsError) as caught:
+        act()
+    return caught.value.code
+
+
+def run(board: LoopbackBoard, wish: Wish, fleet: Api | None, cache: Path, **login: Any) -> Flashed:
+    said: list[str] = []
+    return asyncio.run(over_ssh.flash(board.login._replace(**login), wish, fleet, cache, said.append))
+
+
+def test_a_bare_board_becomes_a_device_that_serves_in_one_go(board: LoopbackBoard, tmp_path: Path, cache: Path) -> None:
+    home = tmp_path / "home"
+    Publisher.init(home, "demo")
+    assemble.create(home, [small_bundle(tmp_path / "bundle").directory], version="1.0.0")
+    publish(home, MODEL, "1.0.0")
+    stick = export(home, MODEL, "1.0.0", tmp_path / "release.edgeops").path
+    serving = Serving(home, "auto")
+    serving.start()
+    systemd = threading.Thread(target=board.start_service)
+    systemd.start()
+    try:
+        fleet = Api(serving)
+        wish = Wish(name="board-1", stick=stick)
+        done = run(board, wish, fleet, cache)
+        assert (done.device, done.profile, done.online) == ("board-1", PROFILE, True)
+        assert "confirmed" in done.release
+        (device,) = serving.api.devices()
+        assert (device.connection, device.online) == ("board-1", True)
+        # Again: nothing is sent, no token is asked for, and the same version is in use.
+        before = board.run("readlink", "/opt/edgeops/current")
+        again = run(board, wish._replace(stick=None), None, cache)
+        assert (again.device, again.version) == ("board-1", done.version)
+        assert board.run("readlink", "/opt/edgeops/current") == before
+        assert not board.exists("/opt/edgeops/previous")
+    finally:
+        systemd.join()
+        board.stop_service()
+        serving.stop()
+    check_hardened(board)
+    assert "removed" in asyncio.run(go_back(board))
+    assert not board.exists("/opt/edgeops")
+    assert board.exists("/var/lib/edgeops/identity")
+
+
+def check_hardened(board: LoopbackBoard) -> None:
+    assert board.run("stat", "-c", "%a %U", "/var/lib/edgeops/identity").split() == ["700", "edgeops"]
+    assert board.run("stat", "-c", "%a %U", "/etc/edgeops/token").split() == ["600", "edgeops"]
+    assert not board.exists("/var/tmp/edgeops-flash-0/release.edgeops.partial")
+
+
+async def go_back(board: LoopbackBoard, *, purge: bool = False) -> str:
+    async with Link(board.login) as link:
+        where = steps.Where()
+        await steps.probe(link, where)
+        return await steps.undo(link, where, purge=purge)
+
+
+def test_a_connection_that_is_lost_at_any_step_costs_nothing(
+    board: LoopbackBoard, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is cut off once, before and after it did its work; sending goes on where it stopped."""
+    cuts: list[str] = []
+    monkeypatch.setattr(over_ssh, "_RETRY_FIRST_S", 0.05)
+
+    def cut(name: str) -> None:
+        real = getattr(steps, name)
+
+        async def cutting(*given: Any, **named: Any) -> Any:
+            if name not in cuts:
+                cuts.append(name)
+                board.drop_sessions()
+                return await real(*given, **named)
+            if f"{name} after" not in cuts:
+                cuts.append(f"{name} after")
+                await real(*given, **named)
+                board.drop_sessions()
+                raise EdgeopsError("E-FLASH-LINK", "lost after the work was done")
+            return await real(*given, **named)
+
+        monkeypatch.setattr(steps, name, cutting)
+
+    names = ("bring", "unpack", "clean", "switch", "is_enrolled", "give_token", "install_service")
+    for name in names:
+        cut(name)
+    done = run(board, Wish(token="eo1.none", start=False), None, cache)
+    assert sorted(cuts) == sorted([*names, *(f"{name} after" for name in names)])
+    assert board.run("readlink", "/opt/edgeops/current").strip() == f"versions/{done.version}"
+    said = board.run("/opt/edgeops/current/bin/edgeops", "--version")
+    assert "edgeops, version" in said
+    assert board.run("ls", "/opt/edgeops/versions").split() == [done.version]
+
+
+def test_half_a_file_is_gone_on_with_and_a_wrong_half_is_not(board: LoopbackBoard, tmp_path: Path) -> None:
+    data = os.urandom(700_000)
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    sent: list[int] = []
+
+    async def put(there: bytes) -> None:
+        async with Link(board.login) as link:
+            folder = await steps.incoming(link)
+            (board.root / folder[1:] / "x").write_bytes(there)
+            await link.put(file, f"{folder}/x", hashlib.sha256(data).hexdigest(), lambda done, _all: sent.append(done))
+            assert (board.root / folder[1:] / "x").read_bytes() == data
+
+    asyncio.run(put(data[:500_000]))
+    assert min(sent) > 500_000
+    asyncio.run(put(b"something else" * 1000))
+    asyncio.run(put(data + b"more"))
+
+
+def test_a_strange_host_key_and_a_wrong_key_are_refused(board: LoopbackBoard, tmp_path: Path, cache: Path) -> None:
+    nobody = tmp_path / "nobody"
+    nobody.write_text("")
+    wish = Wish(start=False)
+    assert code(lambda: run(board, wish, None, cache, known_hosts=nobody)) == "E-FLASH-LOGIN"
+    assert code(lambda: run(board, wish, None, cache, fingerprint="SHA256:" + "A" * 43)) == "E-FLASH-LOGIN"
+    assert code(lambda: run(board, wish, None, cache, key_file=board.folder / "other_key")) == "E-FLASH-LOGIN"
+    assert code(lambda: run(board, wish, None, cache, port=9)) == "E-FLASH-LINK"
+
+    async def looks() -> str:
+        async with Link(board.login._replace(known_hosts=None, fingerprint=board.fingerprint)) as link:
+            return (await link.run("id", "-u")).out
+
+    assert asyncio.run(looks()) == "0\n"
+    assert not board.exists("/opt/edgeops")
+
+
+def test_somebody_elses_folder_is_not_written_to(board: LoopbackBoard) -> None:
+    folder = board.root / "var/tmp/edgeops-flash-0"
+    folder.symlink_to("/etc")
+
+    async def look() -> str:
+        async with Link(board.login) as link:
+            return await steps.incoming(link)
+
+    assert code(lambda: asyncio.run(look())) == "E-FLASH-BOARD"
+
+
+def test_a_version_that_does_not_start_is_never_switched_to(
+    board: LoopbackBoard, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = over_ssh.build
+
+    def broken(*given: Any) -> Any:
+        good = real(*given)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            info = tarfile.TarInfo("edgeops/__init__.py")
+            archive.addfile(info, io.BytesIO(b""))
+        data = gzip.compress(packed.getvalue())
+        file = tmp_path / "broken.tar.gz"
+        file.write_bytes(data)
+        return good._replace(file=file, sha256=hashlib.sha256(data).hexdigest(), version="0-broken")
+
+    monkeypatch.setattr(over_ssh, "build", broken)
+    assert code(lambda: run(board, Wish(token="eo1.none", start=False), None, cache)) == "E-FLASH-BOARD"
+    assert not board.exists("/opt/edgeops/current")
+    assert not board.exists("/opt/edgeops/versions/0-broken")
