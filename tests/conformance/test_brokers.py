@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import queue
 import signal
 import socket
+import ssl
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -246,6 +250,46 @@ def raw(
     return client, got
 
 
+def of_old(purpose: int, version: ssl.TLSVersion) -> ssl.SSLContext:
+    """TLS settings as they were before 1.2 was asked for: with ciphers and digests that are not secure any more."""
+    context = ssl.SSLContext(purpose)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = version
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return context
+
+
+def handshake(address: tuple[str, int], files: TlsFiles, newest: ssl.TLSVersion) -> str | None:
+    """Return the version of TLS that a server speaks with a client that has nothing newer; None: it refuses."""
+    context = of_old(ssl.PROTOCOL_TLS_CLIENT, newest)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(files.certificate, files.key)
+    try:
+        with socket.create_connection(address, WITHIN_S) as plain, context.wrap_socket(plain) as connection:
+            return connection.version()
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def old_server(files: TlsFiles) -> Iterator[tuple[str, int]]:
+    """A server of the old days; any certificate will do for it."""
+    context = of_old(ssl.PROTOCOL_TLS_SERVER, ssl.TLSVersion.TLSv1_1)
+    context.load_cert_chain(files.certificate, files.key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                context.wrap_socket(listener.accept()[0], server_side=True).close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()
+        thread.join(WITHIN_S)
+
+
 @needs_mosquitto
 class TestOnlyItsOwn:
     def test_no_certificate_is_refused(self, guarded: Bench) -> None:
@@ -266,6 +310,16 @@ class TestOnlyItsOwn:
         time.sleep(0.5)
         assert not client.is_connected()
         client.loop_stop()
+
+    def test_tls_before_1_2_is_refused(self, guarded: Bench, tmp_path: Path) -> None:
+        """Even to a client that has nothing better, and a good certificate."""
+        files = guarded.authority.files(tmp_path, "dev-a")
+        address = (guarded.broker.address.host, guarded.broker.address.port)
+        assert handshake(address, files, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+        assert handshake(address, files, ssl.TLSVersion.TLSv1_1) is None
+        # Control: it is the broker that refuses; a server that allows it speaks so with this client.
+        with old_server(files) as lenient:
+            assert handshake(lenient, files, ssl.TLSVersion.TLSv1_1) == "TLSv1.1"
 
     def test_a_fleet_certificate_is_let_in(self, guarded: Bench, tmp_path: Path) -> None:
         """The negative control of all refusals above."""
