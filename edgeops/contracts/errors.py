@@ -140,6 +140,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     # Control plane
     "E-DEVICE": ErrorCode(Fault.ENVIRONMENT, "Something keeps this device from serving or from being updated."),
     "E-COMMAND-UNKNOWN": ErrorCode(Fault.USAGE, "No such command was given to this device, or it has no answer yet."),
+    "E-DEVICE-FLOOD": ErrorCode(Fault.PEER, "A device sends more messages than any device needs to."),
     "E-DEVICE-UNKNOWN": ErrorCode(Fault.USAGE, "No such device."),
     "E-FLEET-FROZEN": ErrorCode(Fault.USAGE, "The fleet is frozen: no rollout starts or goes on."),
     "E-ROLLOUT-INVALID": ErrorCode(Fault.USAGE, "A rollout's groups or gates are impossible."),

@@ -8,8 +8,11 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 
 def programs() -> Path | None:
@@ -21,9 +24,24 @@ def programs() -> Path | None:
     return versions[0].parent if versions else None
 
 
+class Server(NamedTuple):
+    """A running server: its URL, how to kill all of it at once, and how to start it again."""
+
+    url: str
+    kill: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextlib.contextmanager
 def running() -> Iterator[str]:
     """Run a server; yield the SQLAlchemy URL of its database `template1`'s neighbour `postgres`."""
+    with killable() as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def killable() -> Iterator[Server]:
+    """Run a server that may be killed."""
     bin_dir = programs()
     assert bin_dir is not None
     # PostgreSQL refuses to run as root; then it runs as the user that its package made.
@@ -38,9 +56,21 @@ def running() -> Iterator[str]:
         subprocess.run([bin_dir / "initdb", *options], check=True, **quiet)  # type: ignore[call-overload]
         settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=50"
         start = [bin_dir / "pg_ctl", "-D", str(data), "-w", "-o", settings, "-l", str(Path(folder) / "log"), "start"]
-        subprocess.run(start, check=True, **quiet)  # type: ignore[call-overload]
+
+        def begin() -> None:
+            subprocess.run(start, check=True, **quiet)  # type: ignore[call-overload]
+
+        def kill() -> None:
+            postmaster = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+            family = [postmaster, *postmaster.children(recursive=True)]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, timeout=20)
+
+        begin()
         try:
-            yield f"postgresql+psycopg://edgeops@/postgres?host={folder}"
+            yield Server(f"postgresql+psycopg://edgeops@/postgres?host={folder}", kill, begin)
         finally:
             stop = [bin_dir / "pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop"]
             subprocess.run(stop, check=True, **quiet)  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import ssl
@@ -14,7 +15,6 @@ import pytest
 import urllib3
 from served_fleet import MODEL, PROFILES, Fleet, Serving
 from starlette.responses import PlainTextResponse
-from starlette.testclient import TestClient
 
 from edgeops.client import resources
 from edgeops.client.api import Api
@@ -22,6 +22,7 @@ from edgeops.contracts.enrolment import EnrolRequest
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.wire import encode
 from edgeops.control.api import limits
+from edgeops.control.pace import MAX_KEYS, Buckets
 
 GOOD = {"model": MODEL, "version": "1.0.0"}
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
@@ -67,15 +68,15 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str]:
 
 def test_a_bucket_fills_again_and_memory_stays_bounded() -> None:
     now_s = [0.0]
-    buckets = limits.Buckets(10.0, 5, lambda: now_s[0])
+    buckets = Buckets(10.0, 5, lambda: now_s[0])
     assert [buckets.take("a") for _ in range(5)] == [0.0] * 5
     assert buckets.take("a") == pytest.approx(0.1)
     assert buckets.take("b") == 0.0  # the control: another one is not meant
     now_s[0] = 0.1
     assert (buckets.take("a"), buckets.take("a") > 0) == (0.0, True)
-    for number in range(2 * limits.MAX_ADDRESSES):
+    for number in range(2 * MAX_KEYS):
         buckets.take(str(number))
-    assert len(buckets._left) == limits.MAX_ADDRESSES
+    assert len(buckets._left) == MAX_KEYS
 
 
 def test_who_asks_too_often_waits_and_a_guesser_slows_nobody_down() -> None:
@@ -85,19 +86,35 @@ def test_who_asks_too_often_waits_and_a_guesser_slows_nobody_down() -> None:
         known = (b"authorization", b"Bearer good") in scope["headers"]
         await PlainTextResponse("", 200 if known else 401)(scope, receive, send)
 
-    limited = TestClient(
-        limits.RateLimit(app, limits.Buckets(0.001, 9), limits.Buckets(0.001, 3)), base_url="https://x"
-    )  # fmt: skip
+    limited = limits.RateLimit(app, Buckets(0.001, 9), Buckets(0.001, 3))
 
-    def ask(token: str) -> int:
-        return limited.get("/api/v1/devices", headers={"Authorization": token}).status_code
+    def ask(token: str, path: str = "/api/v1/devices") -> tuple[int, dict[bytes, bytes], bytes]:
+        return answer_of(limited, path, token)
 
-    assert [ask(f"Bearer guess-{number}") for number in range(6)] == [401, 401, 401, 429, 429, 429]
-    assert [ask("Bearer good") for _ in range(9)] == [200] * 9
-    answer = limited.get("/api/v1/devices", headers={"Authorization": "Bearer good"})
-    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (429, "E-API-RATE", "1000")
+    assert [ask(f"Bearer guess-{number}")[0] for number in range(6)] == [401, 401, 401, 429, 429, 429]
+    assert [ask("Bearer good")[0] for _ in range(9)] == [200] * 9
+    status, headers, body = ask("Bearer good")
+    assert (status, json.loads(body)["code"], headers[b"retry-after"]) == (429, "E-API-RATE", b"1000")
     # One that a monitor asks is always answered; the app's 401 shows that it came through.
-    assert limited.get("/api/v1/health").status_code == 401
+    assert ask("", "/api/v1/health")[0] == 401
+
+
+def answer_of(app: Any, path: str, token: str) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Make one request of an ASGI app; return status, headers and body."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "GET", "path": path, "client": ("10.0.0.1", 1), "query_string": b"",
+        "headers": [(b"authorization", token.encode())] if token else [],
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "Bearer", "a b"])

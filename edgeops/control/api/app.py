@@ -46,6 +46,7 @@ from edgeops.control.api.base import (
     told,
 )
 from edgeops.control.api.document import openapi_document
+from edgeops.control.pace import Buckets
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Gates, Policy, Rate, Shadow
 from edgeops.control.rollout.schedule import Schedule
@@ -84,8 +85,8 @@ def api_app(control: ControlApi) -> FastAPI:
     app.add_middleware(limits.BodyLimit)
     app.add_middleware(
         limits.RateLimit,
-        callers=limits.Buckets(control.requests_per_s, max(1, round(control.requests_per_s * limits.BURST_S))),
-        strangers=limits.Buckets(limits.STRANGERS_PER_S, limits.STRANGERS_BURST),
+        callers=Buckets(control.requests_per_s, max(1, round(control.requests_per_s * limits.BURST_S))),
+        strangers=Buckets(limits.STRANGERS_PER_S, limits.STRANGERS_BURST),
     )
     app.add_middleware(limits.SafeHeaders)
     return app

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.api.problems import problem_of
+from edgeops.control.pace import Buckets
 
 MAX_BODY_BYTES = 256 << 10
 HEALTH = "/api/v1/health"
@@ -68,34 +69,6 @@ class BodyLimit:
                 return
         if taken > MAX_BODY_BYTES:
             await _too_large(scope, receive, send)
-
-
-class Buckets:
-    """Counts what each of many may do: so much at once, and so much a second in the long run.
-
-    Args:
-        per_s: Tokens that come back each second.
-        burst: Tokens of a full bucket.
-        clock: Seconds that only grow.
-    """
-
-    def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_s, self._burst, self._clock = per_s, burst, clock
-        self._left: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
-
-    def take(self, key: str) -> float:
-        """Take a token; return 0, or how many seconds to wait for one."""
-        now_s = self._clock()
-        with self._lock:
-            left, at_s = self._left.pop(key, (float(self._burst), now_s))
-            left = min(float(self._burst), left + (now_s - at_s) * self._per_s)
-            wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
-            # Put in last, so that the first is the one that was asked for least lately: memory stays bounded.
-            self._left[key] = (left - 1 if left >= 1 else left, now_s)
-            if len(self._left) > MAX_ADDRESSES:
-                del self._left[next(iter(self._left))]
-        return wait_s
 
 
 class RateLimit:

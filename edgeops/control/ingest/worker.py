@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
 from edgeops.control.ingest.statements import Known, Statement, read_statements
 from edgeops.control.models import Device
+from edgeops.control.pace import Buckets
 from edgeops.control.renewal import PREVIOUS_KEY_S
 from edgeops.transport.mqtt import Message, backoff_s
 
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 BATCH_MESSAGES = 500
 BATCH_WITHIN_S = 0.05
 RETRY_MAX_S = 10.0
+# What a device may say: windows of weeks come in batches of 16, so that is far more than one needs.
+DEVICE_PER_S, DEVICE_BURST = 20.0, 2_000
 TAKEN = ("reported", "progress", "telemetry", "res", "presence")
 
 
@@ -73,6 +77,7 @@ class Ingest:
         self._database, self._fleet, self._on_change = database, fleet, on_change
         self._live_presence_only = live_presence_only
         self._queue: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
+        self._pace = Buckets(DEVICE_PER_S, DEVICE_BURST)
         self._session = 0
         self._believes_retained = False
         self._stopping = threading.Event()
@@ -166,8 +171,9 @@ class Ingest:
         """
         topics: list[UnitTopic | None] = [_topic(message.topic) for message in messages]
         known = self._known({topic.connection for topic in topics if topic is not None})
+        said: Counter[str] = Counter()
         checked = [
-            self._check(topic, message, known)
+            self._check(topic, message, known, said)
             for topic, message in zip(topics, messages, strict=True)
             if topic is not None
         ]
@@ -189,6 +195,9 @@ class Ingest:
                     device.rejected_messages += 1
                     device.rejected_last = f"{error.code}: {error.what}".replace("\0", "")[:512]
             batch.finish()
+        # Only what was committed counts: a batch that waits for the database is looked at again.
+        for connection, number in said.items():
+            self._pace.charge(connection, number)
         self.refused += refused
         self.accepted += len(messages) - refused
         self._on_change()
@@ -227,7 +236,14 @@ class Ingest:
                 for connection, pem, revoked, previous, renewed in rows
             }
 
-    def _check(self, topic: UnitTopic, message: Message, known: dict[str, Known]) -> _Accepted | _Refusal:
+    def _check(
+        self, topic: UnitTopic, message: Message, known: dict[str, Known], said: Counter[str]
+    ) -> _Accepted | _Refusal:
+        """Check a message; `said` counts what each device has said in this batch. A flood costs no verification."""
+        said[topic.connection] += 1
+        if said[topic.connection] > self._pace.left(topic.connection):
+            what = f"more than {DEVICE_BURST} messages at once, and {DEVICE_PER_S:.0f} a second"
+            return _Refusal(topic.connection, EdgeopsError("E-DEVICE-FLOOD", what, "Look at its agent."))
         try:
             statements = read_statements(topic, message.payload, self._fleet, known.get(topic.connection))
         except EdgeopsError as error:
