@@ -49,7 +49,7 @@ class SerialPort:
         try:
             import serial
         except ImportError as error:
-            raise EdgeopsError("E-DEPENDENCY", f"pyserial: {error}", "pip install 'edgeops[mcu]'") from error
+            raise EdgeopsError("E-DEPENDENCY", f"pyserial: {error}", "pip install 'edgeops[gateway]'") from error
         self.name = url
         self._error: type[Exception] = serial.SerialException
         # Sockets know no exclusive use.

@@ -10,6 +10,8 @@ import msgspec
 from edgeops.agent import downloads, holds
 from edgeops.agent.door import door_for
 from edgeops.agent.downloads import DownloadRules
+from edgeops.agent.gateway import rules as gateway_rules
+from edgeops.agent.gateway.rules import McuRules
 from edgeops.agent.holds import HoldRules
 from edgeops.agent.samples import SampleRules
 from edgeops.agent.settings import SelfUpdateRules, ServingRules
@@ -33,6 +35,7 @@ class AgentConfig(Declared, frozen=True, kw_only=True):
         self_update: How the agent takes up a new version of itself.
         serving: How applications reach the models.
         samples: What operators may ask for.
+        mcu: Microcontrollers on serial lines of this device.
     """
 
     holds: HoldRules = HoldRules()
@@ -40,6 +43,7 @@ class AgentConfig(Declared, frozen=True, kw_only=True):
     self_update: SelfUpdateRules = SelfUpdateRules()
     serving: ServingRules = ServingRules()
     samples: SampleRules = SampleRules()
+    mcu: tuple[McuRules, ...] = ()
 
 
 def read_config(root: Path) -> AgentConfig:
@@ -58,4 +62,5 @@ def read_config(root: Path) -> AgentConfig:
     holds.check(config.holds)
     downloads.check(config.downloads)
     door_for(config.serving)
+    gateway_rules.check(config.mcu)
     return config

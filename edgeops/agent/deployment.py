@@ -16,7 +16,7 @@ from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
 from edgeops.agent.room import fits_beside
 from edgeops.agent.self_update import AgentServing
-from edgeops.agent.serving import ModelServing
+from edgeops.agent.serving import ComponentServing, ModelServing
 from edgeops.agent.slots import SlotName, Slots
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
 from edgeops.agent.store import ComponentRecord, report_of
@@ -62,8 +62,10 @@ class Deployment:
         self._slots = Slots(house.state.component_dir(name))
         self.record = house.state.read_component(name, self._slots)
         self._trial_rules = house.settings.trial
-        self.serving: ModelServing | AgentServing
-        if house.life is not None and kind_of(name) is ComponentKind.AGENT:
+        self.serving: ComponentServing
+        if house.make_serving is not None:
+            self.serving = house.make_serving(self, name)
+        elif house.life is not None and kind_of(name) is ComponentKind.AGENT:
             self.record = msgspec.structs.replace(self.record, kind=ComponentKind.AGENT)
             self.serving = AgentServing(house.loop, self, house.life)
             self._trial_rules = self._trial_rules._replace(confirm_within_s=house.settings.self_update.trial_s)
@@ -355,6 +357,7 @@ class Deployment:
     def _confirm(self) -> None:
         self._trial = None
         self._durably(self._slots.confirm)
+        self.serving.confirm()
         slot = self._slots.active_slot
         if slot is not None:
             self._floor_number = slot.number

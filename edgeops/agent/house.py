@@ -10,6 +10,7 @@ from edgeops.agent.fetching import Fetcher
 from edgeops.agent.holds import Conditions
 from edgeops.agent.loop import Loop
 from edgeops.agent.self_update import AgentLife
+from edgeops.agent.serving import ComponentServing, ServingEvents
 from edgeops.agent.settings import Settings
 from edgeops.agent.store import StateDirectory
 from edgeops.contracts.profile import Serving
@@ -60,6 +61,7 @@ class House(NamedTuple):
         conditions: What the device is like now.
         life: The agent itself, where it may be a component.
         groups: Where workers get control groups; None: nowhere.
+        make_serving: Makes what serves a component of this name, and tells the deployment; None: workers here.
     """
 
     loop: Loop
@@ -74,3 +76,4 @@ class House(NamedTuple):
     conditions: Callable[[], Conditions]
     life: AgentLife | None = None
     groups: Groups | None = None
+    make_serving: Callable[[ServingEvents, str], ComponentServing] | None = None

@@ -98,6 +98,9 @@ class AgentServing:
         """Let the version run that was tried out."""
         self._relaunch()
 
+    def confirm(self) -> None:
+        """Nothing is to be done: the slots know it."""
+
     def drop_candidate(self) -> None:
         """Give up what is tried out."""
         if self._trying is not None:

@@ -76,6 +76,68 @@ class ServingEvents(Protocol):
         """A worker drew a request for a command; empty: the next one is too large for the command's bounds."""
 
 
+class ComponentServing(Protocol):
+    """What serves a component: workers, the agent's own life, or a microcontroller."""
+
+    @property
+    def port(self) -> int | None:
+        """Port of its endpoint; None: it has none."""
+
+    @property
+    def endpoint(self) -> str:
+        """The local address for clients; empty: it has none."""
+
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens for frames."""
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether what should serve does."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody answers but what should."""
+
+    @property
+    def has_tested_candidate(self) -> bool:
+        """Whether `promote` can be called."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to wait for."""
+
+    def serve(self, load: Load, *, alone: bool = False) -> None:
+        """Let a bundle serve that proved itself before; with `alone` there is no room for two."""
+
+    def try_out(self, load: Load, *, alone: bool = False) -> None:
+        """Load and self-test a candidate; with `alone` there is no room for two."""
+
+    def shadow(self, wish: Shadowing) -> None:
+        """Let the tested candidate run beside what serves."""
+
+    def promote(self) -> None:
+        """Let the tested candidate serve."""
+
+    def confirm(self) -> None:
+        """Keep what serves: it has proved itself."""
+
+    def drop_candidate(self) -> None:
+        """Give up the candidate."""
+
+    def stop(self) -> None:
+        """Serve no more."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+    def kill_all(self) -> None:
+        """End at once what is left."""
+
+    def probe(self, *, infer: bool) -> None:
+        """Ask for a sign of life."""
+
+
 class _Running(NamedTuple):
     process: WorkerProcess
     load: Load
@@ -250,6 +312,9 @@ class ModelServing:
         self._crashes = 0
         self._serves_not_yet()
         self._current.process.send(channel.Serve(self._door))
+
+    def confirm(self) -> None:
+        """Nothing is to be done: the slots know it."""
 
     def drop_candidate(self) -> None:
         """End the candidate's worker, if there is one."""

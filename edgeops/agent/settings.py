@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from edgeops.agent.downloads import DownloadRules
+from edgeops.agent.gateway.rules import McuRules
 from edgeops.agent.holds import HoldRules
 from edgeops.agent.samples import SampleRules
 from edgeops.contracts.wire import Declared
@@ -82,6 +83,7 @@ class Settings(NamedTuple):
         socket_dir: Where the models' Unix sockets are; None: in the state directory.
         samples: What operators may ask for.
         serving: How applications reach the models.
+        mcu: Microcontrollers on serial lines of this device.
     """
 
     http_port: int = 0
@@ -94,3 +96,4 @@ class Settings(NamedTuple):
     socket_dir: Path | None = None
     samples: SampleRules = SampleRules()
     serving: ServingRules = ServingRules()
+    mcu: tuple[McuRules, ...] = ()

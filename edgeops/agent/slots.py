@@ -41,6 +41,19 @@ class SlotRecord(Wire, frozen=True, kw_only=True):
         return self.confirmed or self.stands_in
 
 
+def read_slot(directory: Path) -> Slot:
+    """Return what a slot's directory says that it holds.
+
+    Raises:
+        EdgeopsError: E-BUNDLE-DAMAGED; it does not say.
+    """
+    path = directory / _RECORD
+    try:
+        return decode(path.read_bytes(), SlotRecord, what=str(path)).slot
+    except (OSError, EdgeopsError) as error:
+        raise EdgeopsError("E-BUNDLE-DAMAGED", f"{path}: {error}", "Install it again.") from error
+
+
 class _Pointer(Wire, frozen=True, kw_only=True):
     slot: SlotName | None
 

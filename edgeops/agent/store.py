@@ -20,6 +20,7 @@ from edgeops.contracts.deployment import (
     Desired,
     Failure,
     SelfTestFigures,
+    Slot,
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
@@ -83,14 +84,18 @@ def report_of(record: ComponentRecord, slots: Slots, endpoint: str) -> Component
         kind=record.kind,
         state=record.state,
         generation=record.generation,
-        active=slots.active_slot,
-        fallback=slots.fallback_slot,
+        active=_public(slots.active_slot),
+        fallback=_public(slots.fallback_slot),
         failure=record.failure,
         self_test=record.self_test,
         held_reason=record.held_reason if held else None,
         held_until_s=record.held_until_s if held else None,
         endpoint=endpoint or None if slots.active is not None else None,
     )
+
+
+def _public(slot: Slot | None) -> Slot | None:
+    return None if slot is None else slot.public()
 
 
 class LocalChoice(Wire, frozen=True, kw_only=True):

@@ -9,11 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,45 +26,44 @@ from edgeops.agent.installing import asked_for, bring
 from edgeops.agent.loop import Loop
 from edgeops.agent.measuring import Measuring
 from edgeops.agent.notify import ServiceManager
-from edgeops.agent.plan import Wish, with_local
+from edgeops.agent.plan import Wish
+from edgeops.agent.pursuit import Pursuit, remove
 from edgeops.agent.renewing import Renewer
 from edgeops.agent.samples import SampleStore
 from edgeops.agent.sampling import SampleDesk
 from edgeops.agent.self_update import AgentLife
 from edgeops.agent.sensors import Sensors
 from edgeops.agent.serving import ModelServing
-from edgeops.agent.sets import Sets
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
 from edgeops.agent.store import LocalChoice, StateDirectory
 from edgeops.agent.telemetry import TelemetryQueue, Windows
-from edgeops.agent.trust_desk import Postponed, TrustDesk
+from edgeops.agent.trust_desk import TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
 from edgeops.agent.versions import Running, is_child
 from edgeops.contracts.deployment import (
     MEASURE_TYPE,
     Component,
     ComponentKind,
-    ComponentReport,
-    DeploymentState,
-    Desired,
-    Failure,
     Reported,
     kind_of,
 )
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.names import check_name
 from edgeops.contracts.samples import SAMPLES_TYPE
 from edgeops.contracts.telemetry import ModelWindow
 from edgeops.contracts.topics import SELF_UNIT, device_filters, parse_topic
 from edgeops.profiles import registry
 from edgeops.transport.http import HttpClient, mutual_context
-from edgeops.transport.mqtt import Message, MqttLink, TlsFiles, backoff_s
+from edgeops.transport.mqtt import Message, MqttLink, TlsFiles
 from edgeops.transport.tuf_fetcher import TufFetcher
 from edgeops.trust import envelopes
 from edgeops.trust.device import DeviceIdentity
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
+
+if TYPE_CHECKING:
+    from edgeops.agent.gateway.unit import McuUnit
+    from edgeops.transport.download import Downloader
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +110,7 @@ class Supervisor:
         )
         profile = registry.load(enrolment.profile)
         self._probe = DeviceProbe(settings.holds, self._clock.now, state.root)
+        downloader = downloader_for(settings.downloads, http, enrolment.artifacts_url)
         self._house = House(
             loop=self._loop,
             state=state,
@@ -121,26 +118,31 @@ class Supervisor:
             serving=profile.serving,
             ram_mib=profile.memory.ram_mib,
             connection=enrolment.connection,
-            fetcher=Fetcher(
-                self._desk, downloader_for(settings.downloads, http, enrolment.artifacts_url), state.downloads
-            ),
+            fetcher=Fetcher(self._desk, downloader, state.downloads),
             now=self._clock.now,
             observer=self,
             conditions=self._probe,
             life=AgentLife(running, state.root, lambda: self._uplink.heard, self._relaunch),
             groups=cgroups.find(with_parent=is_child()),
         )
-        self._unit = state.read_unit()
-        self._deployments: dict[str, Deployment] = {}
-        self._sets = Sets(self._loop, self._deployments)
-        self._unsupported: dict[str, ComponentReport] = {}
         self._capabilities: dict[str, str] = {}
-        self._refused: Failure | None = None
         self._windows = Windows()
         self._window_began_s = self._clock.now()
         queue = TelemetryQueue(state.queue, MAX_QUEUED_WINDOWS)
         self._uplink = Uplink(self._loop, enrolment, identity.signer, queue, self._clock.now)
         self._device = DeviceMeter(Sensors(), state.root, lambda: self._uplink.connects)
+        self._pursuit = Pursuit(
+            self._loop,
+            state,
+            self._desk,
+            self._clock,
+            open_deployment=self._open,
+            check=_check,
+            on_accepted=lambda desired: self._renewer.want(desired.renew_issued_before_s),
+            on_change=self._uplink.report,
+        )
+        self._deployments = self._pursuit.deployments
+        self._refuse = self._pursuit.refuse
         self._samples = SampleDesk(
             self._loop,
             self._desk,
@@ -173,10 +175,28 @@ class Supervisor:
         self._renewer = Renewer(self._loop, identity, enrolment, self._clock.now, self._renewed)
         self._relaunching = False
         self._facts: dict[str, object] = {}
-        self._verifying = False
-        self._envelopes: deque[bytes] = deque(maxlen=MAX_ENVELOPES)
-        self._verify_tries = 0
         self._installing = False
+        self._units = self._gateway(settings, downloader, identity) if settings.mcu else {}
+
+    def _gateway(self, settings: Settings, downloader: Downloader, identity: DeviceIdentity) -> dict[str, McuUnit]:
+        """Return the microcontrollers of this device as units; only a gateway loads what they need."""
+        from edgeops.agent.gateway.unit import McuUnit
+
+        return {
+            rules.name: McuUnit(
+                rules,
+                self._loop,
+                self._state,
+                self._enrolment,
+                settings,
+                desk=self._desk,
+                downloader=downloader,
+                signer=identity.signer,
+                clock=self._clock,
+                conditions=self._probe,
+            )
+            for rules in settings.mcu
+        }
 
     def run(self) -> bool:
         """Serve, pursue what is desired and report, until a signal says to stop.
@@ -193,13 +213,10 @@ class Supervisor:
         threading.excepthook = lambda args: self._loop.post(lambda: _raise(args.exc_value))
         try:
             # First of all serve, whatever else is away or damaged.
-            for name in self._state.components():
-                self._open(name)
-            self._sets.start()
-            self._pursue_kept()
+            self._pursuit.start()
+            for unit in self._units.values():
+                unit.start(self._link)
             self._samples.start()
-            for path in self._state.damaged:
-                self._refuse(EdgeopsError("E-STATE-CORRUPT", f"{path.name} was damaged"))
             threading.Thread(target=self._find_capabilities, name="capabilities", daemon=True).start()
             self._loop.after(self._settings.telemetry_window_s, self._window_over)
             self._loop.after(TIDY_EVERY_S, self._tidy)
@@ -239,16 +256,13 @@ class Supervisor:
         except EdgeopsError as error:
             log.warning("%s", error)
             return
-        own = (self._enrolment.fleet, self._enrolment.connection, SELF_UNIT)
-        if (topic.fleet, topic.connection, topic.unit) != own:
+        if (topic.fleet, topic.connection) != (self._enrolment.fleet, self._enrolment.connection):
             return
-        if topic.leaf == "cmd" and topic.id is not None:
+        pursued = self._pursuit if topic.unit == SELF_UNIT else self._units.get(topic.unit)
+        if topic.leaf == "desired" and message.payload and pursued is not None:
+            pursued.take(message.payload)
+        elif topic.leaf == "cmd" and topic.id is not None and topic.unit == SELF_UNIT:
             self._command(topic.id, message.payload)
-        elif topic.leaf == "desired" and message.payload:
-            if message.payload not in self._envelopes:
-                self._envelopes.append(message.payload)
-            self._verify_tries = 0
-            self._verify()
 
     def _command(self, id: str, envelope: bytes) -> None:
         try:
@@ -264,91 +278,6 @@ class Supervisor:
         else:
             self._samples.take(id, envelope)
 
-    def _verify(self) -> None:
-        """Verify the next envelope on a thread: newer metadata may have to be fetched for it."""
-        if self._verifying or not self._envelopes:
-            return
-        self._verifying = True
-        envelope, floor = self._envelopes.popleft(), self._unit.generation
-
-        def work() -> None:
-            outcome: Desired | EdgeopsError
-            try:
-                outcome = self._desk.desired(envelope, floor)
-            except EdgeopsError as error:
-                outcome = error
-            self._loop.post(lambda: self._verified(envelope, outcome))
-
-        threading.Thread(target=work, name="verify", daemon=True).start()
-
-    def _verified(self, envelope: bytes, outcome: Desired | EdgeopsError) -> None:
-        self._verifying = False
-        if isinstance(outcome, EdgeopsError):
-            log.warning("desired state refused: %s", outcome)
-            self._refuse(outcome)
-            if isinstance(outcome, Postponed) and not self._envelopes:
-                wait_s = max(1.0, backoff_s(self._verify_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
-                self._verify_tries += 1
-                self._envelopes.append(envelope)
-                self._loop.after(wait_s, self._verify)
-                return
-        else:
-            try:
-                self._accept(outcome)
-            except EdgeopsError as error:
-                self._refuse(error)
-        self._verify()
-
-    def _accept(self, desired: Desired) -> None:
-        """Keep a verified desired state, then pursue it.
-
-        Raises:
-            EdgeopsError: E-TRUST-REPLAY; another one of this generation was accepted: two control planes, perhaps
-                after a restore, speak for one fleet. E-DISK-FULL or E-DISK-WRITE. It is not accepted.
-        """
-        kept = self._state.read_desired()
-        if kept is not None and kept.generation == desired.generation and kept.components != desired.components:
-            raise EdgeopsError(
-                "E-TRUST-REPLAY",
-                f"generation {desired.generation} with other components than those that were accepted",
-                "Let one control plane only use the fleet's keys.",
-            )
-        self._clock.observe(desired.issued_at_s)
-        # The state before its generation: a cut between the two has the broker's retained message taken once more.
-        self._state.write_desired(desired)
-        if desired.generation > self._unit.generation:
-            self._keep_unit(msgspec.structs.replace(self._unit, generation=desired.generation, local={}))
-        self._refused = None
-        self._renewer.want(desired.renew_issued_before_s)
-        self._pursue(desired)
-
-    def _pursue_kept(self) -> None:
-        """Pursue what was accepted before the agent ended, if it still holds."""
-        desired = self._state.read_desired()
-        if desired is not None and self._clock.now() < desired.expires_at_s:
-            self._pursue(desired)
-
-    def _pursue(self, desired: Desired) -> None:
-        wanted: dict[str, Component] = {}
-        self._unsupported = {}
-        for component in with_local(desired.components, desired.generation, self._unit.local):
-            try:
-                check_name(component.name, "component")
-                if component.kind is ComponentKind.UNKNOWN or component.kind is not kind_of(component.name):
-                    raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent cannot hold a {component.kind}")
-            except EdgeopsError as error:
-                self._unsupported[component.name] = self._unsupported_report(component, desired.generation, error)
-                continue
-            wanted[component.name] = component
-        for name in sorted(set(wanted) - set(self._deployments)):
-            try:
-                self._open(name).start()
-            except EdgeopsError as error:
-                self._unsupported[name] = self._unsupported_report(wanted.pop(name), desired.generation, error)
-        blocked = {component.set_name for component in desired.components if component.name in self._unsupported}
-        self._sets.pursue(wanted, desired.generation, blocked=blocked - {""}, override_holds=desired.override_holds)
-        self._uplink.report()
-
     # What a person at the device wants
 
     def _look_into_inbox(self) -> None:
@@ -363,7 +292,7 @@ class Supervisor:
             outcome: Component | EdgeopsError
             try:
                 outcome = asked_for(file, self._state, self._enrolment.profile) or bring(
-                    file, self._desk, self._house.fetcher, self._unit.numbers
+                    file, self._desk, self._house.fetcher, self._pursuit.unit.numbers
                 )
             except EdgeopsError as error:
                 outcome = error
@@ -377,11 +306,12 @@ class Supervisor:
             if isinstance(outcome, EdgeopsError):
                 raise outcome
             if outcome.name not in self._deployments:
-                self._open(outcome.name).start()
-            choice = LocalChoice(component=outcome, generation=self._unit.generation)
-            self._keep_unit(msgspec.structs.replace(self._unit, local={**self._unit.local, outcome.name: choice}))
+                self._pursuit.open(outcome.name).start()
+            unit = self._pursuit.unit
+            choice = LocalChoice(component=outcome, generation=unit.generation)
+            self._pursuit.keep_unit(msgspec.structs.replace(unit, local={**unit.local, outcome.name: choice}))
             # A person who stands at the device has decided when.
-            self._deployments[outcome.name].pursue(Wish(outcome, self._unit.generation, override_holds=True))
+            self._deployments[outcome.name].pursue(Wish(outcome, unit.generation, override_holds=True))
             said = inbox.Answer(component=outcome.name, release=outcome.release)
         except EdgeopsError as error:
             log.warning("what was asked for at the device is refused: %s", error)
@@ -392,25 +322,11 @@ class Supervisor:
             log.error("%s", error)
         self._loop.after(INBOX_EVERY_S, self._look_into_inbox)
 
-    def _unsupported_report(self, component: Component, generation: int, error: EdgeopsError) -> ComponentReport:
-        failure = Failure(code=error.code, what=error.what, release=component.release, at_s=self._clock.now())
-        return ComponentReport(
-            name=component.name,
-            kind=component.kind,
-            state=DeploymentState.REJECTED,
-            generation=generation,
-            failure=failure,
-        )
-
-    def _refuse(self, error: EdgeopsError) -> None:
-        self._refused = Failure(code=error.code, what=error.what[:500], release="", at_s=self._clock.now())
-        self._uplink.report()
-
     # What deployments say: `deployment.DeploymentObserver`
 
     def changed(self, deployment: Deployment) -> None:
         """A component's report differs from before."""
-        self._sets.look()
+        self._pursuit.sets.look()
         self._uplink.report()
         self._loop.post(self._write_facts)
 
@@ -437,7 +353,7 @@ class Supervisor:
 
     def confirmed(self, name: str, number: int) -> None:
         """A release has proved itself: older ones need a signed downgrade from now on."""
-        self._keep_unit(msgspec.structs.replace(self._unit, numbers={**self._unit.numbers, name: number}))
+        self._pursuit.confirmed(name, number)
 
     def settled(self) -> None:
         """A deployment ended: what was measured in it is told now, not when the window is over."""
@@ -445,47 +361,41 @@ class Supervisor:
 
     # Steps
 
-    def _open(self, name: str) -> Deployment:
+    def _open(self, name: str, floor_number: int) -> Deployment:
         first = self._settings.http_port
         ports = [first + index for index in range(64)] if first else [0]
-        deployment = Deployment(name, self._house, floor_number=self._unit.numbers.get(name, 0), ports=ports)
-        self._deployments[name] = deployment
-        return deployment
+        return Deployment(name, self._house, floor_number=floor_number, ports=ports)
 
     def _serving_of(self, name: str) -> ModelServing | None:
         deployment = self._deployments.get(name)
         return deployment.serving if deployment is not None and isinstance(deployment.serving, ModelServing) else None
-
-    def _keep_unit(self, record: Any) -> None:
-        self._unit = record
-        try:
-            self._state.write_unit(record)
-        except EdgeopsError as error:
-            log.error("the floors could not be kept: %s", error)
 
     def _renewed(self, identity: DeviceIdentity) -> None:
         """Speak with the new key; new connections show the new certificate, those that are up go on."""
         self._tls_context.load_cert_chain(self._tls.certificate, self._tls.key)
         self._link.show(self._tls)
         self._uplink.sign_with(identity.signer)
+        for unit in self._units.values():
+            unit.sign_with(identity.signer)
 
     def _connected(self) -> None:
         log.info("connected to the broker as %s", self._enrolment.connection)
         self._uplink.connected()
+        for unit in self._units.values():
+            unit.connected()
         self._samples.connected()
 
     def _compose(self, seq: int) -> Reported:
-        components = [deployment.report() for deployment in self._deployments.values() if not deployment.gone]
         return compose_report(
             self._enrolment,
             boot_id=self._uplink.boot_id,
             seq=seq,
             at_s=self._clock.now(),
-            observed_generation=self._unit.generation,
-            components=(*components, *self._unsupported.values()),
+            observed_generation=self._pursuit.unit.generation,
+            components=self._pursuit.reports(),
             capabilities=self._capabilities,
             stale_s=self._desk.stale_s(),
-            refused=self._refused,
+            refused=self._pursuit.refused,
         )
 
     def _window_over(self) -> None:
@@ -503,22 +413,10 @@ class Supervisor:
         self._loop.after(LOOK_EVERY_S, self._look_at_device)
 
     def _tidy(self) -> None:
-        for name, deployment in list(self._deployments.items()):
-            if deployment.gone:
-                deployment.close()
-                del self._deployments[name]
-                self._remove(partial(durable.remove_tree, self._state.component_dir(name)))
+        self._pursuit.tidy()
         if not self._installing and not any(deployment.fetching for deployment in self._deployments.values()):
-            self._remove(self._house.fetcher.forget)
+            remove(self._house.fetcher.forget)
         self._loop.after(TIDY_EVERY_S, self._tidy)
-
-    @staticmethod
-    def _remove(leftovers: Callable[[], None]) -> None:
-        """Remove what nobody needs; a disk that refuses does not stop the agent."""
-        try:
-            leftovers()
-        except EdgeopsError as error:
-            log.error("%s", error)
 
     def _find_capabilities(self) -> None:
         """Ask a process of its own which runtimes are here: looking imports them."""
@@ -556,6 +454,8 @@ class Supervisor:
     def _stop(self) -> None:
         self._measuring.disturb("the agent ends")
         self._close_window()
+        for unit in self._units.values():
+            unit.close()
         self._uplink.leave()
         self._link.stop()
         for deployment in self._deployments.values():
@@ -574,6 +474,11 @@ class Supervisor:
             self._loop.stop()
         else:
             self._loop.after(0.05, self._stop_when_ended)
+
+
+def _check(component: Component) -> None:
+    if component.kind is ComponentKind.UNKNOWN or component.kind is not kind_of(component.name):
+        raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent cannot hold a {component.kind}")
 
 
 def _raise(error: BaseException | None) -> None:

@@ -44,13 +44,24 @@ class TrustDesk:
         fleet: This device's fleet.
         connection: This device's identity.
         profile: This device's profile.
+        unit: The unit whose desired state it verifies.
     """
 
-    def __init__(self, tuf: TufClient, clock: Clock, *, fleet: str, connection: str, profile: str) -> None:
+    def __init__(
+        self, tuf: TufClient, clock: Clock, *, fleet: str, connection: str, profile: str, unit: str = SELF_UNIT
+    ) -> None:
         self._tuf, self._clock = tuf, clock
-        self._fleet, self._connection, self._profile = fleet, connection, profile
+        self._fleet, self._connection, self._profile, self._unit = fleet, connection, profile, unit
         self._lock = threading.Lock()
         self.freshness = Freshness(tuf.expires_s(), tuf.last_fresh_s)
+
+    def for_unit(self, unit: str, profile: str) -> TrustDesk:
+        """Return the desk of another unit of this connection; both ask the same metadata, one question at a time."""
+        other = TrustDesk(
+            self._tuf, self._clock, fleet=self._fleet, connection=self._connection, profile=profile, unit=unit
+        )
+        other._lock = self._lock
+        return other
 
     def desired(self, envelope: bytes, floor_generation: int) -> Desired:
         """Return a desired state that may be acted on. Keys that are not known yet are looked for on the server.
@@ -207,7 +218,7 @@ class TrustDesk:
             keys=self._tuf.desired_keys(),
             fleet=self._fleet,
             connection=self._connection,
-            unit=SELF_UNIT,
+            unit=self._unit,
             floor_generation=floor_generation,
             now_s=self._clock.now(),
         )
@@ -244,4 +255,5 @@ class TrustDesk:
 
 def slot_of(target: Target) -> Slot:
     """Return what a target's bundle is called in a slot."""
-    return Slot(release=target.custom.version, digest=target.custom.digest, number=target.custom.number)
+    custom = target.custom
+    return Slot(release=custom.version, digest=custom.digest, number=custom.number, trailer=custom.blob_trailer)

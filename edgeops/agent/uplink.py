@@ -62,11 +62,20 @@ class Uplink:
         signer: The device's key.
         queue: Telemetry that was not sent yet.
         now: The time rule, seconds.
+        unit: The unit that it speaks for.
     """
 
     def __init__(
-        self, loop: Loop, enrolment: Enrolment, signer: Signer, queue: TelemetryQueue, now: Callable[[], float]
+        self,
+        loop: Loop,
+        enrolment: Enrolment,
+        signer: Signer,
+        queue: TelemetryQueue,
+        now: Callable[[], float],
+        *,
+        unit: str = SELF_UNIT,
     ) -> None:
+        self._unit = unit
         self.boot_id = secrets.token_hex(8)
         self._loop, self._enrolment, self._signer, self._queue, self._now = loop, enrolment, signer, queue, now
         self._link: MqttLink | None = None
@@ -106,7 +115,8 @@ class Uplink:
     def connected(self) -> None:
         """The link is up: say that the device is there, how it stands, and what was kept."""
         self.connects += 1
-        self._publish(self._presence_topic, self._presence(online=True), retain=True)
+        if self._unit == SELF_UNIT:  # presence is the connection's
+            self._publish(self._presence_topic, self._presence(online=True), retain=True)
         # What was in flight on the connection before is repeated by the MQTT client itself. What was acknowledged there
         # may have died with the broker.
         self._acknowledged.clear()
@@ -134,7 +144,7 @@ class Uplink:
         progress = Progress(
             fleet=self._enrolment.fleet,
             connection=self._enrolment.connection,
-            unit=SELF_UNIT,
+            unit=self._unit,
             boot_id=self.boot_id,
             seq=self.next_seq(),
             at_s=self._now(),
@@ -157,13 +167,13 @@ class Uplink:
             log.error("an answer cannot be given: %s", error)
 
     def keep_telemetry(
-        self, models: tuple[ModelWindow, ...], device: DeviceWindow, start_s: float, end_s: float
+        self, models: tuple[ModelWindow, ...], device: DeviceWindow | None, start_s: float, end_s: float
     ) -> None:
         """Keep a window on the disk, and send it when that is possible."""
         window = Telemetry(
             fleet=self._enrolment.fleet,
             connection=self._enrolment.connection,
-            unit=SELF_UNIT,
+            unit=self._unit,
             boot_id=self.boot_id,
             seq=self.next_seq(),
             start_s=start_s,
@@ -209,7 +219,7 @@ class Uplink:
 
     def _batch(self, windows: list[Telemetry]) -> TelemetryBatch:
         return TelemetryBatch(
-            fleet=self._enrolment.fleet, connection=self._enrolment.connection, unit=SELF_UNIT, windows=tuple(windows)
+            fleet=self._enrolment.fleet, connection=self._enrolment.connection, unit=self._unit, windows=tuple(windows)
         )
 
     def answer(self, id: str, state: AnswerState, **said: Any) -> MQTTMessageInfo | None:
@@ -260,7 +270,7 @@ class Uplink:
     ) -> MQTTMessageInfo | None:
         if self._link is None or not self._link.connected:
             return None
-        topic = unit_topic(self._enrolment.fleet, self._enrolment.connection, SELF_UNIT, leaf, id)
+        topic = unit_topic(self._enrolment.fleet, self._enrolment.connection, self._unit, leaf, id)
         return self._publish(topic, statements.sign(statement, self._signer), retain=retain)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool) -> MQTTMessageInfo | None:
@@ -300,21 +310,24 @@ def compose_report(
     capabilities: dict[str, str],
     stale_s: float | None,
     refused: Failure | None,
+    unit: str = SELF_UNIT,
+    profile: str = "",
+    features: tuple[str, ...] = FEATURES,
 ) -> Reported:
-    """Return what the device says of itself."""
+    """Return what a unit says of itself; `profile`: its own, where it is not the device's."""
     return Reported(
         fleet=enrolment.fleet,
         connection=enrolment.connection,
-        unit=SELF_UNIT,
+        unit=unit,
         boot_id=boot_id,
         seq=seq,
         at_s=at_s,
         agent_version=__version__,
-        profile=enrolment.profile,
+        profile=profile or enrolment.profile,
         observed_generation=observed_generation,
         components=components,
         capabilities=capabilities,
-        features=FEATURES,
+        features=features,
         attributes=machine.attributes(),
         stale_s=stale_s,
         refused=refused,

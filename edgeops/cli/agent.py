@@ -112,6 +112,7 @@ def run(
             socket_dir=Path(sockets) if sockets else None,
             serving=config.serving,
             samples=config.samples,
+            mcu=config.mcu,
         )
         relaunching = Supervisor(state, enrolment, settings, running).run()
     finally:

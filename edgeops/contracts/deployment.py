@@ -134,12 +134,20 @@ class Desired(Wire, frozen=True, kw_only=True):
     schema_version: int = msgspec.field(default=1, name="schema")
 
 
-class Slot(Wire, frozen=True, kw_only=True):
-    """A bundle in a slot: release, digest and the release's number."""
+class Slot(Wire, frozen=True, kw_only=True, omit_defaults=True):
+    """A bundle in a slot: release, digest and the release's number.
+
+    `trailer` is there for a microcontroller's model, in base64: what makes its blob installable. It is not reported.
+    """
 
     release: str
     digest: str
     number: int
+    trailer: str = ""
+
+    def public(self) -> Slot:
+        """Return what is told of it."""
+        return msgspec.structs.replace(self, trailer="")
 
 
 class Failure(Wire, frozen=True, kw_only=True):
