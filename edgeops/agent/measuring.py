@@ -26,8 +26,6 @@ from edgeops.contracts.measurement import BundleFigures, MeasureAnswer, MeasureC
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.releases.bundles import unpack
-from edgeops.runtimes.measure import MeasuringCancelledError
-from edgeops.runtimes.measure_bundle import figures_of, processor
 from edgeops.transport.download import Cancelled
 from edgeops.transport.mqtt import backoff_s
 
@@ -190,6 +188,10 @@ class Measuring:
     # The measurement, on a thread
 
     def _answer(self, command: MeasureCommand, versions: Mapping[str, str]) -> MeasureAnswer:
+        # They load numpy, which a supervisor has no other use for.
+        from edgeops.runtimes.measure import MeasuringCancelledError
+        from edgeops.runtimes.measure_bundle import figures_of, processor
+
         house, work = self._house, self._directory / _WORK
         threads = min(command.threads or house.serving.threads, len(os.sched_getaffinity(0)))
         figures: list[BundleFigures] = []
