@@ -77,7 +77,8 @@ demo: install system ## compile, release, roll out and serve a real model on thr
 zoo: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[zoo]'
 
-bench-agent: install system ## what an idle agent costs: traffic, memory, start; beside SWUpdate where it is installed
+bench-agent: install system ## what an idle agent costs: traffic, memory, start; beside Debian's SWUpdate
+	@./.ci/system-packages swupdate
 	$(BIN)/python benchmarks/agent.py
 
 bench-compile: install system zoo ## edgeops beside onnxruntime, NNCF and Olive: quality, latency, size, compile time

@@ -15,12 +15,14 @@ from edgeops.transport.mqtt import backoff_s
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 # So much of a wait may be counted anew after a restart.
 KEEP_EVERY_S = 60.0
-# How often a fetch is tried again: trouble of network, server or clock passes; metadata may be caught in mid-change.
+# How often a fetch is tried again: trouble of network, server or clock passes. So may metadata that is not valid:
+# caught in mid-change, or a proxy's page in its place; a minute or two of that costs no release.
 _TRIES: dict[str, float] = {
     "E-NET-UNREACHABLE": math.inf,
     "E-NET-RESPONSE": math.inf,
     "E-TRUST-EXPIRED": math.inf,
-    "E-TRUST-METADATA": 3,
+    "E-TRUST-METADATA": 6,
+    "E-WIRE-SIZE": 6,
 }
 
 

@@ -229,6 +229,32 @@ def test_a_stranger_at_the_servers_address_holds_the_update_until_the_server_is_
     assert agent.added() == add
 
 
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [
+        pytest.param(b" " * 20_000, "E-WIRE-SIZE", id="too large"),
+        pytest.param(b"<html>sorry</html>", "E-TRUST-METADATA", id="no metadata", marks=pytest.mark.full),
+    ],
+)
+def test_a_page_in_the_place_of_metadata_holds_the_update_only_while_it_is_there(
+    page: bytes, code: str, fleet: FakeFleet, agent: Agent, tmp_path: Path
+):
+    """A proxy or a server in trouble: no newer generation is needed once it is over."""
+    add = 6 if code == "E-WIRE-SIZE" else 7
+    component = unseen(fleet, tmp_path, add)
+    fleet.changed_paths["/metadata/timestamp.json"] = page
+    try:
+        fleet.desire(component)
+        report = fleet.wait_state(DeploymentState.HELD)
+        assert report.held_reason is not None
+        assert report.held_reason.startswith(code)
+        assert agent.added() == 1
+    finally:
+        fleet.changed_paths.clear()
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == add
+
+
 @pytest.mark.parametrize("orders", [500, pytest.param(10_000, marks=pytest.mark.full)])
 def test_thousands_of_orders_at_once_end_in_the_newest(
     orders: int, fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
