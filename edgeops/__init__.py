@@ -1,5 +1,21 @@
 """edgeops: hand over a trained model; everything after that is the toolkit's work."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from edgeops.__about__ import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from edgeops.intake.handing_over import handover
+
+__all__ = ["__version__", "handover"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `handover` when it is first asked for: the agent and the command line never are."""
+    if name == "handover":
+        from edgeops.intake.handing_over import handover
+
+        return handover
+    raise AttributeError(f"module 'edgeops' has no attribute {name!r}")

@@ -14,13 +14,13 @@ from edgeops.cli.demo.packages import Member, Package, fetch
 
 _AEON = Package("aeon==1.6.0", "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
 _FOLDER = "aeon/datasets/data/BasicMotions"
-_TRAIN = Member(
+TRAIN = Member(
     _AEON, f"{_FOLDER}/BasicMotions_TRAIN.ts", "8dc43cc6306cb679c888c01e26f91772ac4441a916da43bac8b79734a538b9d6"
 )
-_TEST = Member(
+TEST = Member(
     _AEON, f"{_FOLDER}/BasicMotions_TEST.ts", "79213102bc6fca1a398ad98ce1185dff0208fa3d1465e687f48288946b0ff8dc"
 )
-_CLASSES = ("Standing", "Running", "Walking", "Badminton")
+CLASSES = ("Standing", "Running", "Walking", "Badminton")
 _WINDOW, _STRIDE = 50, 5
 _HANDOVER = f"""\
 schema = 1
@@ -51,8 +51,8 @@ file = "evaluation.npz"
 
 def make(folder: Path) -> None:
     """Train the network on windows of the training series and write the hand-over, judged on the test series."""
-    train, labels = _windows(_TRAIN)
-    test, test_labels = _windows(_TEST)
+    train, labels = windows(TRAIN)
+    test, test_labels = windows(TEST)
     network = trained(_network(), train, labels, epochs=30, batch=32)
     write(
         folder,
@@ -68,18 +68,18 @@ def _network() -> Any:
 
     return nn.Sequential(
         nn.Conv1d(6, 24, 7, padding=3), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(24, 32, 5, padding=2), nn.ReLU(),
-        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, len(_CLASSES)),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, len(CLASSES)),
     )  # fmt: skip
 
 
-def _windows(member: Member) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def windows(member: Member) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return windows float32 [n, 6, 50] and classes int64 [n] of a `.ts` file: a series a line, channels by colons."""
-    windows, labels = [], []
+    found, labels = [], []
     lines = fetch(member).read_text().partition("@data\n")[2].splitlines()
     for line in filter(None, lines):
         *channels, label = line.split(":")
         series = np.array([channel.split(",") for channel in channels], np.float32)
         for start in range(0, series.shape[1] - _WINDOW + 1, _STRIDE):
-            windows.append(series[:, start : start + _WINDOW])
-            labels.append(_CLASSES.index(label.strip()))
-    return np.stack(windows), np.array(labels, np.int64)
+            found.append(series[:, start : start + _WINDOW])
+            labels.append(CLASSES.index(label.strip()))
+    return np.stack(found), np.array(labels, np.int64)

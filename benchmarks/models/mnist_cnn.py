@@ -56,17 +56,16 @@ file = "evaluation.npz"
 
 def make(folder: Path) -> None:
     """Train the network and write the hand-over."""
-    archive = _fetch()
-    images, labels = _read(archive, "train")
-    test_images, test_labels = _read(archive, "t10k")
-    x = (images.astype(np.float32) / 255)[:, None]
+    images, labels = digits("train")
+    test_images, test_labels = digits("t10k")
+    x = (images[:, :, :, 0].astype(np.float32) / 255)[:, None]
     network = trained(_network(), x, labels, epochs=1)
     write(
         folder,
         _HANDOVER,
         onnx_bytes(network, x[:1]),
-        {"image": images[:_CALIBRATION, :, :, None]},
-        {"image": test_images[:_EVALUATION, :, :, None], "labels": test_labels[:_EVALUATION]},
+        {"image": images[:_CALIBRATION]},
+        {"image": test_images[:_EVALUATION], "labels": test_labels[:_EVALUATION]},
     )
 
 
@@ -99,12 +98,12 @@ def _fetch() -> Path:
     return target
 
 
-def _read(archive: Path, side: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return images uint8 [n, 28, 28] and labels int64 [n] of one side."""
+def digits(side: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return images uint8 [n, 28, 28, 1] and labels int64 [n] of one side: `train` or `t10k`."""
     found = {}
-    with tarfile.open(archive) as package:
+    with tarfile.open(_fetch()) as package:
         for kind, rank in (("images", 3), ("labels", 1)):
             file = package.extractfile(f"package/data/{side}-{kind}-idx{rank}-ubyte")
             assert file is not None
             found[kind] = np.frombuffer(file.read(), np.uint8, offset=_IDX_HEADER[kind])
-    return found["images"].reshape(-1, 28, 28), found["labels"].astype(np.int64)
+    return found["images"].reshape(-1, 28, 28, 1), found["labels"].astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from benchmarks.models.folder import SEED, write
 from edgeops.cli.demo.packages import Member, Package, fetch
 
 _PACKAGE = Package("silero-vad==6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8")
-_MODEL = Member(
+MODEL = Member(
     _PACKAGE,
     "silero_vad/data/silero_vad.onnx",
     "1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
@@ -58,10 +59,22 @@ metric = "none"
 
 
 def make(folder: Path) -> None:
-    """Run the model over the sound, so that the samples hold states as they occur, and write the hand-over."""
+    """Write the hand-over."""
+    model = fetch(MODEL)
+    samples = spoken(model)
+    write(
+        folder,
+        _HANDOVER,
+        model.read_bytes(),
+        {name: values[:_CALIBRATION] for name, values in samples.items()},
+        {name: values[_CALIBRATION:] for name, values in samples.items()},
+    )
+
+
+def spoken(model: Path) -> dict[str, NDArray[Any]]:
+    """Run the model over the sound, and return the inputs of each call: states are such as occur."""
     import onnxruntime
 
-    model = fetch(_MODEL).read_bytes()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     rate = np.array(_RATE, np.int64)
     state, context = np.zeros((2, 1, 128), np.float32), np.zeros((1, _CONTEXT), np.float32)
@@ -73,18 +86,11 @@ def make(folder: Path) -> None:
         _, state = session.run(None, {"input": given, "state": state, "sr": rate})
         context = chunk[:, -_CONTEXT:]
     picked = np.random.default_rng(SEED).permutation(len(inputs))
-    samples = {
+    return {
         "input": np.stack(inputs)[picked],
         "state": np.stack(states)[picked],
         "sr": np.full(len(inputs), _RATE, np.int64),
     }
-    write(
-        folder,
-        _HANDOVER,
-        model,
-        {name: values[:_CALIBRATION] for name, values in samples.items()},
-        {name: values[_CALIBRATION:] for name, values in samples.items()},
-    )
 
 
 def _sound() -> NDArray[np.float32]:

@@ -163,11 +163,12 @@ ResultStep = Softmax | ArgMax | TopK
 
 
 class ModelFile(Declared, frozen=True, kw_only=True):
-    """The model: its name in the fleet, and its file relative to `handover.toml`."""
+    """The model: its name in the fleet, its file relative to `handover.toml`, and for people what it was made from."""
 
     name: str
     file: str
     description: str = ""
+    source: str = ""
 
 
 class Input(Declared, frozen=True, kw_only=True):

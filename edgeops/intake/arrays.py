@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {name: np.asarray(file[name]) for name in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, MemoryError, SyntaxError) as error:
         raise EdgeopsError("E-DATA-SHAPE", f"{path}: not a readable .npz: {error}", advice) from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an .npz that `load_arrays` reads."""
+    named: dict[str, Any] = dict(arrays)
+    np.savez(path, **named)
 
 
 def samples_of(arrays: dict[str, NDArray[Any]], inputs: Sequence[Input], path: Path) -> dict[str, NDArray[Any]]:

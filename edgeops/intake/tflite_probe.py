@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.intake.onnx_probe import ModelFacts, ModelTensor
@@ -52,6 +54,53 @@ def read_tflite_facts(path: Path) -> ModelFacts:
         format="tflite",
         quantized=any(np.dtype(item["dtype"]).kind in _INTEGER_KINDS and item["quantization"][0] for item in tensors),
     )
+
+
+class TfliteRun:
+    """A TFLite model that takes and gives real numbers, or the integers that it stores.
+
+    Args:
+        path: The file.
+        kernels: `xnnpack`, or `reference` for the plain ones.
+    """
+
+    def __init__(self, path: Path, kernels: str = "xnnpack") -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        resolver = OpResolverType.AUTO if kernels == "xnnpack" else plain
+        self._interpreter = Interpreter(model_path=str(path), num_threads=1, experimental_op_resolver_type=resolver)
+        self._inputs, self._outputs = map(dict, ends(self._interpreter))
+        self._interpreter.allocate_tensors()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one inference; quantized outputs come as real numbers.
+
+        Raises:
+            EdgeopsError: E-RUNTIME-RUN.
+        """
+        try:
+            for name, item in self._inputs.items():
+                value, (scale, zero_point) = np.asarray(feeds[name]), item["quantization"]
+                if scale and value.dtype != item["dtype"]:
+                    limits = np.iinfo(item["dtype"])
+                    value = np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max).astype(item["dtype"])
+                self._interpreter.set_tensor(item["index"], value)
+            self._interpreter.invoke()
+            return {
+                name: _real(self._interpreter.get_tensor(item["index"]), item) for name, item in self._outputs.items()
+            }
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise EdgeopsError("E-RUNTIME-RUN", f"LiteRT: {' '.join(str(error).split())[:300]}") from error
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._interpreter = None
+
+
+def _real(value: NDArray[Any], item: Any) -> NDArray[Any]:
+    scale, zero_point = item["quantization"]
+    return (value.astype(np.float32) - np.float32(zero_point)) * np.float32(scale) if scale else value
 
 
 def _tensor(name: str, item: Any) -> ModelTensor:

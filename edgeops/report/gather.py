@@ -11,7 +11,7 @@ from edgeops import __version__
 from edgeops.contracts.bundle import BundleManifest, Histogram
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import CandidateEvidence, Evidence, Latency, Metric, Source
-from edgeops.contracts.handover import Step
+from edgeops.contracts.handover import ResultStep, Step
 from edgeops.contracts.release import Release
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.pieces import Piece
@@ -245,13 +245,16 @@ def _handed_over(manifest: BundleManifest, evidence: Evidence | None) -> tuple[F
             Fact(what="operators", value=kinds),
         ]
     for spec in manifest.inputs:
-        steps = ", ".join(_step(step) for step in manifest.preprocessing.get(spec.name, ()))
-        baked = f"; baked in: {steps}" if steps else "; no preprocessing"
-        facts.append(Fact(what=f"input {spec.name}", value=form(spec) + baked))
+        baked, agent = manifest.preprocessing.get(spec.name, ()), manifest.agent_steps.get(spec.name, ())
+        steps = _steps("done by the agent", agent) + _steps("baked in", baked) or "; no preprocessing"
+        facts.append(Fact(what=f"input {spec.name}", value=form(spec) + steps))
     for info in manifest.outputs:
         labels = f"; {len(info.labels)} labels: {', '.join(info.labels[:12])}" if info.labels else ""
         labels += " and more" if len(info.labels) > 12 else ""
-        facts.append(Fact(what=f"output {info.tensor.name}", value=f"{form(info.tensor)}, {info.kind}{labels}"))
+        name = info.tensor.name
+        results, left = manifest.postprocessing.get(name, ()), manifest.agent_results.get(name, ())
+        steps = _steps("baked in", results) + _steps("done by the agent", left)
+        facts.append(Fact(what=f"output {name}", value=f"{form(info.tensor)}, {info.kind}{labels}{steps}"))
     if evidence is not None:
         facts.append(Fact(what="calibration", value=f"{evidence.calibration_samples} samples"))
         said = f"{evidence.evaluation_samples} samples" if evidence.evaluation_samples else "none"
@@ -310,7 +313,11 @@ def _labels(manifest: BundleManifest, output: str) -> tuple[str, ...]:
     return next((info.labels for info in manifest.outputs if info.tensor.name == output), ())
 
 
-def _step(step: Step) -> str:
+def _steps(where: str, steps: Sequence[Step | ResultStep]) -> str:
+    return f"; {where}: {', '.join(map(_step, steps))}" if steps else ""
+
+
+def _step(step: Step | ResultStep) -> str:
     name = str(type(step).__struct_config__.tag)
     values = [
         f"{field} {_setting(value)}"

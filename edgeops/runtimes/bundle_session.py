@@ -214,7 +214,7 @@ def _unlike(form: TensorForm, spec: TensorSpec | None) -> str:
 def _incoming(item: Binding, device: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return what takes a device's tensor to the artifact's."""
     if _is_plain(item) and device.dtype == item.artifact.dtype and device.shape == item.artifact.shape:
-        return np.ascontiguousarray if device.shape else _same
+        return np.ascontiguousarray if device.shape else np.asarray
     return lambda value: _to_artifact(value, item)
 
 
@@ -233,10 +233,6 @@ def _outgoing(item: Binding, device: TensorSpec) -> Callable[[NDArray[Any]], NDA
 
 def _is_plain(item: Binding) -> bool:
     return item.transpose is None and item.scale is None
-
-
-def _same(value: NDArray[Any]) -> NDArray[Any]:
-    return value
 
 
 def _to_artifact(value: NDArray[Any], item: Binding) -> NDArray[Any]:

@@ -48,7 +48,9 @@ def with_results(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
+@pytest.mark.parametrize(
+    "runtime", ["onnxruntime", *(pytest.param(name, marks=pytest.mark.full) for name in ("openvino", "litert"))]
+)
 def test_results_are_baked_and_agree_with_the_probabilities(runtime: str, profile, tmp_path: Path):
     folder = with_results(write_shapes_handover(tmp_path / "handover"))
     one = compiler.compile(folder, [profile(runtime, "fp32")], tmp_path / "out").profiles[0]
