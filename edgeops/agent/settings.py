@@ -13,7 +13,8 @@ from edgeops.agent.holds import HoldRules
 from edgeops.agent.samples import SampleRules
 from edgeops.contracts.wire import Declared
 
-MAX_QUEUED_WINDOWS = 1000
+# With windows of 15 minutes that is a month; their bytes are bounded as well: `backlog`.
+MAX_QUEUED_WINDOWS = 3000
 
 
 class TrialRules(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from edgeops.agent.backlog import count_waiting
 from edgeops.agent.enrolment import read_enrolment
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import ComponentRecord, UnitRecord, is_locked
@@ -37,7 +38,7 @@ def read_status(root: Path) -> dict[str, Any]:
         "connection": enrolment.connection if enrolment is not None else None,
         "profile": enrolment.profile if enrolment is not None else None,
         "generation": unit.generation,
-        "queued_telemetry": len(list((root / "queue").glob("*.json"))),
+        "queued_telemetry": count_waiting(root / "queue"),
         "components": [_component(folder, facts) for folder in folders],
     }
 

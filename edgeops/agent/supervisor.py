@@ -16,6 +16,7 @@ import msgspec
 
 from edgeops import durable
 from edgeops.agent import cgroups, inbox
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.device_meter import LOOK_EVERY_S, DeviceMeter
@@ -37,7 +38,7 @@ from edgeops.agent.serving import ModelServing
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.status import FACTS_FILE
 from edgeops.agent.store import LocalChoice, StateDirectory
-from edgeops.agent.telemetry import TelemetryQueue, Windows
+from edgeops.agent.telemetry import Windows
 from edgeops.agent.trust_desk import TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
 from edgeops.agent.versions import Running, is_child

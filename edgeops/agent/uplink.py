@@ -13,10 +13,10 @@ from securesystemslib.signer import Signer
 
 from edgeops import __version__
 from edgeops.agent import machine
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop, Timer
-from edgeops.agent.telemetry import TelemetryQueue
 from edgeops.contracts.deployment import (
     MEASURE_FEATURE,
     SHADOW_FEATURE,
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 REPORT_DELAY_S = 0.1
 MAX_IN_FLIGHT = 4
+# Of a time without link; so a slow link is free for what is measured now within seconds.
+MAX_BYTES_IN_FLIGHT = 256 << 10
 ACK_LOOK_EVERY_S = 0.5
 # What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
 KEEP_ACKNOWLEDGED_S = 60.0
@@ -83,7 +85,9 @@ class Uplink:
         self._seq = 0
         self._report: Timer | None = None
         self._compose: Callable[[int], Reported] | None = None
-        self._in_flight: dict[int, MQTTMessageInfo] = {}
+        # Window → the message that carries it, and its part of its bytes.
+        self._in_flight: dict[int, tuple[MQTTMessageInfo, int]] = {}
+        self._live: list[int] = []
         # Window → until when it is kept, to be told again on a new connection; whoever has it knows it by its number.
         self._acknowledged: dict[int, float] = {}
         self._ack_look: Timer | None = None
@@ -120,6 +124,7 @@ class Uplink:
         # What was in flight on the connection before is repeated by the MQTT client itself. What was acknowledged there
         # may have died with the broker.
         self._acknowledged.clear()
+        self._live.clear()
         self.report()
         self.send_telemetry()
 
@@ -184,38 +189,60 @@ class Uplink:
         if self._queue.is_full:
             self._forget_acknowledged(at_once=True)
         try:
-            self._queue.put(window)
+            number = self._queue.put(window)
         except EdgeopsError as error:
             log.error("a telemetry window is lost: %s", error)
+        else:
+            if self._link is not None and self._link.connected:
+                self._live.append(number)
         self.send_telemetry()
 
     def send_telemetry(self) -> None:
         """Send what is kept, a few messages at a time; a window is forgotten a while after the broker has it.
 
-        A window that waits alone is signed for itself; those of a time without link share signatures.
+        What is measured now goes first and for itself, however much is left of a time without link; that follows from
+        the oldest on, and shares signatures.
         """
         self._forget_acknowledged()
-        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + len(self._acknowledged))
-        windows = []
-        for number in list(waiting):
-            if number not in self._in_flight and number not in self._acknowledged:
-                window = self._queue.read(number)
-                if window is None:
-                    self._queue.remove(number)
-                else:
-                    windows.append((number, window))
-        for group in grouped(windows):
-            told = [window for _, window in group]
-            info = self._sign_and_publish("telemetry", told[0] if len(told) == 1 else self._batch(told))
-            if info is None:
+        while self._live:
+            number = self._live[0]
+            window = self._readable(number) if number in self._queue else None
+            if window is not None and self._send([(number, window)]) is None:
                 break
-            self._in_flight.update(dict.fromkeys((number for number, _ in group), info))
+            self._live.pop(0)
+        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + len(self._acknowledged))
+        kept = ((number, self._readable(number)) for number in waiting if self._is_new(number))
+        groups = grouped((number, window) for number, window in kept if window is not None)
+        for _, group in zip(range(MAX_IN_FLIGHT), groups, strict=False):
+            if self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT or self._send(group) is None:
+                break
         if self._ack_look is not None:
             self._ack_look.cancel()
             self._ack_look = None
         if self._in_flight or self._acknowledged:
             wait_s = ACK_LOOK_EVERY_S if self._in_flight else KEEP_ACKNOWLEDGED_S
             self._ack_look = self._loop.after(wait_s, self._look_again)
+
+    def _is_new(self, number: int) -> bool:
+        return number not in self._in_flight and number not in self._acknowledged and number not in self._live
+
+    def _readable(self, number: int) -> Telemetry | None:
+        window = self._queue.read(number)
+        if window is None:
+            self._queue.remove(number)
+        return window
+
+    def _send(self, group: list[tuple[int, Telemetry]]) -> MQTTMessageInfo | None:
+        """Send windows under one signature; None: there is no link."""
+        windows = [window for _, window in group]
+        info = self._sign_and_publish("telemetry", windows[0] if len(windows) == 1 else self._batch(windows))
+        if info is not None:
+            self._in_flight |= {number: (info, len(encode(window))) for number, window in group}
+        return info
+
+    @property
+    def _bytes_in_flight(self) -> int:
+        return sum(length for _, length in self._in_flight.values())
 
     def _batch(self, windows: list[Telemetry]) -> TelemetryBatch:
         return TelemetryBatch(
@@ -245,7 +272,7 @@ class Uplink:
         self.send_telemetry()
 
     def _forget_acknowledged(self, *, at_once: bool = False) -> None:
-        for number, info in list(self._in_flight.items()):
+        for number, (info, _) in list(self._in_flight.items()):
             try:
                 done = info.is_published()
             except (RuntimeError, ValueError):  # paho's way to say that it did not take the message
@@ -257,7 +284,8 @@ class Uplink:
         for number, until_s in list(self._acknowledged.items()):
             if at_once or time.monotonic() >= until_s:
                 del self._acknowledged[number]
-                self._queue.remove(number)
+                if number in self._queue:
+                    self._queue.remove(number)
 
     def _report_now(self) -> None:
         self._report = None

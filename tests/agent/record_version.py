@@ -26,6 +26,7 @@ from adder_bundles import MODEL, small_bundle
 from fake_fleet import DEVICE, Agent, FakeFleet, wait_for
 
 from edgeops import __version__
+from edgeops.agent.backlog import count_waiting
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, DeploymentState
 from edgeops.contracts.enrolment import EnrolRequest
@@ -103,14 +104,14 @@ def record(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         fleet.stop_broker()
         for waiting in (1, 2, 3):
             ask()
-            wait_for(lambda waiting=waiting: len(list(queue.glob("*.json"))) >= waiting, "no window is kept")
+            wait_for(lambda waiting=waiting: count_waiting(queue) >= waiting, "no window is kept")
         known = len(fleet.telemetry)
         fleet.start_broker()
         wait_for(lambda: len(fleet.telemetry) >= known + 3, "the kept windows do not come")
-        wait_for(lambda: not list(queue.glob("*.json")), "the kept windows stay")
+        wait_for(lambda: not count_waiting(queue), "the kept windows stay")
         fleet.stop_broker()
         ask()
-        wait_for(lambda: list(queue.glob("*.json")), "no window is kept")
+        wait_for(lambda: count_waiting(queue), "no window is kept")
         agent.stop()
     finally:
         agent.stop()

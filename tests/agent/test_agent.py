@@ -17,6 +17,7 @@ import pytest
 from adder_bundles import MODEL, small_bundle
 from fake_fleet import DEVICE, Agent, FakeFleet, wait_for
 
+from edgeops.agent.backlog import count_waiting
 from edgeops.agent.supervisor import STOP_WITHIN_S
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState
@@ -263,7 +264,7 @@ def test_telemetry_and_presence_arrive_and_survive_a_broker_that_is_away(
         with InferenceClient(facts["endpoints"][MODEL]) as client:
             for _ in range(25):
                 client.infer(MODEL, {"x": x})
-        wait_for(lambda: list((agent.state / "queue").glob("*.json")), "nothing was kept")
+        wait_for(lambda: count_waiting(agent.state / "queue"), "nothing was kept")
         fleet.start_broker()
         wait_for(lambda: sum(w.requests for t in fleet.telemetry for w in t.models) == 25, "windows are missing")
         windows = [window for message in fleet.telemetry for window in message.models]

@@ -12,11 +12,11 @@ import pytest
 from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
 
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.plan import Wish
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import StateDirectory
-from edgeops.agent.telemetry import TelemetryQueue
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import Telemetry

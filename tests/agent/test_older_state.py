@@ -12,11 +12,11 @@ from deployment_rig import DeploymentRig, SetRig
 from record_version import VERSIONS, write_directory
 from tuf.ngclient.fetcher import FetcherInterface
 
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.config import read_config
 from edgeops.agent.enrolment import CLOCK_FILE, read_enrolment
 from edgeops.agent.status import read_status
 from edgeops.agent.store import ComponentRecord, StateDirectory
-from edgeops.agent.telemetry import TelemetryQueue
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import decode

@@ -16,7 +16,7 @@ from deployment_rig import DeploymentRig
 
 from edgeops import durable
 from edgeops.agent import deployment
-from edgeops.agent.telemetry import TelemetryQueue
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Shadowing, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import Telemetry

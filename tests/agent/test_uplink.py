@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop
-from edgeops.agent.telemetry import TelemetryQueue
 from edgeops.agent.uplink import KEEP_ACKNOWLEDGED_S, MAX_IN_FLIGHT, Uplink, grouped
 from edgeops.contracts.deployment import TELEMETRY_BATCH_TYPE, TELEMETRY_TYPE
 from edgeops.contracts.enrolment import BrokerAddress

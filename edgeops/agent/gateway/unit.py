@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from securesystemslib.signer import Signer
 
+from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.fetching import Fetcher
@@ -20,7 +21,7 @@ from edgeops.agent.pursuit import Pursuit, remove
 from edgeops.agent.serving import ServingEvents
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.store import StateDirectory
-from edgeops.agent.telemetry import TelemetryQueue, Windows
+from edgeops.agent.telemetry import Windows
 from edgeops.agent.trust_desk import TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
 from edgeops.contracts.deployment import Component, ComponentKind, Reported

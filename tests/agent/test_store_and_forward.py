@@ -1,0 +1,327 @@
+"""Telemetry over a bad line: an uplink with its real log and MQTT link, a real broker, and faults between them.
+
+What counts is what a registry would count: each window once, by boot and sequence number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+
+from edgeops.agent import uplink as uplinks
+from edgeops.agent.backlog import TelemetryQueue
+from edgeops.agent.enrolment import Enrolment
+from edgeops.agent.loop import Loop
+from edgeops.agent.uplink import Uplink
+from edgeops.contracts.enrolment import BrokerAddress
+from edgeops.contracts.telemetry import DeviceWindow, Telemetry
+from edgeops.contracts.topics import unit_topic
+from edgeops.control.broker.start import BrokerTls, RunningBroker, start_broker
+from edgeops.transport import mqtt
+from edgeops.transport.mqtt import Message, MqttLink
+from edgeops.trust import reported as statements
+
+pytestmark = pytest.mark.timeout(120)
+FLEET, DEVICE = "demo", "pi-1"
+WEEK = 7 * 24 * 4
+SIGNER = CryptoSigner.generate_ecdsa()
+WITHIN_S = 60.0
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+    return value
+
+
+class Line:
+    """Carries connections to a broker, and may stop to without telling anybody."""
+
+    def __init__(self, port: int) -> None:
+        self._broker = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.dead = threading.Event()
+        self.connections: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = None if self.dead.is_set() else socket.create_connection(("127.0.0.1", self._broker))
+                except OSError:
+                    server = None
+                if server is None:
+                    client.close()
+                    continue
+                self.connections.append((client, server))
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if not self.dead.is_set():
+                    target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """End the connections that are up."""
+        for ends in self.connections:
+            for end in ends:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        self.connections.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+
+class House:
+    """A broker, and who listens there as the control plane does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, 0
+        self.heard: list[Telemetry] = []
+        self.broker: RunningBroker
+        self.start()
+
+    def start(self) -> None:
+        self.broker = start_broker(
+            "iotcore", self._folder / "broker", fleet=FLEET, control_identity="edgeops-control",
+            bind_host="127.0.0.1", advertised_host="127.0.0.1", port=self._port, tls=BrokerTls(b"", b"", b"", b""),
+        )  # fmt: skip
+        self._port = self.broker.address.port
+        topic = unit_topic(FLEET, DEVICE, "self", "telemetry")
+        self._ear = MqttLink(self.broker.address, "edgeops-control", on_message=self._hear, subscriptions=[topic])
+        self._ear.start()
+        assert self._ear.wait_connected(WITHIN_S)
+
+    def _hear(self, message: Message) -> None:
+        self.heard += statements.verify_telemetry(
+            message.payload, key=SIGNER.public_key, fleet=FLEET, connection=DEVICE, unit="self"
+        )
+
+    def stop(self) -> None:
+        self._ear.stop()
+        self.broker.child.stop()
+
+    @property
+    def known(self) -> dict[tuple[str, int], Telemetry]:
+        return {(window.boot_id, window.seq): window for window in self.heard}
+
+
+class Speaker:
+    """An uplink on a loop of its own."""
+
+    def __init__(self, folder: Path, host: str, port: int, *, keepalive_s: int = 60) -> None:
+        address = BrokerAddress(host=host, port=port, tls=False)
+        enrolment = Enrolment(
+            fleet=FLEET, connection=DEVICE, profile="pi", server="https://x", artifacts_url="https://x", broker=address
+        )
+        self.queue = TelemetryQueue(folder / "queue", 3000)
+        self.now_s = 1_800_000_000.0
+        self.loop = Loop()
+        self.uplink = Uplink(self.loop, enrolment, SIGNER, self.queue, lambda: self.now_s)
+        self.link = MqttLink(
+            address, DEVICE, on_message=lambda message: None,
+            on_connect=lambda: self.loop.post(self.uplink.connected), will=self.uplink.will, keepalive_s=keepalive_s,
+        )  # fmt: skip
+        self.uplink.attach(self.link, lambda seq: None)  # type: ignore[arg-type,return-value]
+        self.uplink.report = lambda: None  # type: ignore[method-assign]
+        self._thread = threading.Thread(target=self.loop.run, daemon=True)
+
+    def keep(self, count: int) -> None:
+        for _ in range(count):
+            self.uplink.keep_telemetry((), DeviceWindow(uptime_s=1.0), self.now_s - 900, self.now_s)
+            self.now_s += 900
+
+    def say(self) -> int:
+        """Tell a window now; return its number."""
+        told: list[int] = []
+        self.loop.post(lambda: (self.keep(1), told.append(self.uplink._seq)))  # type: ignore[arg-type,return-value,func-returns-value]
+        wait_for(lambda: told, "the loop stands still")
+        return told[0]
+
+    def start(self) -> Speaker:
+        self._thread.start()
+        self.link.start()
+        return self
+
+    def stop(self) -> None:
+        self.link.stop()
+        self.loop.post(self.loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def line(house: House) -> Iterator[Line]:
+    made = Line(house.broker.address.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def speaker(line: Line, tmp_path: Path) -> Iterator[Speaker]:
+    made = Speaker(tmp_path, "127.0.0.1", line.port)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "BACKOFF_FIRST_S", 0.2)
+    monkeypatch.setattr(mqtt.backoff_s, "__kwdefaults__", {"first_s": 0.1, "max_s": 0.5})
+    monkeypatch.setattr(uplinks, "ACK_LOOK_EVERY_S", 0.05)
+
+
+def test_after_a_week_away_what_is_measured_now_does_not_wait_for_it(house: House, speaker: Speaker) -> None:
+    speaker.keep(WEEK)
+    speaker.start()
+    wait_for(lambda: speaker.link.connected and house.heard, "nothing comes")
+    live = speaker.say()
+    wait_for(lambda: any(window.seq == live for window in house.heard), "the live window does not come")
+    before = [window.seq for window in house.heard].index(live)
+    wait_for(lambda: len(house.known) == WEEK + 1, f"{len(house.known)} of {WEEK + 1} windows came")
+    # At most what was under way already.
+    most = 3 * uplinks.MAX_IN_FLIGHT * uplinks.MAX_WINDOWS_PER_BATCH
+    assert before <= most < WEEK, f"{before} windows of the week came first"
+    assert sum(window.dropped_windows for window in house.known.values()) == 0
+
+
+def test_the_line_is_cut_again_and_again_and_each_window_counts_once(
+    house: House, line: Line, speaker: Speaker
+) -> None:
+    speaker.keep(200)
+    speaker.start()
+    for _ in range(5):
+        wait_for(lambda: speaker.link.connected, "no connection")
+        speaker.say()
+        time.sleep(0.1)
+        line.cut()
+    wait_for(lambda: len(house.known) == 205, f"{len(house.known)} of 205 windows came")
+
+
+def test_a_line_that_is_dead_without_a_word_is_left_for_a_new_one(house: House, line: Line, tmp_path: Path) -> None:
+    """A half-open connection: whatever is sent is gone, and nobody says so."""
+    speaker = Speaker(tmp_path, "127.0.0.1", line.port, keepalive_s=2).start()
+    try:
+        wait_for(lambda: speaker.link.connected, "no connection")
+        line.dead.set()
+        lost = [speaker.say() for _ in range(3)]
+        wait_for(lambda: not speaker.link.connected, "the dead line is not noticed")
+        assert not house.heard
+        line.dead.clear()
+        wait_for(lambda: {window.seq for window in house.heard} >= set(lost), "the windows are lost")
+        assert len(house.known) == 3
+    finally:
+        speaker.stop()
+
+
+def test_a_broker_that_begins_anew_with_nothing_hears_it_all(house: House, line: Line, speaker: Speaker) -> None:
+    speaker.keep(50)
+    speaker.start()
+    wait_for(lambda: len(house.known) == 50, "nothing comes")
+    house.stop()
+    wait_for(lambda: not speaker.link.connected, "the end is not noticed")
+    speaker.keep(50)
+    house.heard.clear()
+    house.start()
+    # What the first broker had acknowledged less than a minute before is told again: it may have died with it.
+    wait_for(lambda: len(house.known) == 100, f"{len(house.known)} of 100 windows came")
+
+
+@pytest.mark.parametrize("step_s", [-40 * 365 * 86400.0, 40 * 365 * 86400.0])
+def test_a_clock_that_steps_loses_nothing_and_keeps_the_order(house: House, speaker: Speaker, step_s: float) -> None:
+    speaker.keep(20)
+    speaker.now_s += step_s
+    speaker.keep(20)
+    speaker.start()
+    wait_for(lambda: speaker.link.connected, "no connection")
+    speaker.now_s -= step_s
+    speaker.say()
+    wait_for(lambda: len(house.known) == 41, f"{len(house.known)} of 41 windows came")
+    kept = [window.seq for window in house.heard if window.seq <= 40]
+    assert kept == sorted(kept)
+
+
+def test_a_name_that_cannot_be_resolved_costs_only_time(
+    house: House, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, asked = socket.getaddrinfo, []
+    working = threading.Event()
+
+    def flaky(host: Any, *rest: Any, **named: Any) -> Any:
+        if host != "localhost":
+            return resolve(host, *rest, **named)
+        asked.append(host)
+        if not working.is_set():
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve("127.0.0.1", *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", flaky)
+    speaker = Speaker(tmp_path, "localhost", line.port)
+    speaker.keep(5)
+    speaker.start()
+    try:
+        wait_for(lambda: len(asked) >= 3, "it does not try again")
+        live = speaker.say()
+        assert not house.heard
+        working.set()
+        wait_for(lambda: len(house.known) == 6, "the windows do not come")
+        assert live in {window.seq for window in house.heard}
+    finally:
+        speaker.stop()
+
+
+def test_what_was_kept_outlives_the_agent_and_is_told_by_its_old_boot(house: House, line: Line, tmp_path: Path) -> None:
+    first = Speaker(tmp_path, "127.0.0.1", line.port)
+    first.keep(30)
+    second = Speaker(tmp_path, "127.0.0.1", line.port).start()
+    try:
+        wait_for(lambda: second.link.connected, "no connection")
+        second.say()
+        wait_for(lambda: len(house.known) == 31, f"{len(house.known)} of 31 windows came")
+        assert {boot for boot, _ in house.known} == {first.uplink.boot_id, second.uplink.boot_id}
+    finally:
+        second.stop()
+
+
+def test_if_the_live_window_waited_its_turn_a_week_would_come_before_it(
+    house: House, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control."""
+    monkeypatch.setattr(uplinks.Uplink, "_is_new", lambda self, n: n not in self._in_flight | self._acknowledged)
+    speaker.uplink._live = _Nothing()
+    speaker.keep(WEEK)
+    speaker.start()
+    wait_for(lambda: speaker.link.connected and house.heard, "nothing comes")
+    live = speaker.say()
+    wait_for(lambda: len(house.known) == WEEK + 1, f"{len(house.known)} of {WEEK + 1} windows came")
+    assert [window.seq for window in house.heard].index(live) >= WEEK - uplinks.MAX_WINDOWS_PER_BATCH
+
+
+class _Nothing(list[int]):
+    def append(self, number: int) -> None:
+        """Forget it."""
