@@ -77,6 +77,7 @@ class MqttLink:
         keepalive_s: MQTT keep-alive.
         receive_maximum: How many unacknowledged messages the broker may send.
         manual_ack: Messages are acknowledged by `Message.ack`, not on return of `on_message`.
+        backoff_max_s: Longest wait before a further try to connect.
 
     Raises:
         EdgeopsError: E-BROKER-ADDRESS; no TLS and not a loopback address. E-CONFIG; TLS without its files.
@@ -97,11 +98,12 @@ class MqttLink:
         keepalive_s: int = 300,
         receive_maximum: int = 100,
         manual_ack: bool = False,
+        backoff_max_s: float = BACKOFF_MAX_S,
     ) -> None:
         self._broker = broker
         self._subscriptions = list(subscriptions)
         self._on_message, self._on_connect, self._on_disconnect = on_message, on_connect, on_disconnect
-        self._attempt = 0
+        self._attempt, self._backoff_max_s = 0, backoff_max_s
         self._context: ssl.SSLContext | None = None
         self._connected = threading.Event()
         self._session_kept = False
@@ -200,7 +202,7 @@ class MqttLink:
 
     def _lost(self, reason: str) -> None:
         self._connected.clear()
-        wait_s = max(0.05, backoff_s(self._attempt))
+        wait_s = max(0.05, backoff_s(self._attempt, max_s=self._backoff_max_s))
         self._attempt += 1
         # paho waits this long before it tries again.
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats work; the hint says int

@@ -96,6 +96,7 @@ class FakeDevice:
             on_connect=self._on_connect,
             subscriptions=device_filters(self.fleet, self.name),
             tls=TlsFiles(*files) if joined.broker.tls else None,
+            backoff_max_s=1.0,
             will=LastWill(presence_topic(self.fleet, self.name), encode(Presence(online=False, boot_id=boot_id))),
         )
 

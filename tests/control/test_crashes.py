@@ -100,7 +100,7 @@ def survive(begun: Path, tmp_path: Path, points: range) -> None:
 
 def test_death_at_a_sample_of_points_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
     points = points_of(begun, tmp_path)
-    survive(begun, tmp_path, range(1, points + 1, max(1, points // 14)))
+    survive(begun, tmp_path, range(1, points + 1, max(1, points // 8)))
 
 
 @pytest.mark.full
@@ -138,6 +138,34 @@ def test_two_workers_at_once_start_each_group_once(begun: Path, tmp_path: Path) 
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert faults(directory) == []
+
+
+def one_of_two_dies(begun: Path, tmp_path: Path, points: range) -> None:
+    """Two workers carry the rollout out at once, and one of them dies at a point; the other ends it."""
+    died = 0
+    for point in points:
+        directory = copy_of(begun, tmp_path / f"both{point}")
+        mortal = CONTEXT.Process(target=main, args=(str(directory), point, ""))
+        other = CONTEXT.Process(target=main, args=(str(directory), None, ""))
+        for worker in (mortal, other):
+            worker.start()
+        for worker in (mortal, other):
+            worker.join(60)
+        # Who is late finds everything done, and has nothing to die at.
+        assert (mortal.exitcode in (-9, 0), other.exitcode) == (True, 0), f"death at point {point}"
+        died += mortal.exitcode == -9
+        assert faults(directory) == [], f"death of one of two at point {point}"
+        shutil.rmtree(directory)
+    assert died, "nobody died"
+
+
+def test_one_of_two_workers_that_dies_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
+    one_of_two_dies(begun, tmp_path, range(3, points_of(begun, tmp_path) // 2, 12))
+
+
+@pytest.mark.full
+def test_one_of_two_workers_that_dies_anywhere_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
+    one_of_two_dies(begun, tmp_path, range(1, points_of(begun, tmp_path) + 1))
 
 
 def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Path, tmp_path: Path) -> None:

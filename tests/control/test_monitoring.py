@@ -382,7 +382,9 @@ def test_a_stopped_rollout_reaches_the_webhook_of_a_serving_control_plane(
     home: Path, tmp_path: Path, hook: Hook
 ) -> None:
     (home / "webhook.secret").write_text("a secret of enough bytes")
-    (home / "alerts.toml").write_text(f'[[webhooks]]\nurl = "{hook.url}"\nsecret_file = "webhook.secret"\n')
+    (home / "alerts.toml").write_text(
+        f'look_every_s = 1\n[[webhooks]]\nurl = "{hook.url}"\nsecret_file = "webhook.secret"\n'
+    )
     serving = Serving(home, "iotcore")
     serving.start()
     try:

@@ -54,11 +54,13 @@ class AlertConfig(Declared, frozen=True, kw_only=True):
 
     Args:
         repeat_s: How often an alert that goes on is told again; Alertmanager takes silence for an end.
+        look_every_s: How often the registry is looked at.
         thresholds: From when on conditions are worth an alert.
         webhooks: Who is told.
     """
 
     repeat_s: float = 300.0
+    look_every_s: float = LOOK_EVERY_S
     thresholds: Thresholds = Thresholds()
     webhooks: tuple[Webhook, ...] = ()
 
@@ -84,7 +86,10 @@ def read_config(home: Path) -> tuple[AlertConfig, list[Receiver]]:
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise EdgeopsError("E-CONFIG", f"{path}: {error}", "See the reference of monitoring.") from error
     limits = config.thresholds
-    if min(config.repeat_s, limits.offline_after_s, limits.stuck_after_s, limits.certificate_days) <= 0:
+    if (
+        min(config.repeat_s, config.look_every_s, limits.offline_after_s, limits.stuck_after_s, limits.certificate_days)
+        <= 0
+    ):
         raise EdgeopsError("E-CONFIG", f"{path}: a time is not above 0", "Give seconds, and days of certificates.")
     if not 0 < limits.drift <= 1:
         raise EdgeopsError("E-CONFIG", f"{path}: drift {limits.drift} is no total variation", "Give it above 0, to 1.")
@@ -215,7 +220,7 @@ class Watchman:
                 self._look()
             except EdgeopsError as error:
                 log.error("alerts wait: %s", error)
-            self._stopping.wait(LOOK_EVERY_S)
+            self._stopping.wait(self._config.look_every_s)
 
     def _look(self) -> None:
         if not self._messengers:
