@@ -63,6 +63,8 @@ set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
     systemctl disable --now edgeops-agent.service || true
 fi
+# What Python keeps beside its sources is nobody's file.
+find /opt/edgeops-agent -name __pycache__ -prune -exec rm -rf {} +
 """
 POSTRM = """\
 #!/bin/sh
