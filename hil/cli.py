@@ -12,7 +12,7 @@ from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
 if TYPE_CHECKING:
-    from hil.results import CheckResult, RigResult
+    from edgeops.contracts.rigs import CheckResult, RigResult
 
 _RIGS = click.option(
     "--rigs",
@@ -71,6 +71,17 @@ def doctor(rig: str, folders: tuple[Path, ...], as_json: bool) -> None:
         print_table(("board", "kind", "usable", "found", "next step"), rows)
     if bad := [one for one in findings if one.missing]:
         raise EdgeopsError("E-HIL-BOARD", "; ".join(f"{one.board}: {one.missing}" for one in bad), bad[0].next_step)
+
+
+@command.command()
+@click.argument("rig")
+@_RIGS
+def key(rig: str, folders: tuple[Path, ...]) -> None:
+    """Print the public key of RIG, for `edgeops release trust-rig`; the key is made at its first use."""
+    from hil.evidence import RigKey
+    from hil.rig import find_rig, read_rig
+
+    click.echo(RigKey.of_rig(read_rig(find_rig(rig, folders)).name).public_pem, nl=False)
 
 
 @command.command()
@@ -170,7 +181,7 @@ def _write(found: RigResult, report: Path | None, junit: Path | None, evidence: 
     if report is not None:
         report.write_text(to_html(found), encoding="utf-8")
     if junit is not None:
-        junit.write_text(to_junit(found), encoding="utf-8")
+        junit.write_bytes(to_junit(found))
     if evidence is not None:
         evidence.write_bytes(seal(found, RigKey.of_rig(found.rig)))
 

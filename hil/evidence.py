@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.signer import CryptoSigner, Key
 
 from edgeops import durable
 from edgeops.contracts.names import check_name
-from edgeops.contracts.wire import decode, encode
+from edgeops.contracts.rigs import RIG_RESULT_TYPE, RigResult
+from edgeops.contracts.wire import encode
+from edgeops.releases.rig_results import MAX_RESULT_BYTES
 from edgeops.trust import envelopes, keys
-from hil.results import RigResult
-
-PAYLOAD_TYPE = "application/vnd.edgeops.rig-result+json"
-MAX_BYTES = 8 << 20
 
 
 def key_folder() -> Path:
@@ -50,6 +50,12 @@ class RigKey:
         """The public half."""
         return self.signer.public_key
 
+    @property
+    def public_pem(self) -> str:
+        """The public half as a file for `edgeops release trust-rig`."""
+        raw = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.public.keyval["public"]))
+        return raw.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
 
 def seal(result: RigResult, key: RigKey) -> bytes:
     """Return a result as a signed statement.
@@ -57,14 +63,4 @@ def seal(result: RigResult, key: RigKey) -> bytes:
     Raises:
         EdgeopsError: E-WIRE-SIZE.
     """
-    return envelopes.seal(encode(result), PAYLOAD_TYPE, key.signer, max_bytes=MAX_BYTES)
-
-
-def unseal(data: bytes, trusted: dict[str, Key]) -> RigResult:
-    """Return a result that one of the trusted rigs' keys signed.
-
-    Raises:
-        EdgeopsError: E-TRUST-SIGNATURE; none of them did. E-WIRE-MALFORMED or E-WIRE-SIZE.
-    """
-    payload = envelopes.unseal(data, PAYLOAD_TYPE, trusted, max_bytes=MAX_BYTES)
-    return decode(payload, RigResult, what="a rig's result")
+    return envelopes.seal(encode(result), RIG_RESULT_TYPE, key.signer, max_bytes=MAX_RESULT_BYTES)

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 from edgeops import __version__
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict
 from edgeops.releases.bundles import open_bundle, read_manifest
 from hil.boards.kinds import KINDS, open_board
 from hil.boards.protocol import LinuxBoard, McuBoard
@@ -19,7 +20,6 @@ from hil.checks.linux import LinuxChecks
 from hil.checks.mcu import McuChecks
 from hil.checks.plan import Effort, Say, Subject
 from hil.reservation import Reservation, resource_of
-from hil.results import BoardResult, CheckResult, RigResult, Verdict
 from hil.rig import BoardSpec, Purpose, Rig, kind_of
 
 

@@ -30,6 +30,13 @@ def command() -> None:
 @click.option("--version", required=True, help="MAJOR.MINOR.PATCH")
 @click.option("--model", help="The model that the bundles must be of [whatever they are].")
 @click.option("--notes", default="", help="For people.")
+@click.option(
+    "--rig-result",
+    "rig_results",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What a trusted rig signed of these bundles, as `edgeops hil run --evidence` writes it; may be given again.",
+)
 @click.option("--gated", is_flag=True, help="Take only bundles with evidence that they passed their gates; for CI.")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @junit_option
@@ -40,6 +47,7 @@ def create(
     model: str | None,
     notes: str,
     gated: bool,
+    rig_results: tuple[Path, ...],
     bundles: tuple[Path, ...],
     junit: Path | None,
     as_json: bool,
@@ -53,7 +61,10 @@ def create(
     with junit_file(junit, "release") as cases:
         if junit is not None:
             cases += _gates(bundles)
-        _show(assemble.create(home, bundles, version=version, model=model, notes=notes, gated=gated), as_json)
+        draft = assemble.create(
+            home, bundles, version=version, model=model, notes=notes, gated=gated, rig_results=rig_results
+        )
+        _show(draft, as_json)
 
 
 def _gates(bundles: Sequence[Path]) -> list[Case]:
@@ -68,6 +79,19 @@ def _gates(bundles: Sequence[Path]) -> list[Case]:
         if one.evidence is not None
         for case in of_evidence(f"release.{one.manifest.profile}", one.evidence, one.manifest.scheme)
     ]
+
+
+@command.command("trust-rig")
+@home_option
+@click.argument("name")
+@click.argument("key", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def trust_rig(home: Path, name: str, key: Path) -> None:
+    """Believe what the rig NAME signs with KEY, its public key as `edgeops hil key` prints it, from now on."""
+    from edgeops.releases import rig_results
+    from edgeops.trust.publisher import Publisher
+
+    rig_results.trust(Publisher(home).home, name, key)
+    click.echo(f"rig {name} is trusted")
 
 
 @command.command("create-agent")

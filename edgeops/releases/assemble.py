@@ -21,8 +21,9 @@ from edgeops.contracts.wire import decode, encode
 from edgeops.profiles import registry
 from edgeops.releases import catalog
 from edgeops.releases.bundles import Bundle, file_digest, open_bundle, pack, seal_agent, unpack
-from edgeops.releases.catalog import DRAFTS, EVIDENCE, RELEASE_NAME, UNPUBLISHED, draft_dir
+from edgeops.releases.catalog import DRAFTS, EVIDENCE, RELEASE_NAME, RIG, UNPUBLISHED, draft_dir
 from edgeops.releases.pieces import evidence_beside
+from edgeops.releases.rig_results import check_result
 
 
 class _Part(NamedTuple):
@@ -47,6 +48,7 @@ def create(
     model: str | None = None,
     notes: str = "",
     gated: bool = False,
+    rig_results: Sequence[Path] = (),
     now: Callable[[], float] = time.time,
 ) -> Release:
     """Make a draft: the bundles packed, and the evidence that lies beside them. Nothing is signed or published yet.
@@ -58,6 +60,7 @@ def create(
         model: The model that the bundles must be of; None: whatever they all are.
         notes: For people.
         gated: Every bundle must have evidence that it passed its gates.
+        rig_results: What rigs that the fleet trusts have signed of these bundles.
         now: Clock.
 
     Returns:
@@ -65,7 +68,8 @@ def create(
 
     Raises:
         EdgeopsError: E-RELEASE-EXISTS; published already, or a draft. E-RELEASE-INVALID; not one model, or two bundles
-            for one profile. E-RELEASE-GATE; `gated`, and a bundle failed or has no evidence. E-BUNDLE-DAMAGED or
+            for one profile. E-RELEASE-GATE; `gated`, and a bundle failed or has no evidence; or a rig did not pass
+            them. E-TRUST-SIGNATURE; the rig is not trusted. E-BUNDLE-DAMAGED or
             E-BUNDLE-INVALID. E-NAME. E-TRUST-KEY; not a fleet's home. E-DISK-FULL or E-DISK-WRITE.
     """
     check_version(version)
@@ -76,6 +80,10 @@ def create(
             _take(path, making, making.parent / f"unpacked-{index}", gated=gated) for index, path in enumerate(bundles)
         ]
         model = _one_model(parts, model)
+        for file in rig_results:
+            (making / RIG).mkdir(exist_ok=True)
+            rig, data = check_result(home, file, frozenset(part.digest for part in parts))
+            durable.write_file(making / RIG / f"{rig}.json", data)
         return _finish(home, making, _Made(model, version, notes, now()), parts)
 
 

@@ -12,13 +12,15 @@ from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.names import check_name, check_version
 from edgeops.contracts.provenance import PAYLOAD_TYPE, Statement
 from edgeops.contracts.release import Release
+from edgeops.contracts.rigs import RigResult
 from edgeops.contracts.wire import decode
 from edgeops.releases import materials, provenance
 from edgeops.releases.bundles import packed_manifest
+from edgeops.releases.rig_results import verified
 from edgeops.trust import envelopes
 from edgeops.trust.publisher import PublishedTarget, Publisher
 
-DRAFTS, RELEASE_NAME, EVIDENCE = "releases", "release.json", "evidence"
+DRAFTS, RELEASE_NAME, EVIDENCE, RIG = "releases", "release.json", "evidence", "rig"
 MATERIALS_NAME, PROVENANCE_NAME = "materials.cdx.json", "provenance.intoto.json"
 UNPUBLISHED = 0
 MAX_EVIDENCE_BYTES = 4 << 20
@@ -79,6 +81,24 @@ def evidence(publisher: Publisher, model: str, version: str) -> dict[str, Eviden
         for path, target in publisher.targets().items()
         if path.startswith(start) and path.endswith(end)
     }
+
+
+def rig_results(publisher: Publisher, release: Release) -> list[RigResult]:
+    """Return what rigs found of a published release, by rig: of those that the fleet trusts today.
+
+    Raises:
+        EdgeopsError: E-TRUST-TARGET or E-TRUST-METADATA; the repository is damaged. E-WIRE-MALFORMED.
+    """
+    start, end = f"{release.model}/{release.version}/", f".{RIG}.json"
+    found = []
+    for path, target in sorted(publisher.targets().items()):
+        if path.startswith(start) and path.endswith(end):
+            try:
+                found.append(verified(publisher.home, _read(publisher, path, target), path))
+            except EdgeopsError as error:
+                if error.code != "E-TRUST-SIGNATURE":
+                    raise
+    return found
 
 
 def bill_of_materials(publisher: Publisher, release: Release) -> bytes | None:

@@ -19,7 +19,7 @@ from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom
 from edgeops.contracts.wire import decode, encode
 from edgeops.releases import blob_signing, catalog, materials, provenance
 from edgeops.releases.bundles import file_digest, packed_manifest
-from edgeops.releases.catalog import EVIDENCE, RELEASE_NAME, draft_dir, read_draft
+from edgeops.releases.catalog import EVIDENCE, RELEASE_NAME, RIG, draft_dir, read_draft
 from edgeops.trust import envelopes
 from edgeops.trust.publisher import NewTarget, Publisher
 
@@ -137,6 +137,10 @@ def _statements(release: Release, folder: Path, publisher: Publisher, scratch: P
                 envelopes.seal(found.read_bytes(), EVIDENCE_TYPE, signer, max_bytes=catalog.MAX_SEALED_EVIDENCE_BYTES)
             )
             yield NewTarget(f"{start}/{sealed.name}", sealed)
+
+    for found in sorted((folder / RIG).glob("*.json")):
+        # As the rig signed it: the repository vouches for these bytes, the rig for what they say.
+        yield NewTarget(f"{start}/{found.stem}.{RIG}.json", found)
 
 
 def _origin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgeops.contracts.rigs import RigResult
 from edgeops.contracts.wire import Wire
 
 
@@ -207,7 +208,10 @@ class ProfileReport(Wire, frozen=True, kw_only=True):
 
 
 class Report(Wire, frozen=True, kw_only=True):
-    """A report: of a bundle, of a compile's bundles, or of a release with its version and number."""
+    """A report: of a bundle, of a compile's bundles, or of a release with its version and number.
+
+    `rigs` is what rigs of boards found of the release, by rigs that the fleet trusts.
+    """
 
     model: str
     version: str
@@ -216,4 +220,5 @@ class Report(Wire, frozen=True, kw_only=True):
     handed_over: tuple[Fact, ...]
     profiles: tuple[ProfileReport, ...]
     lineage: tuple[Fact, ...]
+    rigs: tuple[RigResult, ...] = ()
     schema_version: int = msgspec.field(default=1, name="schema")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeops.report import sections
+from edgeops.report import rigs, sections
 from edgeops.report.gather import moment
 from edgeops.report.markup import Child, Html, tag
 from edgeops.report.model import Report
@@ -19,6 +19,7 @@ def page(report: Report) -> str:
     title = f"{report.model} {report.version}".rstrip()
     places = [("hand-over", "Hand-over")]
     places += [(f"profile-{number}", one.profile) for number, one in enumerate(report.profiles)]
+    places += [("boards", "On boards")] if report.rigs else []
     places.append(("lineage", "Lineage"))
     return document(
         title=f"{title}: model report",
@@ -30,6 +31,7 @@ def page(report: Report) -> str:
             sections.cards(report),
             sections.handed_over(report),
             *[sections.profile(one, f"profile-{number}") for number, one in enumerate(report.profiles)],
+            rigs.section(report.rigs),
             sections.lineage(report),
         ],
         version=report.edgeops,

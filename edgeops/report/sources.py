@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from edgeops.client.resources import DeviceInfo
 from edgeops.contracts.deployment import ComponentKind
 from edgeops.contracts.errors import EdgeopsError
@@ -46,8 +48,9 @@ def of_release(
     Raises:
         EdgeopsError: E-RELEASE-UNKNOWN; not published. Otherwise as `pieces.of_release` and `gather`.
     """
-    release = catalog.release(home, model, version)
-    return _report(pieces.of_release(Publisher(home), release), release, before, now)
+    release, publisher = catalog.release(home, model, version), Publisher(home)
+    report = _report(pieces.of_release(publisher, release), release, before, now)
+    return msgspec.structs.replace(report, rigs=tuple(catalog.rig_results(publisher, release)))
 
 
 def against_release(home: Path, model: str, version: str) -> Compared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from edgeops.report import rigs
 from edgeops.report.gather import FAILED, moment
 from edgeops.report.markup import amount, metric, number, share, visible
 from edgeops.report.model import Change, Fact, ProfileReport, Report
@@ -24,6 +25,9 @@ def markdown(report: Report) -> str:
     lines += ["## What was handed over", "", *_facts(report.handed_over)]
     for one in report.profiles:
         lines += _profile(one)
+    if report.rigs:
+        lines += ["## On boards", ""]
+        lines += _table(("rig", "board", "check", "result", "found"), rigs.rows(report.rigs))
     lines += ["## Lineage", "", *_facts(report.lineage)]
     for one in report.profiles:
         lines += [f"### {_safe(one.profile)}", "", *_facts(one.lineage)]

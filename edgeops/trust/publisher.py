@@ -176,6 +176,11 @@ class Publisher:
         return cls(home, secret=secret, now=now)
 
     @property
+    def home(self) -> Path:
+        """The fleet's home."""
+        return self._home
+
+    @property
     def fleet(self) -> str:
         """The fleet's name."""
         return self._fleet_file.fleet

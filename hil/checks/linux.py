@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.measurement import Measured, Measurements
+from edgeops.contracts.rigs import CheckResult, Figures
 from edgeops.contracts.wire import decode
 from edgeops.releases.bundles import open_bundle
 from hil.agent_on_board import AgentOnBoard, Asking, error_of
@@ -21,7 +22,6 @@ from hil.checks import accuracy
 from hil.checks.plan import Effort, Found, Say, Subject, failed, judged, passed, skipped
 from hil.checks.sequence import Step, run_steps
 from hil.field import Field
-from hil.results import CheckResult, Figures
 
 _MIB = 1 << 20
 _FLIPPED_BIT = 0x10

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rigs import CheckResult, Figures
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.bundles import open_bundle
 from edgeops.runtimes import golden
@@ -24,7 +25,6 @@ from hil.boards.protocol import McuBoard
 from hil.checks import accuracy
 from hil.checks.plan import Effort, Found, Say, Subject, failed, judged, passed, skipped
 from hil.checks.sequence import Step, run_steps
-from hil.results import CheckResult, Figures
 
 _BACK_WITHIN_S = 30.0
 _FLIPPED_BIT = 0x10

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError, Fault
+from edgeops.contracts.rigs import CheckResult, Figure, Figures, Verdict
 from edgeops.intake.handover import LoadedHandover
-from hil.results import CheckResult, Figure, Figures, Verdict
 
 Say = Callable[[str], object]
 

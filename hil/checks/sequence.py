@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from edgeops.contracts.rigs import CheckResult, Verdict
 from hil.checks.plan import Found, attempt, skipped
-from hil.results import CheckResult, Verdict
 
 
 class Step(NamedTuple):

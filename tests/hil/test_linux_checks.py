@@ -10,9 +10,9 @@ import pytest
 from adder_bundles import small_bundle
 
 from edgeops.contracts.profile import Budgets
+from edgeops.contracts.rigs import BoardResult, Verdict
 from edgeops.releases.bundles import seal
 from hil.checks.plan import Effort, Subject
-from hil.results import BoardResult, Verdict
 from hil.rig import Arm64UserSpec, Arm64VmSpec, BoardSpec, LocalSpec, Rig, SshSpec
 from hil.run import Request, run_rig
 

@@ -14,10 +14,10 @@ import pytest
 from mcu_bundles import mcu_bundle
 
 from edgeops.contracts.profile import Budgets
+from edgeops.contracts.rigs import BoardResult, Verdict
 from hil.boards import mcu
 from hil.checks.plan import Effort, Subject
 from hil.reservation import Reservation, resource_of
-from hil.results import BoardResult, Verdict
 from hil.rig import QemuMcuSpec, Rig, SerialMcuSpec
 from hil.run import Request, run_rig
 

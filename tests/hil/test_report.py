@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree as ET
+from xml.etree import ElementTree
 
+import msgspec
 import pytest
+from adder_bundles import MODEL, small_bundle
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict, worst
 from edgeops.contracts.wire import encode
-from hil.evidence import RigKey, seal, unseal
+from edgeops.releases import assemble, rig_results
+from edgeops.releases.publish import publish
+from edgeops.report import sources
+from edgeops.report.page import page
+from edgeops.report.text import markdown
+from edgeops.trust.publisher import Publisher
+from hil.evidence import RigKey, seal
 from hil.report import to_html, to_junit
-from hil.results import BoardResult, CheckResult, RigResult, Verdict, worst
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 
@@ -35,7 +43,7 @@ RESULT = RigResult(
 
 
 def test_each_check_is_a_case_and_broken_is_an_error_not_a_failure() -> None:
-    suite = ET.fromstring(to_junit(RESULT)).find("testsuite")
+    suite = ElementTree.fromstring(to_junit(RESULT)).find("testsuite")
     assert suite is not None
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
@@ -59,16 +67,61 @@ def test_the_page_runs_and_loads_nothing_whatever_a_board_says() -> None:
         assert word in page
 
 
-def test_a_result_is_believed_from_a_trusted_rig_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGEOPS_RIG_KEYS", str(tmp_path / "keys"))
+    Publisher.init(tmp_path / "home", "lab")
+    return tmp_path / "home"
+
+
+def trust(home: Path, key: RigKey, name: str = "bench") -> None:
+    (home / "rig.pem").write_text(key.public_pem)
+    rig_results.trust(home, name, home / "rig.pem")
+
+
+def test_a_result_is_believed_from_the_rig_that_it_names_only(home: Path) -> None:
     mine, other = RigKey.of_rig("bench"), RigKey.of_rig("other")
     assert RigKey.of_rig("bench").public.keyid == mine.public.keyid
-    assert (tmp_path / "keys/bench.pem").stat().st_mode & 0o777 == 0o600
+    assert (home.parent / "keys/bench.pem").stat().st_mode & 0o777 == 0o600
     sealed = seal(RESULT, mine)
-    assert unseal(sealed, {mine.public.keyid: mine.public}) == RESULT
-    for data, key in ((sealed, other), (sealed.replace(b"payload", b"payLoad", 1), mine), (encode(RESULT), mine)):
+    with pytest.raises(EdgeopsError) as caught:
+        rig_results.verified(home, sealed, "x")
+    assert caught.value.code == "E-TRUST-SIGNATURE"
+    trust(home, mine)
+    assert rig_results.verified(home, sealed, "x") == RESULT
+    trust(home, other, "other")
+    for data in (seal(RESULT, other), sealed.replace(b"payload", b"payLoad", 1), encode(RESULT)):
         with pytest.raises(EdgeopsError):
-            unseal(data, {key.public.keyid: key.public})
+            rig_results.verified(home, data, "x")
+
+
+def test_a_passed_result_joins_the_release_and_its_report(home: Path, tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "bundle")
+    key = RigKey.of_rig("bench")
+    trust(home, key)
+
+    def result(digest: str, verdict: Verdict) -> Path:
+        board = msgspec.structs.replace(RESULT.boards[0], digest=digest, checks=(check("golden", verdict),))
+        file = tmp_path / "result"
+        file.write_bytes(seal(msgspec.structs.replace(RESULT, boards=(board,)), key))
+        return file
+
+    for digest, verdict in (
+        ("sha256:0", Verdict.PASSED),
+        (bundle.digest, Verdict.FAILED),
+        (bundle.digest, Verdict.SKIPPED),
+    ):
+        with pytest.raises(EdgeopsError) as caught:
+            assemble.create(home, [bundle.directory], version="1.0.0", rig_results=[result(digest, verdict)])
+        assert caught.value.code == "E-RELEASE-GATE"
+    assemble.create(home, [bundle.directory], version="1.0.0", rig_results=[result(bundle.digest, Verdict.PASSED)])
+    publish(home, MODEL, "1.0.0")
+    report = sources.of_release(home, MODEL, "1.0.0")
+    assert [(rig.rig, rig.boards[0].board) for rig in report.rigs] == [("bench", "m4")]
+    assert "Measured on rig bench" in page(report)
+    assert "| bench | m4 | golden | passed |" in markdown(report)
+    (home / "rigs/bench.pem").unlink()
+    assert sources.of_release(home, MODEL, "1.0.0").rigs == ()
 
 
 def test_nothing_checked_passes_nothing() -> None:

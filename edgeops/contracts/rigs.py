@@ -1,4 +1,4 @@
-"""What a rig found: one result per check, board and run. JSON of it is what programs read."""
+"""What a rig of boards found: one result per check, board and run, which the rig signs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import msgspec
 
 from edgeops.contracts.wire import Wire
+
+# DSSE payload type.
+RIG_RESULT_TYPE = "application/vnd.edgeops.rig-result+json"
 
 
 class Verdict(enum.Enum):
