@@ -21,8 +21,13 @@ install: $(STAMP) ## make the virtual environment
 system: ## install mosquitto by apt where that is possible and allowed (EDGEOPS_NO_APT=1 forbids it)
 	@./.ci/system-packages mosquitto
 
-test-system: system ## install by apt what only tests need: ONNX's models, systemd, faketime, Cortex-M compiler and emulator
-	@./.ci/system-packages libonnx-testdata systemd faketime gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+# What would begin to listen beyond this machine is unpacked, not installed.
+TEST_PACKAGES := postgresql libonnx-testdata systemd faketime gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi \
+	qemu-system-arm openssh-client libwrap0 mtools dosfstools fdisk
+test-system: system ## install by apt what only tests need: ONNX's models, Cortex-M compiler and emulator, mtools and more
+	@./.ci/system-packages $(TEST_PACKAGES)
+	@./.ci/unpack openssh-server sshd
+	@./.ci/unpack prometheus prometheus
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,7 +47,7 @@ SPREAD ?= --numprocesses 2 --dist loadfile
 test: install test-system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest $(SPREAD)
 
-test-full: install test-system fuzzer zoo browser ## every test, with exhaustive counts
+test-full: install hil-system fuzzer zoo browser ## every test, with exhaustive counts
 	$(BIN)/pytest $(SPREAD) -m 'not scale and not boards and not vm' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
@@ -52,10 +57,10 @@ test-hil: install hil-system ## rigs: host store, emulated Cortex-M boards, an a
 	$(BIN)/pytest tests/hil tests/firmware_bridge -m 'not vm' --timeout=3600
 
 test-vm: install hil-system ## rigs: a whole arm64 machine
-	$(BIN)/pytest tests/hil -m vm --timeout=3600
+	$(BIN)/pytest tests/hil tests/flash -m vm --timeout=3600
 
-hil-system: system
-	@./.ci/system-packages gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm qemu-user-static debootstrap qemu-utils e2fsprogs openssh-client ipxe-qemu
+hil-system: test-system
+	@./.ci/system-packages qemu-user-static debootstrap qemu-utils e2fsprogs ipxe-qemu
 
 test-web: install system browser ## the web page in Chromium
 	$(BIN)/pytest -m web

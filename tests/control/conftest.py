@@ -69,7 +69,7 @@ def standing_fleet(standing: Serving, tmp_path_factory: pytest.TempPathFactory) 
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server that these tests started."""
     if postgres_server.programs() is None:
-        pytest.skip("the program initdb of PostgreSQL is not installed")
+        pytest.skip("no initdb of PostgreSQL: apt-get install --yes postgresql")
     pytest.importorskip("psycopg", reason="the package psycopg is not installed")
     with postgres_server.running() as url:
         yield url

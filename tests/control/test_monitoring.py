@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import os
 import re
 import shutil
 import socket
@@ -38,6 +39,7 @@ from edgeops.control.monitoring.webhooks import SIGNATURE, Messenger, Receiver, 
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.policy import Gates, Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.intake.cache import cache_dir
 
 NOW = 1_800_000_000.0
 DAY_S = 86_400.0
@@ -80,9 +82,10 @@ def test_metrics_are_for_those_who_may_read(standing: Serving) -> None:
 @pytest.fixture
 def prometheus(standing: Serving, tmp_path: Path) -> Iterator[str]:
     """A real Prometheus that scrapes the standing control plane every second."""
-    program = shutil.which("prometheus")
+    unpacked = cache_dir() / "unpacked/prometheus/usr/bin"
+    program = shutil.which("prometheus", path=f"{os.environ['PATH']}:{unpacked}")
     if program is None:
-        pytest.skip("the program prometheus is not installed: apt-get install prometheus")
+        pytest.skip("no prometheus: apt-get install --yes prometheus, or make test-system")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 from edgeops.flash.link import Login
+from edgeops.intake.cache import cache_dir
 
 _ENTER = """
 set -e
@@ -27,9 +29,16 @@ for name in opt var/tmp; do
   mount --bind "$1/$name" "/$name"
 done
 mkdir -p /run/sshd
+getent passwd sshd > /dev/null || useradd --system --home-dir /run/sshd --shell /usr/sbin/nologin sshd
 exec "$2" -D -e -f "$3"
 """
 UNIT = "etc/systemd/system/edgeops-agent.service"
+
+
+def sshd() -> str | None:
+    """Return where sshd is: installed, or unpacked by `make test-system`; None: nowhere."""
+    unpacked = cache_dir() / "unpacked/openssh-server/usr/sbin"
+    return shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:{unpacked}")
 
 
 class LoopbackBoard:
@@ -37,7 +46,6 @@ class LoopbackBoard:
 
     Args:
         folder: For its changes, keys and log.
-        root_login: Whether root may log in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,6 +65,9 @@ class LoopbackBoard:
             f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
             "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
         )
+        program = sshd()
+        assert program is not None
+        self._program = program
         self._sshd: subprocess.Popen[bytes] | None = None
         self._service: subprocess.Popen[bytes] | None = None
 
@@ -83,7 +94,7 @@ class LoopbackBoard:
         with (self.folder / "sshd.log").open("ab") as log:
             self._sshd = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, "sh", str(self.root),
-                 shutil.which("sshd") or "/usr/sbin/sshd", str(self.folder / "sshd_config")],
+                 self._program, str(self.folder / "sshd_config")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline_s = time.monotonic() + 20

@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import os
-import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from adder_bundles import MODEL, PROFILE, small_bundle
-from loopback_board import LoopbackBoard
+from loopback_board import LoopbackBoard, sshd
 from served_fleet import Serving
 
 from edgeops.contracts.errors import EdgeopsError
@@ -33,7 +32,7 @@ from edgeops.trust.publisher import Publisher
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="the board needs root: mounts of its own, and sshd"),
-    pytest.mark.skipif(shutil.which("sshd", path="/usr/sbin") is None, reason="apt-get install --yes openssh-server"),
+    pytest.mark.skipif(sshd() is None, reason="no sshd: apt-get install --yes openssh-server, or make test-system"),
 ]
 
 
