@@ -320,6 +320,17 @@ def test_more_clients_than_there_is_room_for_are_told(served: ServingRig) -> Non
             connection.close()
 
 
+def test_clients_that_are_gone_before_they_are_greeted_take_no_room(served: ServingRig) -> None:
+    os.kill(served.pid, signal.SIGSTOP)
+    try:
+        for _ in range(2 * lines.MAX_LINES):
+            unix.connect(path_of(served), 20).close()
+    finally:
+        os.kill(served.pid, signal.SIGCONT)
+    with SocketClient(path_of(served)) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
+
+
 def test_a_socket_lies_where_no_address_reaches_and_replaces_what_died(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["x" * 50] * 4)
     for _ in range(2):

@@ -112,7 +112,9 @@ class Lines:
             with client, contextlib.suppress(OSError):
                 client.send(_refusal(0, EdgeopsError("E-INFER-BUSY", f"{MAX_LINES} connections are open")))
             return
-        self.open.add(Line(self, client))
+        line = Line(self, client)
+        if not line.closed:  # by a client that was gone before it was greeted
+            self.open.add(line)
 
 
 class Line:
@@ -133,7 +135,7 @@ class Line:
         self._shared_answer: Tensors = {}
         self._unsent = memoryview(b"")
         self._task: asyncio.Task[None] | None = None
-        self._leaving = self._closed = False
+        self._leaving = self.closed = False
         self._since_s = time.monotonic()
         self._loop.add_reader(client.fileno(), self._readable)
         self._send(server.greeting)
@@ -141,15 +143,15 @@ class Line:
     def leave(self) -> None:
         """Close once nothing is under way."""
         self._leaving = True
-        if self._task is None and not self._unsent and not self._filled and not self._closed:
+        if self._task is None and not self._unsent and not self._filled and not self.closed:
             self._send(_BYE)
             self.close()
 
     def close(self) -> None:
         """Close at once."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._loop.remove_reader(self._client.fileno())
         self._loop.remove_writer(self._client.fileno())
         for descriptor in self._descriptors:
@@ -175,7 +177,7 @@ class Line:
             if not self._receive(look_for_s):
                 return
             self._look()
-            if self._closed or self._task is not None or self._unsent or len(self._server.open) > 1:
+            if self.closed or self._task is not None or self._unsent or len(self._server.open) > 1:
                 return
             # Waking up takes longer than a quick inference, and a client that asked once may ask again.
             look_for_s = LOOK_FOR_S
@@ -208,7 +210,7 @@ class Line:
 
     def _look(self) -> None:
         """Answer what is there as a whole."""
-        while not self._closed and self._task is None and not self._unsent and self._filled >= HEADER.size:
+        while not self.closed and self._task is None and not self._unsent and self._filled >= HEADER.size:
             kind, _, length, mark = HEADER.unpack_from(self._buffer)
             size = HEADER.size + length
             if kind == Frame.INFER and length == self._server.input_bytes:
@@ -256,7 +258,7 @@ class Line:
         except EdgeopsError as error:
             said = self._refused(mark, error)
         self._task = None
-        if self._closed:
+        if self.closed:
             return
         self._loop.add_reader(self._client.fileno(), self._readable)
         self._done(size, said)
