@@ -82,9 +82,12 @@ demo: install system ## compile, release, roll out and serve a real model on thr
 zoo: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[zoo]'
 
-bench-agent: install system ## what an idle agent costs: traffic, memory, start; beside Debian's SWUpdate
+bench-agent: install system ## what an idle agent costs beside SWUpdate; serving beside four other servers; LoadGen
 	@./.ci/system-packages swupdate
 	$(BIN)/python benchmarks/agent.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[loadgen]'
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.loadgen
 
 bench-compile: install system zoo ## edgeops beside onnxruntime, NNCF and Olive: quality, latency, size, compile time
 	$(BIN)/python -m benchmarks.compile
