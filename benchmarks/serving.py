@@ -314,7 +314,12 @@ def compare(name: str, rows: Rows, met: dict[str, float]) -> None:
             if among:
                 best = max(among, key=lambda row: among[row][clients].per_s)
                 ratio = slowest / among[best][clients].per_s
-                print(f"{name}, {clients} client(s): {ratio:.1f} times {best}")
+                faster = min(by[clients].p50_ms for by in among.values())
+                slower = max(rows[row][clients].p50_ms for row in ("edgeops, HTTP", "edgeops, socket"))
+                print(
+                    f"{name}, {clients} client(s): {ratio:.1f} times as many a second as {best}; median "
+                    f"{faster / slower:.1f} times shorter than the shortest"
+                )
                 met[what] = min(met.get(what, ratio), ratio)
     if name == "digits-mlp":
         met["socket requests/s, digits-mlp"] = rows["edgeops, socket"]["1"].per_s
