@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from edgeops.contracts.frames import HEADER, Frame
 
-_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _RECEIVE_BYTES = 1 << 18
 _TIMEOUT_S = 30.0
 
