@@ -214,6 +214,7 @@ def _unlike(form: TensorForm, spec: TensorSpec | None) -> str:
 def _incoming(item: Binding, device: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return what takes a device's tensor to the artifact's."""
     if _is_plain(item) and device.dtype == item.artifact.dtype and device.shape == item.artifact.shape:
+        # A scalar may come as numpy's own kind of number, which a runtime does not take.
         return np.ascontiguousarray if device.shape else np.asarray
     return lambda value: _to_artifact(value, item)
 

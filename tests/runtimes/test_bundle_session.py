@@ -117,6 +117,20 @@ def test_a_scalar_stays_a_scalar(bundle: Bundle):
     assert (answer.shape, answer.dtype, int(answer)) == ((), np.int64, 16000)
 
 
+def test_a_scalar_that_is_taken_out_of_an_array_reaches_the_runtime_as_one(bundle: Bundle):
+    """As golden vectors give it: numpy's own number has dtype and shape, but runtimes refuse it."""
+    spec = TensorSpec(name="rate", dtype="int64", shape=())
+    seen: list[object] = []
+
+    class Watched(Echo):
+        def run(self, feeds):
+            seen.extend(feeds.values())
+            return super().run(feeds)
+
+    BundleSession(Watched(spec), echo_manifest(bundle, spec, spec)).run({"rate": np.array([16000, 8000])[0]})
+    assert [(type(value), int(value)) for value in seen] == [(np.ndarray, 16000)]
+
+
 @pytest.mark.parametrize(
     ("device", "artifact", "binding"),
     [
