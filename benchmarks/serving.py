@@ -139,7 +139,7 @@ def own_rows(kit: Kit, bench: Bench, met: dict[str, float]) -> dict[str, float]:
         bench.row("edgeops, socket", 8, lambda for_s: asked(lambda: framed(path), frame, 8, for_s))
         for clients in CLIENTS:
             bench.row("edgeops, HTTP", clients, lambda for_s, c=clients: asked(lambda: tcp(port), binary, c, for_s))
-        used_mib = pss_mib(rig.pid)
+        used_mib = own_mib(rig.pid)
         over = met.get("worker MiB over the bare runtime", 0.0)
         met["worker MiB over the bare runtime"] = max(over, used_mib - bare_mib)
         swaps(kit, rig, met)
@@ -242,12 +242,12 @@ sys.stdin.read()
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        used_mib = pss_mib(process.pid)
+        used_mib = own_mib(process.pid)
         process.terminate()
     return used_mib
 
 
-def pss_mib(pid: int) -> float:
+def own_mib(pid: int) -> float:
     """Return a process's resident memory of its own, in MiB: pages that others map too (code of libraries) left out."""
     return float(psutil.Process(pid).memory_full_info().uss) / (1 << 20)
 
