@@ -19,7 +19,9 @@ MAX_GOLDEN_BYTES = 4 << 20
 MIN_GOLDEN_COUNT = 2
 DRIFT_BINS = 16
 DRIFT_ELEMENTS = 256
-_ELEMENTS_PER_REQUEST, _INPUTS_PER_ELEMENT, _MIN_SHARE = 16, 64, 0.01
+_ELEMENTS_PER_REQUEST, _INPUTS_PER_ELEMENT, _MIN_SHARE = 24, 256, 0.01
+# What a counted request costs beside its elements, in elements.
+_REQUEST_IN_ELEMENTS = 40
 _COSINE_SLACK = 0.01
 _TOO_UNSURE = 0.05
 _FLOAT_MARGIN = 8.0
@@ -136,7 +138,7 @@ def request_share(elements: int, input_elements: int) -> float:
         input_elements: What a model is given.
     """
     allowed = _ELEMENTS_PER_REQUEST + input_elements / _INPUTS_PER_ELEMENT
-    return min(1.0, max(_MIN_SHARE, round(allowed / max(1, elements), 2)))
+    return min(1.0, max(_MIN_SHARE, round(allowed / (_REQUEST_IN_ELEMENTS + elements), 2)))
 
 
 def sample_elements(values: NDArray[Any], most: int = DRIFT_ELEMENTS) -> NDArray[np.float64]:

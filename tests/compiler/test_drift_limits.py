@@ -246,8 +246,9 @@ def test_the_same_data_give_the_same_limits() -> None:
     assert encode(first) == encode(second)
 
 
-def test_the_share_of_requests_leaves_scalars_whole_and_bounds_the_rest() -> None:
-    assert golden.request_share(4, 1) == 1.0
+def test_the_share_of_requests_falls_with_what_is_counted_and_rises_with_what_an_inference_is_given() -> None:
+    assert golden.request_share(4, 1) == 0.55
     assert golden.request_share(84, 64) == 0.2
-    assert golden.request_share(456, 27_648) == 0.98
+    assert golden.request_share(276, 27_648) == 0.42
+    assert golden.request_share(276, 270_000) == 1.0
     assert golden.request_share(100_000, 1) == 0.01

@@ -70,7 +70,8 @@ class Meter:
             self._skip -= 1
         elif self._drift is not None:
             self._drift.add(feeds, answer)
-            self._skip = self._next_skip()
+            if self._share < 1:
+                self._skip = self._next_skip()
         if len(waiting) >= _BATCH:
             self._count_latencies()
 
@@ -135,6 +136,11 @@ class _Drift:
         self._whole = not self._varying and all(sizes[name] <= min(per_sample, _KEEP_ELEMENTS) for name in self._inputs)
         kept = sum(min(sizes[name], per_sample) for name in self._inputs)
         kept += sum(info.tensor.elements for info in manifest.outputs)
+        self._small = frozenset(
+            info.tensor.name
+            for info in manifest.outputs
+            if info.tensor.elements <= per_sample and not info.tensor.varies
+        )
         self._batch = max(1, min(_BATCH, _MAX_WAITING_ELEMENTS // max(1, kept)))
 
     def add(self, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]) -> None:
@@ -164,17 +170,25 @@ class _Drift:
             return
         self._sampled += len(self._waiting)
         for name, bins in self._inputs.items():
-            bins.add(np.concatenate([feeds[name].reshape(-1) for feeds, _ in self._waiting]))
+            bins.add(np.concatenate([feeds[name] for feeds, _ in self._waiting], axis=None))
+        gathered = {name: self._gathered(name) for name in self._outputs}
         for name, bins in self._outputs.items():
-            places = self._places[name]
-            bins.add(np.concatenate([answer[name].reshape(-1)[places] for _, answer in self._waiting]))
+            bins.add(gathered[name])
         if self._classed is not None and self._classes:
-            self._count_classes(self._classed)
+            name = self._classed.tensor.name
+            whole = gathered.get(name) if name in self._small else None
+            if whole is None:
+                whole = np.concatenate([answer[name] for _, answer in self._waiting], axis=None)
+            self._count_classes(self._classed, whole.reshape(-1, self._classes))
         self._waiting.clear()
 
-    def _count_classes(self, info: OutputInfo) -> None:
-        name = info.tensor.name
-        rows = np.concatenate([answer[name].reshape(-1, self._classes) for _, answer in self._waiting])
+    def _gathered(self, name: str) -> NDArray[Any]:
+        """Return the elements of an output that are counted, of all that wait."""
+        if name in self._small:
+            return np.concatenate([answer[name] for _, answer in self._waiting], axis=None)
+        return np.concatenate([answer[name].reshape(-1)[self._places[name]] for _, answer in self._waiting])
+
+    def _count_classes(self, info: OutputInfo, rows: NDArray[Any]) -> None:
         rows = rows[np.isfinite(rows).all(axis=1)].astype(np.float64)
         if not len(rows):
             return
