@@ -15,6 +15,8 @@ Tensors = Mapping[str, NDArray[Any]]
 OPSET, ML_OPSET = 17, 3
 # float32 in another order; trees and distances stay far below it.
 TOLERANCE = 1e-4
+# The same bytes on other kernels: integer arithmetic rounds otherwise in each layer.
+KERNELS_TOLERANCE = 0.05
 
 
 class ExportedOutput(NamedTuple):
@@ -37,6 +39,7 @@ class Exported(NamedTuple):
         source: What the model is, and what exported it, for people.
         classes: The class that each number stands for, where the framework knows it; answers may be given so.
         ranks: Input → number of axes, where a file says it: samples may have the batch axis already.
+        tolerance: Largest difference of source and export, relative to the source's largest value.
     """
 
     suffix: str
@@ -47,6 +50,7 @@ class Exported(NamedTuple):
     source: str
     classes: tuple[Any, ...] = ()
     ranks: Mapping[str, int] = {}
+    tolerance: float = TOLERANCE
 
 
 def by_name(samples: object, inputs: Sequence[str]) -> dict[str, NDArray[Any]]:

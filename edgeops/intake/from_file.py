@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.tensors import DTYPES
-from edgeops.intake.exported import Exported, ExportedOutput, Tensors
+from edgeops.intake.exported import KERNELS_TOLERANCE, TOLERANCE, Exported, ExportedOutput, Tensors
 from edgeops.intake.onnx_probe import ModelFacts, probe
 from edgeops.intake.tflite_probe import TfliteRun
 from edgeops.runtimes.protocol import LoadOptions
@@ -49,6 +49,7 @@ def take_file(path: Path, states: dict[str, str]) -> Exported:
         ),
         run=_plain_run(path, facts),
         source=f"{path.name}, {_FORMATS[facts.format]} as it was",
+        tolerance=KERNELS_TOLERANCE if facts.quantized else TOLERANCE,
         ranks={spec.name: len(spec.shape) for spec in facts.inputs if spec.shape is not None},
     )
 

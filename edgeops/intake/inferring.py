@@ -14,6 +14,8 @@ from edgeops.intake.onnx_probe import ModelFacts, ModelTensor
 
 Kind = Literal["probabilities", "logits", "classes", "embedding", "values", "state"]
 _PICTURE_CHANNELS = (1, 3, 4)
+# Shares that are stored as int8 do not sum to 1 exactly.
+_SUM_WITHIN = 0.02
 
 
 class Inferred(NamedTuple):
@@ -33,7 +35,9 @@ def kind_of(values: NDArray[Any], *, classed: bool) -> Kind:
     """
     if values.dtype.kind in "iub":
         return "classes"
-    shares = values.shape[-1] > 1 and bool((values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-3))
+    shares = values.shape[-1] > 1 and bool(
+        (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=_SUM_WITHIN)
+    )
     if shares:
         return "probabilities"
     return "logits" if classed else "values"

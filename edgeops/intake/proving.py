@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Handover
-from edgeops.intake.exported import TOLERANCE, Exported, Tensors
+from edgeops.intake.exported import Exported, Tensors
 from edgeops.intake.tflite_probe import TfliteRun
 from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
@@ -42,7 +42,7 @@ def prove(
         How closely each output agrees, and the source's answers, [n, *shape] each.
 
     Raises:
-        EdgeopsError: E-HANDOVER-EXPORT; an output differs by more than 1e-4 of its largest value, has another shape, or
+        EdgeopsError: E-HANDOVER-EXPORT; an output differs by more than the tolerance, has another shape, or
             is not finite; names the output and the sample. E-HANDOVER-OBJECT; the source does not run.
     """
     count = len(next(iter(samples.values())))
@@ -62,7 +62,7 @@ def prove(
     for output in exported.outputs:
         theirs = [np.asarray(source[output.name]) for source, _ in answers]
         ours = [np.asarray(got[output.name]) for _, got in answers]
-        agreements.append(_agreement(output.name, theirs, ours, picked))
+        agreements.append(_agreement(output.name, theirs, ours, picked, exported.tolerance))
         sources[output.name] = np.stack(theirs)
     return tuple(agreements), sources
 
@@ -88,7 +88,9 @@ def _open(exported: Exported, file: Path) -> Any:
     return backend("onnxruntime").load(file, LoadOptions())
 
 
-def _agreement(name: str, theirs: list[NDArray[Any]], ours: list[NDArray[Any]], picked: NDArray[np.int64]) -> Agreement:
+def _agreement(
+    name: str, theirs: list[NDArray[Any]], ours: list[NDArray[Any]], picked: NDArray[np.int64], tolerance: float
+) -> Agreement:
     largest = max(float(np.abs(one.astype(np.float64)).max(initial=0)) for one in theirs)
     worst = 0.0
     for index, source, got in zip(picked, theirs, ours, strict=True):
@@ -99,7 +101,7 @@ def _agreement(name: str, theirs: list[NDArray[Any]], ours: list[NDArray[Any]], 
         difference = np.abs(source.astype(np.float64) - got.astype(np.float64))
         found = float(difference.max(initial=0)) / (largest or 1.0)
         # A comparison with NaN is false.
-        if not found <= TOLERANCE:
+        if not found <= tolerance:
             place = np.unravel_index(
                 int(np.nanargmax(difference)) if np.isfinite(difference).any() else 0, source.shape
             )

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgeops
 from edgeops import compiler
 from edgeops.client.inference_local import LocalModel
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.intake.handover import read
 from edgeops.intake.onnx_probe import probe
 from edgeops.releases.bundles import open_bundle
-from edgeops.testkit.handovers import shapes, write_shapes_handover
+from edgeops.testkit.handovers import LABELS, shapes, write_shapes_handover
 
 Files = Callable[[str], Path]
 
@@ -139,3 +140,20 @@ def test_an_output_that_is_not_declared_is_refused(files: Files, profile, tmp_pa
     with pytest.raises(EdgeopsError) as caught:
         compiler.compile(folder, [profile("litert", "int8")], tmp_path / "out")
     assert caught.value.code == "E-HANDOVER-SHAPE"
+
+
+def test_the_one_call_hands_a_ready_file_over(files: Files, profile, tmp_path: Path):
+    images, labels = shapes(400, seed=4)
+    facts = probe(files("int8"))
+    done = edgeops.handover(
+        files("int8"), images, out=tmp_path / "handover", name="shapes", labels=LABELS, evaluation=(images, labels)
+    )
+    loaded = read(done.folder)
+    assert loaded.model.format == "tflite"
+    assert loaded.handover.inputs[0].model_input is None
+    assert loaded.handover.inputs[0].name == facts.inputs[0].name
+    assert loaded.handover.outputs[0].kind == "probabilities"
+    one = compiler.compile(done.folder, [profile("litert", "int8")], tmp_path / "out").profiles[0]
+    assert one.passed, one.missed
+    assert one.chosen.metric is not None
+    assert one.chosen.metric.artifact > 0.8

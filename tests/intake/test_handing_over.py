@@ -23,6 +23,7 @@ from sklearn.svm import LinearSVC
 import edgeops
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Cast, Scale
+from edgeops.intake import from_file
 from edgeops.intake.handover import read
 from edgeops.testkit.handovers import shapes, shapes_model
 
@@ -160,6 +161,21 @@ def test_external_data_outside_the_folder_are_not_read(tmp_path: Path):
         edgeops.handover(tmp_path / "model" / "m.onnx", np.zeros((4, 1, 8, 8)), out=tmp_path / "out", name="shapes")
     assert caught.value.code in ("E-PATH-ESCAPE", "E-MODEL-FORMAT")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    onnx.save(shapes_model(), tmp_path / "m.onnx")
+    size = (tmp_path / "m.onnx").stat().st_size
+    images = shapes(4, seed=3)[0].astype(np.float32).transpose(0, 3, 1, 2)
+    for limit, refuses in ((size - 1, True), (size, False)):
+        monkeypatch.setattr(from_file, "MAX_MODEL_BYTES", limit)
+        if refuses:
+            with pytest.raises(EdgeopsError) as caught:
+                edgeops.handover(tmp_path / "m.onnx", images, out=tmp_path / "out", name="shapes")
+            assert caught.value.code == "E-MODEL-UNSUPPORTED"
+            assert not (tmp_path / "out").exists()
+        else:
+            edgeops.handover(tmp_path / "m.onnx", images, out=tmp_path / "out", name="shapes")
 
 
 def counting_model() -> onnx.ModelProto:
