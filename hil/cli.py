@@ -86,6 +86,37 @@ def key(rig: str, folders: tuple[Path, ...]) -> None:
 
 @command.command()
 @click.argument("rig")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@_RIGS
+@click.option("--board", help="Which [the first of the bundles' profile].")
+@click.option("--runs", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Timed inferences.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Inference threads.")
+@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
+@json_option
+def measure(
+    rig: str,
+    bundles: tuple[Path, ...],
+    folders: tuple[Path, ...],
+    board: str | None,
+    runs: int,
+    threads: int,
+    wait_s: float,
+    as_json: bool,
+) -> None:
+    """Measure BUNDLES of one profile on a board of RIG; the same as `edgeops measure --device rig:RIG/BOARD`.
+
+    With --json it prints what `edgeops compile --measured-on` reads. Figures of emulated boards count as estimated.
+    """
+    from edgeops.cli.measure import show
+    from hil.measuring import measure as measure_on
+    from hil.rig import find_rig, read_rig
+
+    found = measure_on(read_rig(find_rig(rig, folders)), bundles, board, runs=runs, threads=threads, wait_s=wait_s)
+    show(found, runs, as_json=as_json)
+
+
+@command.command()
+@click.argument("rig")
 @_RIGS
 @click.option(
     "--bundle", "bundles", type=click.Path(path_type=Path, exists=True), multiple=True, help="A bundle; repeatable."

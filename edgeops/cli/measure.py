@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeops import plugins
 from edgeops.cli.options import home_option, keys_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from edgeops.contracts.measurement import BundleFigures, Measurements
     from edgeops.releases.bundles import Bundle
 
+_RIG = "rig:"
 _LOOK_EVERY_S = 0.5
 # An answer that was signed just in time may still be on its way.
 _LATE_S = 5.0
 
 
 @click.command()
+@click.pass_context
 @json_option
 @home_option
 @keys_option
@@ -34,7 +37,9 @@ _LATE_S = 5.0
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(1, 100_000), help="Timed inferences.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Inference threads [1; a device: as its profile says].")
 @click.option("--name", help="What to call this machine [its host name].")
-@click.option("--device", metavar="NAME", help="Have this device of the fleet measure them, over the control plane.")
+@click.option(
+    "--device", metavar="NAME", help="Have this device of the fleet measure them, or a rig's board: rig:RIG[/BOARD]."
+)
 @click.option(
     "--within-s",
     default=3600.0,
@@ -43,6 +48,7 @@ _LATE_S = 5.0
     help="With --device: how long to wait for it.",
 )
 def command(
+    context: click.Context,
     bundles: tuple[Path, ...],
     runs: int,
     threads: int | None,
@@ -61,12 +67,31 @@ def command(
     """
     if device is not None and name is not None:
         raise EdgeopsError("E-CONFIG", "--name is for this machine, --device has its own", "Give one of both.")
+    if device is not None and device.startswith(_RIG):
+        # A rig may be named by its file, whose path has slashes of its own.
+        path, is_file, rest = device[len(_RIG) :].partition(".toml")
+        rig, _, board = (path + is_file, "", rest.lstrip("/")) if is_file else path.partition("/")
+        hil = plugins.load("edgeops.commands", "hil")
+        context.invoke(
+            hil.commands["measure"], rig=rig, bundles=bundles, board=board or None, runs=runs, threads=threads or 1,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     with tempfile.TemporaryDirectory(prefix="edgeops-measure-") as folder:
         opened = [_open(path, Path(folder) / str(index)) for index, path in enumerate(bundles)]
         if device is None:
             found = _here(opened, runs, threads or 1, name or platform.node())
         else:
             found = _there(opened, device, home, key_folders, runs, threads or 0, within_s)
+    show(found, runs, as_json=as_json)
+
+
+def show(found: Measurements, runs: int, *, as_json: bool) -> None:
+    """Print measurements.
+
+    Raises:
+        EdgeopsError: E-MEASURE; a bundle could not be measured, or does not answer as it should.
+    """
     if as_json:
         print_json(found)
     else:

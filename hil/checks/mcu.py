@@ -80,6 +80,19 @@ class LinkSession:
         """Leave the line to who opened it."""
 
 
+def bring(link: SmpLink, blob: bytes, header: blobs.Header) -> None:
+    """Send a signed blob, try it with one inference, and keep it.
+
+    Raises:
+        EdgeopsError: As `SmpLink`'s requests.
+    """
+    link.upload(blob)
+    link.test(blobs.identity(blob))
+    link.reset(back_within_s=_BACK_WITHIN_S)
+    link.infer(bytes(header.input.nbytes))
+    link.confirm(blobs.identity(blob))
+
+
 class McuChecks:
     """All checks of one microcontroller, in their order; those that need what failed before are skipped.
 
@@ -272,11 +285,7 @@ class McuChecks:
         return self._board.sign(self._blob, version=f"{self._counter}.0.0", counter=self._counter)
 
     def _bring(self, link: SmpLink, blob: bytes) -> None:
-        link.upload(blob)
-        link.test(blobs.identity(blob))
-        link.reset(back_within_s=_BACK_WITHIN_S)
-        link.infer(bytes(self._header.input.nbytes))
-        link.confirm(blobs.identity(blob))
+        bring(link, blob, self._header)
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[tuple[BundleSession, LinkSession]]:

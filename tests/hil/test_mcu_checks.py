@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mcu_bundles import mcu_bundle
+from click.testing import CliRunner
+from rig_bundles import mcu_bundle
 
+from edgeops.cli import root
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
 from edgeops.contracts.rigs import BoardResult, Verdict
 from hil.boards import mcu
@@ -158,3 +162,24 @@ def test_an_interrupt_leaves_the_board_off_and_free(tmp_path: Path, after_lines:
 
 def _take_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_board_of_a_rig_measures_and_emulated_figures_are_estimates(tmp_path: Path) -> None:
+    good, lying = mcu_bundle(tmp_path / "a" / "good"), mcu_bundle(tmp_path / "b" / "lying", lie=1)
+    rig = tmp_path / "bench.toml"
+    board = 'name = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\nprofile = "cortex-m4"\n'
+    rig.write_text(f'name = "bench"\ntitle = "b"\n[[boards]]\n{board}')
+    words = ["measure", str(good.directory), str(lying.directory), "--device", f"rig:{rig}", "--runs", "5", "--json"]
+    done = CliRunner().invoke(root, words)
+    found = json.loads(done.stdout)
+    assert found["device"] == "rig:bench/m4"
+    assert (found["source"], found["arch"]) == ("estimated", "armv7e-m")
+    assert found["bundles"][0]["measured"]["golden_vectors"] == 1
+    assert found["bundles"][0]["measured"]["latency"]["runs"] == 5
+    assert found["bundles"][1]["failure"].startswith("E-SELFTEST-GOLDEN")
+    assert isinstance(done.exception, EdgeopsError)
+    assert done.exception.code == "E-MEASURE"
+    rig.write_text(f'name = "bench"\ntitle = "b"\npurposes = ["soak"]\n[[boards]]\n{board}')
+    refused = CliRunner().invoke(root, words)
+    assert isinstance(refused.exception, EdgeopsError)
+    assert refused.exception.code == "E-HIL-RIG"
