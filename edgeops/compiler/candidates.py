@@ -108,11 +108,15 @@ def ladder(
 
 _TFLITE = Step(name="onnx-to-tflite", inputs=("samples",))
 _Named = tuple[str, tuple[Step, ...]]
+# Eighths of the graph that stay float at its beginning, before NNCF corrects the biases of what follows; and what each
+# may rescue: a longer front is worth trying where a shorter one brought it near.
+_FRONTS = {2: 12.0, 3: 2.0, 4: 1.5}
 # Schemes that only take ranges in another way mend what is nearly good enough, and no more. Accuracy control takes
 # minutes, operator by operator.
 _RESCUES = {
     **dict.fromkeys(("int8-mean", "int8-percentile", "int8-entropy"), 3.0),
     **dict.fromkeys(("int8-symmetric-percentile", "int8-symmetric-entropy"), 3.0),
+    **{f"int8-front-{of_8}": most for of_8, most in _FRONTS.items()},
     "int8-controlled": 1.2,
 }
 _CONVOLUTIONS, _PRODUCTS = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
@@ -163,6 +167,9 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
         def quantize(name: str, ranges: str, **more: Any) -> Step:
             return Step(name=name, parameters={"model_type": model_type, "ranges": ranges, **more}, inputs=("samples",))
 
+        def front(of_8: int) -> Step:
+            return quantize("openvino-int8", "widest", front=of_8 / 8)
+
         aimed = {"aim": msgspec.to_builtins(aim)}
         partial = Step(name="openvino-int8-partial", parameters=aimed, inputs=("float", "samples"))
         whole = quantize("openvino-int8", "widest")
@@ -170,6 +177,7 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
         return [
             ("int8", (_openvino(False), whole, pack)),
             ("int8-mean", (_openvino(False), quantize("openvino-int8", "mean"), pack)),
+            *((f"int8-front-{of_8}", (_openvino(False), front(of_8), pack)) for of_8 in _FRONTS),
             ("int8-partial", (_openvino(False), whole, partial)),
             *([controlled] if traits.labelled else []),
         ]

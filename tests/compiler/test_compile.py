@@ -205,9 +205,9 @@ def test_converter_that_dies_costs_its_candidate_only(
 
     original = search.ladder
 
-    def with_bad(runtime, precision, traits, aim):
+    def with_bad(runtime, precision, *given):
         bad = Candidate(f"onnxruntime-{step}", "onnxruntime", Precision.INT8, (Step(name=step),))
-        return (bad,) if precision is Precision.INT8 else original(runtime, precision, traits, aim)
+        return (bad,) if precision is Precision.INT8 else original(runtime, precision, *given)
 
     monkeypatch.setattr(search, "ladder", with_bad)
     board = profile("onnxruntime", "int8", "fp32")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeops.compiler.passes.openvino import front_of
 from edgeops.compiler.sensitivity import ENOUGH, GROUPS, SEGMENTS, Aim, keep_float, segments, shortfall
+from edgeops.contracts.errors import EdgeopsError
 
 EVEN = [1.0] * SEGMENTS
 AIM = Aim(cosine_min=0.99, sqnr_min_db=15.0, agreement_min=0.97, kinds={"y": "values"})
@@ -86,3 +88,20 @@ def test_of_two_ways_the_one_that_computes_less_in_float_is_kept():
         costs = [1.0] * SEGMENTS
         costs[costly] = 100.0
         assert keep_float(costs, lambda kept: 0.1 if kept & {0, 1} else 9.0) == {1 - costly}
+
+
+def test_a_float_front_is_so_many_products_from_the_inputs_on_and_never_all():
+    import openvino
+    from openvino import opset13
+
+    one = opset13.parameter([1, 4], np.float32)
+    layers = [opset13.relu(one)]
+    for _ in range(8):
+        product = opset13.matmul(layers[-1], opset13.constant(np.ones((4, 4), np.float32)), False, False)
+        layers += [product, opset13.relu(product)]
+    model = openvino.Model([layers[-1]], [one])
+    kept = front_of(model, 0.25)
+    assert kept == [layer.get_friendly_name() for layer in layers[:5]]
+    with pytest.raises(EdgeopsError) as caught:
+        front_of(model, 1.0)
+    assert caught.value.code == "E-COMPILE-CANDIDATE"

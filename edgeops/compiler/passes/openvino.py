@@ -64,15 +64,18 @@ class NncfInt8:
         """Quantize.
 
         Parameters: `model_type`, transformer or none; `ranges`, how those of activations come from samples: `widest`
-        over all samples, or the `mean` of each sample's, NNCF's own default. Input: `samples`.
+        over all samples, or the `mean` of each sample's, NNCF's own default; `front`, the share of the graph that
+        stays float, from its inputs on: NNCF corrects the biases of what follows for that. Input: `samples`.
         """
         import nncf
         import openvino
 
         model = openvino.Core().read_model(work.source / IR_NAME)
-        feeds = _feeds(work)
+        feeds, options = _feeds(work), _options(work)
+        if front := work.parameters.get("front", 0.0):
+            options["ignored_scope"] = nncf.IgnoredScope(names=front_of(model, front), validate=False)
         try:
-            quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), **_options(work))
+            quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), **options)
         except (RuntimeError, ValueError, TypeError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
             raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
         names = save_ir(quantized, work.target, fp16_weights=False)
@@ -175,7 +178,7 @@ class NncfWeights:
 
         model = openvino.Core().read_model(work.source / IR_NAME)
         try:
-            compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+            compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
         except (RuntimeError, ValueError, nncf.errors.InternalError, nncf.errors.ValidationError) as error:
             raise refuse(f"nncf: {' '.join(str(error).split())[:300]}") from error
         names = save_ir(compressed, work.target, fp16_weights=False)
@@ -252,6 +255,17 @@ def _with_layers(notes: Mapping[str, Any], saved: SavedNames) -> dict[str, Any]:
         for layer, name in saved.layers.items()
     }
     return {**notes, "float_layers": {layer: name for layer, name in known.items() if name is not None}}
+
+
+def front_of(model: Any, share: float) -> list[str]:
+    """Return the operators of so much of the graph, by its convolutions and products, from the inputs on."""
+    ends = ("Parameter", "Result", *_NO_WORK)
+    operators = [item for item in model.get_ordered_ops() if item.get_type_name() not in ends]
+    heavy = [index for index, item in enumerate(operators) if item.get_type_name() in _HEAVY]
+    count = math.ceil(share * len(heavy))
+    if count >= len(heavy):
+        raise refuse("there are too few convolutions and products to keep a part of them float")
+    return [item.get_friendly_name() for item in operators[: heavy[count]]]
 
 
 def _feeds(work: Work) -> list[dict[str, NDArray[Any]]]:
