@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help docs deb install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control zoo fuzzer fuzz demo clean
+.PHONY: help firmware-fuzzer docs deb install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control bench-mcu zoo fuzzer fuzz demo clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -47,7 +47,7 @@ SPREAD ?= --numprocesses 2 --dist loadfile
 test: install test-system lint types imports ## ruff, mypy, import-linter and the bounded tests
 	$(BIN)/pytest $(SPREAD)
 
-test-full: install hil-system fuzzer zoo browser ## every test, with exhaustive counts
+test-full: install hil-system fuzzer firmware-fuzzer zoo browser ## every test, with exhaustive counts
 	$(BIN)/pytest $(SPREAD) -m 'not scale and not boards and not vm' --timeout=3600
 
 test-scale: install system ## ten thousand simulated devices: none may be lost
@@ -72,8 +72,11 @@ browser: $(STAMP)
 fuzzer: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 
+firmware-fuzzer: test-system
+	@./.ci/system-packages clang libclang-rt-14-dev
+
 FUZZ_S ?= 60
-fuzz: fuzzer ## fuzz what strangers can send, FUZZ_S seconds for each kind
+fuzz: fuzzer firmware-fuzzer ## fuzz what strangers can send, FUZZ_S seconds for each kind
 	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_S)
 
 demo: install system ## compile, release, roll out and serve a real model on three agents
@@ -91,6 +94,9 @@ bench-agent: install system ## what an idle agent costs beside SWUpdate; serving
 
 bench-compile: install system zoo ## edgeops beside onnxruntime, NNCF and Olive: quality, latency, size, compile time
 	$(BIN)/python -m benchmarks.compile
+
+bench-mcu: install test-system zoo ## microcontrollers on emulated boards: upload, sizes, arena, instructions an inference
+	$(BIN)/python -m benchmarks.mcu
 
 bench-control: install system ## what the control plane carries: fleets, records a second, API
 	$(BIN)/python benchmarks/control.py

@@ -41,6 +41,7 @@ class Compiler(NamedTuple):
 
 
 HOST = Compiler("cc", "gcc libc6-dev")
+CLANG = Compiler("clang", "clang libclang-rt-14-dev")
 ARM = Compiler("arm-none-eabi-gcc", "gcc-arm-none-eabi libnewlib-arm-none-eabi")
 
 
@@ -119,6 +120,22 @@ def fuzzer(defines: Sequence[str] = ()) -> Path:
     flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += [f"-D{define}" for define in defines]
     return build(HOST, "fuzz", sources, flags, folders=[FIRMWARE_DIR / "include", crypto])
+
+
+def guided_fuzzer(defines: Sequence[str] = ()) -> Path:
+    """Build the same program for libFuzzer, which is guided by coverage; it takes libFuzzer's options.
+
+    Args:
+        defines: C defines, `NAME=value`.
+
+    Raises:
+        EdgeopsError: As `codec_library`; E-DEPENDENCY without clang.
+    """
+    crypto = monocypher.sources()
+    sources = [*sorted((FIRMWARE_DIR / "src").glob("*.c")), FIRMWARE_DIR / "proofs/fuzz.c", crypto / "monocypher.c"]
+    flags = ["-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-DEO_LIBFUZZER=1"]
+    flags += [f"-D{define}" for define in defines]
+    return build(CLANG, "guided-fuzz", sources, flags, folders=[FIRMWARE_DIR / "include", crypto])
 
 
 def codec_library() -> Path:

@@ -22,6 +22,7 @@ MODELS = {
     "ocr-det": "ocr_det",
     "ocr-rec": "ocr_rec",
     "mnist-cnn": "mnist_cnn",
+    "mnist-mcu": "mnist_mcu",
     "digits-mlp": "digits_mlp",
     "digits-forest": "digits_forest",
     "digits-boosting": "digits_boosting",

@@ -134,3 +134,35 @@ def monitor(port: str, every_s: float, count: int | None) -> None:
             counters = {name: link.statistics(name) for name in ("smp", "model")}
             click.echo(json.dumps(counters, sort_keys=True))
             line += 1
+
+
+@command.command()
+@click.argument("target")
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--by", "way", type=click.Choice(["smp", "esptool", "pyocd", "uf2"]), required=True, help="How.")
+@click.option("--address", default="0", show_default=True, help="Where it lies in the flash, as 0x10000; not for smp.")
+@click.option("--chip", default="", help="esptool's chip or pyocd's target [they find out].")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
+def flash(target: str, image: Path, way: str, address: str, chip: str, only_plan: bool) -> None:
+    """Write IMAGE to the board at TARGET, verify it, and start the board anew.
+
+    TARGET is a serial port (smp: a signed blob, which then runs on trial; esptool), the id of a probe or "" (pyocd), or
+    the mounted drive of a boot loader (uf2).
+    """
+    from edgeops.contracts.errors import EdgeopsError
+    from firmware_bridge.flashers import flasher
+
+    try:
+        begins = int(address, 0)
+    except ValueError as error:
+        raise EdgeopsError("E-CONFIG", f"--address {address!r} is no number", "Give one such as 0x10000.") from error
+    board, data = flasher(way, target, address=begins, chip=chip), image.read_bytes()
+    for line in board.plan(data):
+        click.echo(line)
+    if only_plan:
+        return
+    click.echo(f"found {board.probe().board}")
+    with click.progressbar(length=len(data), label="write") as bar:
+        board.write(data, on_progress=lambda done, whole: bar.update(done * len(data) // whole - bar.pos))
+    board.verify(data)
+    board.reset()

@@ -189,7 +189,12 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
 
 
 def _blob(runtime: Runtime, room: Room) -> Step:
-    parameters = {"cpu": runtime.options.get("cpu", ""), "name": room.model, "limits": dict(room.limits)}
+    parameters = {
+        "cpu": runtime.options.get("cpu", ""),
+        "portable": runtime.options.get("kernels") == "portable",
+        "name": room.model,
+        "limits": dict(room.limits),
+    }
     return Step(name="mcu-blob", parameters=parameters)
 
 

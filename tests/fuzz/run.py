@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+FIRMWARE = "firmware"
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("EDGEOPS_CACHE", Path.home() / ".cache" / "edgeops"))
 
@@ -38,6 +39,17 @@ def fuzz(name: str, seconds: int, corpus: Path) -> None:
     atheris.Fuzz()
 
 
+def fuzz_firmware(seconds: int, corpus: Path) -> subprocess.CompletedProcess[str]:
+    """Fuzz the firmware's host build with libFuzzer, where clang has it."""
+    from firmware_bridge.build import guided_fuzzer
+
+    folder = corpus / FIRMWARE
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [f"-max_total_time={seconds}", "-max_len=2048", "-timeout=30", "-print_final_stats=1"]
+    command = [str(guided_fuzzer()), *options, f"-artifact_prefix={folder}/", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def main() -> int:
     """Fuzz each target in turn."""
     parser = argparse.ArgumentParser(description="Fuzz what strangers can send.")
@@ -46,12 +58,15 @@ def main() -> int:
     parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     wish = parser.parse_args()
-    names = wish.targets or ["metadata", "envelope", "certificate", "bundle", "stick", "topic", "token"]
+    names = wish.targets or ["metadata", "envelope", "certificate", "bundle", "stick", "topic", "token", FIRMWARE]
     if wish.only:
         fuzz(names[0], wish.seconds, wish.corpus)
     for name in names:
         command = [sys.executable, __file__, "--only", "--seconds", str(wish.seconds), "--corpus", str(wish.corpus)]
-        done = subprocess.run([*command, name], capture_output=True, text=True, check=False)
+        if name == FIRMWARE:
+            done = fuzz_firmware(wish.seconds, wish.corpus)
+        else:
+            done = subprocess.run([*command, name], capture_output=True, text=True, check=False)
         runs = next((line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line), "?")
         print(f"{name:12} {runs:>9} inputs in {wish.seconds} s: {'nothing' if done.returncode == 0 else 'A FINDING'}")
         if done.returncode:
