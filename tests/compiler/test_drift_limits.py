@@ -74,7 +74,7 @@ def lines() -> Data:
 
 def motions() -> Data:
     """Acceleration and turning of a wrist, in windows."""
-    x, labels = basic_motions._windows(basic_motions._TRAIN)
+    x, labels = basic_motions.windows(basic_motions.TRAIN)
     return Data(
         "motions",
         x,
