@@ -209,7 +209,9 @@ def check_whole(fleet: Fleet, repository: Path, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_power_cut_at_any_point_leaves_a_valid_repository(fleet: Fleet, tmp_path: Path, name: str):
+def test_a_power_cut_at_any_point_leaves_a_valid_repository(
+    fleet: Fleet, tmp_path: Path, name: str, proof: Callable[[str], None]
+):
     """Every cut, with every loss that a disk may then show. Devices go on, and the same command completes."""
     fleet.publisher.publish([fleet.bundle()])
     old = fleet.device("old", first=True)
@@ -225,6 +227,7 @@ def test_a_power_cut_at_any_point_leaves_a_valid_repository(fleet: Fleet, tmp_pa
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
         tree.write_to(tmp_path / "cut")
         check_whole(fleet, tmp_path / "cut", tmp_path / "scratch")
+    proof(f"{len(trees)} different disks after a cut are valid repositories")
 
 
 class FailingDisk:
@@ -274,7 +277,7 @@ def test_a_failed_write_at_each_call_leaves_a_valid_repository_and_a_retry_works
         check_whole(fleet, fleet.home / "repository", tmp_path / "scratch")
 
 
-def test_timestamp_first_is_caught_as_the_mutant_that_it_is(fleet: Fleet, tmp_path: Path):
+def test_timestamp_first_is_caught_as_the_mutant_that_it_is(fleet: Fleet, tmp_path: Path, proof: Callable[[str], None]):
     """Negative control: a publisher that wrote timestamp.json before what it names would break devices at a cut."""
     fleet.publisher.publish([fleet.bundle()])
     fleet.device("old", first=True).refresh()
@@ -294,6 +297,7 @@ def test_timestamp_first_is_caught_as_the_mutant_that_it_is(fleet: Fleet, tmp_pa
         except EdgeopsError:
             broken += 1
     assert broken > 0
+    proof(f"mutant 'timestamp first' caught on {broken} disks")
 
 
 # Tampering with the served folder
