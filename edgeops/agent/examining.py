@@ -17,7 +17,7 @@ from edgeops.agent.config import read_config
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment, read_enrolment
 from edgeops.agent.freezing import read_freeze
 from edgeops.agent.settings import Settings
-from edgeops.agent.status import read_status
+from edgeops.agent.status import read_status, stale_s
 from edgeops.agent.store import is_locked
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.trust import certificates
@@ -64,7 +64,7 @@ def examine(root: Path) -> list[Finding]:
         found.append(Finding("enrolment", False, "not enrolled", "edgeops agent run --token-file, or agent enroll."))
         return found
     found.append(Finding("enrolment", True, f"{enrolment.connection} in {enrolment.fleet}"))
-    found += [_certificate(root), *_network(enrolment), _runtimes(), *_components(root)]
+    found += [_certificate(root), _metadata(root), *_network(enrolment), _runtimes(), *_components(root)]
     return found
 
 
@@ -116,6 +116,12 @@ def _certificate(root: Path) -> Finding:
     days = (end_s - time.time()) / _DAY_S
     said = f"holds for {days:.0f} days" if days > 0 else f"ran out {-days:.0f} days ago"
     return Finding("certificate", days > 0, said, "The agent renews it once it reaches the control plane.")
+
+
+def _metadata(root: Path) -> Finding:
+    since_s = stale_s(root)
+    said = "fresh" if since_s is None else f"stale: nothing fresh for {since_s / 3600:.0f} h, so nothing changes"
+    return Finding("metadata", since_s is None, said, "Look at clock, artifacts and control plane; serving goes on.")
 
 
 def _network(enrolment: Enrolment) -> list[Finding]:

@@ -9,11 +9,15 @@ from typing import Any
 import msgspec
 
 from edgeops.agent.backlog import count_waiting
-from edgeops.agent.enrolment import read_enrolment
+from edgeops.agent.enrolment import CLOCK_FILE, read_enrolment
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import ComponentRecord, UnitRecord, is_locked
+from edgeops.agent.trust_desk import TrustDesk
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import decode
+from edgeops.transport.tuf_fetcher import NoFetcher
+from edgeops.trust.time import Clock
+from edgeops.trust.tuf_client import TufClient
 
 FACTS_FILE = "agent.json"
 
@@ -38,9 +42,20 @@ def read_status(root: Path) -> dict[str, Any]:
         "connection": enrolment.connection if enrolment is not None else None,
         "profile": enrolment.profile if enrolment is not None else None,
         "generation": unit.generation,
+        "stale_s": stale_s(root),
         "queued_telemetry": count_waiting(root / "queue"),
         "components": [_component(folder, facts) for folder in folders],
     }
+
+
+def stale_s(root: Path) -> float | None:
+    """Return for how long this device has allowed no change for want of fresh metadata; None: it is fresh.
+
+    Somebody holds back news, or the server is away.
+    """
+    clock = Clock(root / "trust" / CLOCK_FILE)
+    tuf = TufClient(root / "trust", "", NoFetcher(), clock)
+    return TrustDesk(tuf, clock, fleet="", connection="", profile="").stale_s()
 
 
 def _component(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -358,6 +358,10 @@ def status(root: Path, as_json: bool) -> None:
     click.echo(
         f"device {found['connection'] or '(not enrolled)'}, agent {'runs' if found['running'] else 'is stopped'}"
     )
+    if found["stale_s"] is not None:
+        click.echo(
+            f"stale: no fresh metadata for {found['stale_s'] / 3600:.0f} h; what serves goes on, nothing changes"
+        )
     columns = ("component", "state", "serves", "falls back to", "endpoint", "last failure")
     print_table(columns, [_row(component) for component in found["components"]])
 

@@ -381,7 +381,9 @@ def _online(device: DeviceInfo) -> str:
         return "revoked"
     if device.cloned_since_s is not None:
         return "cloned"
-    return "yes" if device.online else "no"
+    online = "yes" if device.online else "no"
+    # It hears no news that are signed: somebody holds them back, or its servers are away.
+    return f"{online}, stale" if any(unit.stale_s for unit in device.units) else online
 
 
 def _refusal(device: DeviceInfo, unit: UnitInfo | None, component: ComponentInfo | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tuf.api.exceptions import DownloadHTTPError
+from tuf.api.exceptions import DownloadError, DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edgeops.transport.http import HttpClient
@@ -21,3 +21,10 @@ class TufFetcher(FetcherInterface):
         if status != 200:
             raise DownloadHTTPError(f"{url}: status {status}", status)
         return blocks
+
+
+class NoFetcher(FetcherInterface):
+    """Fetches nothing: for a look at what is there."""
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        raise DownloadError(f"{url}: nothing is fetched here")

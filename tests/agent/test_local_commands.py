@@ -203,6 +203,28 @@ def findings(state: Path) -> tuple[int, dict[str, Any]]:
     return done.returncode, {one["subject"]: one for one in json.loads(done.stdout)}
 
 
+def test_a_freeze_shows_on_the_device(agent: Agent) -> None:
+    """Nothing fresh has come for a month: it says so, by the time rule, and serves on."""
+
+    def told(days: float) -> tuple[float | None, str]:
+        bend = f"import time; real = time.time; time.time = lambda: real() + {days * 86400}"
+        run = "import sys; import edgeops.cli.agent as cli; cli.command(sys.argv[1:])"
+        command = [sys.executable, "-c", f"{bend}; {run}", "status", "--state", str(agent.state)]
+        said = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=90, check=True).stdout
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+        stale_s: float | None = json.loads(said)["stale_s"]
+        return stale_s, shown
+
+    stale_s, shown = told(30)
+    assert stale_s == pytest.approx(30 * 86400, abs=300)
+    assert "stale" in shown
+    # Control: today it is fresh.
+    stale_s, shown = told(0)
+    assert stale_s is None
+    assert "stale" not in shown
+    assert agent.added() == 1
+
+
 def test_doctor_finds_nothing_on_a_device_that_is_well_and_each_fault_where_it_is(
     fleet: FakeFleet, agent: Agent
 ) -> None:
