@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Arm64UserBoard(ProcessBoard):
         super().__init__(spec.name, spec.profile, scratch, spec.boot_within_s, ("aarch64",))
         self._root = arm64_root()
         self._enter = [UNSHARE.find(), "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, CHROOT.find()]
+        self._is_prepared = False
         self._folder = f"/var/lib/edgeops-hil-{secrets.token_hex(4)}"
 
     @property
@@ -40,8 +42,11 @@ class Arm64UserBoard(ProcessBoard):
         return self._folder
 
     def power_on(self) -> None:
-        """Bring this installation's code, then as any board of processes."""
-        put_code(self._root / CODE[1:])
+        """Bring this installation's code at the first time, then as any board of processes."""
+        if not self._is_prepared:
+            shutil.rmtree(self._root / CODE[1:], ignore_errors=True)
+            put_code(self._root / CODE[1:])
+            self._is_prepared = True
         super().power_on()
 
     def edgeops(self, *arguments: str) -> tuple[str, ...]:
