@@ -87,6 +87,9 @@ class StandInServing:
         candidate, self._candidate = self._candidate, None
         self.serve(candidate)
 
+    def confirm(self) -> None:
+        """It has proved itself; nothing here waits for that."""
+
     def shadow(self, wish: Shadowing) -> None:
         """Stay where it is: beside what serves."""
 
