@@ -43,7 +43,7 @@ def board(one: BoardResult, place: str | None = None) -> Html:
     return tag(
         "section",
         tag("h3", one.board),
-        tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in facts.items() if value], class_="plain"),
+        tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in facts.items() if value], class_="facts"),
         tag("div", tag("table", tag("thead", columns), tag("tbody", rows)), class_="scroll", tabindex="0"),
         (tag("h4", "End of the console"), tag("pre", one.console)) if one.console else None,
         id=place,

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _WITHIN_S = 600.0
 _IMAGE = "IMAGE"
 
 
-class _Tool:
+class _Tool(ABC):
     """A tool that is a Python module, and how it is asked."""
 
     module = ""
@@ -59,17 +60,17 @@ class _Tool:
         """Have the tool reset the board."""
         self._run(self._reset_command())
 
-    def _probe_command(self) -> Sequence[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _probe_command(self) -> Sequence[str]: ...
 
-    def _write_command(self, file: str) -> Sequence[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _write_command(self, file: str) -> Sequence[str]: ...
 
-    def _verify_command(self, file: str) -> Sequence[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _verify_command(self, file: str) -> Sequence[str]: ...
 
-    def _reset_command(self) -> Sequence[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _reset_command(self) -> Sequence[str]: ...
 
     def _with_image(self, image: bytes, command: Callable[[str], Sequence[str]]) -> str:
         with tempfile.TemporaryDirectory(prefix="edgeops-flash-") as folder:
