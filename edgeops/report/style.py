@@ -28,7 +28,8 @@ a{color:var(--source)}
 .card h3{margin:.1rem 0 .5rem;overflow-wrap:anywhere}
 .card dl{display:grid;grid-template-columns:auto 1fr;gap:.15rem .9rem;margin:.4rem 0 0;font-size:.93rem}
 dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.2rem;margin:.4rem 0 1rem;font-size:.93rem}
-dl.facts dd{text-align:left}dt{color:var(--soft)}dd{margin:0;text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+dt{color:var(--soft)}dd{margin:0;text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+dl.facts dd{text-align:left}
 .verdict{font-weight:650}.verdict.good{color:var(--good)}.verdict.bad{color:var(--bad)}
 .charts{display:flex;flex-wrap:wrap;gap:1.2rem 2rem;align-items:flex-start}
 figure{margin:.4rem 0 1rem;min-width:0;max-width:100%}

@@ -22,10 +22,11 @@ from onnx import numpy_helper
 from edgeops.compiler.candidates import ARTIFACTS
 from edgeops.compiler.gates import FLOAT_COSINE_MIN, FLOAT_SQNR_MIN_DB
 from edgeops.compiler.passes import Outcome, Pass, Work
+from edgeops.compiler.passes.baking import Bake
 from edgeops.compiler.passes.judge import Judge, JudgeOutput, JudgePlan, Reference
 from edgeops.compiler.passes.litert import ToTflite
 from edgeops.compiler.passes.openvino import ToOpenVino
-from edgeops.compiler.passes.prepare import Bake, Ingest, Optimize, Repair
+from edgeops.compiler.passes.prepare import Ingest, Optimize, Repair
 from edgeops.compiler.passes.samples import read_samples, write_samples
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Precision
@@ -138,7 +139,12 @@ def _run(
 def _prepare(loaded: LoadedHandover, place: Path) -> tuple[dict[str, _Made], JudgePlan]:
     handover = loaded.handover
     outputs = tuple(
-        JudgeOutput(name=item.name, model_output=item.model_output or item.name, kind=item.kind)
+        JudgeOutput(
+            name=item.name,
+            model_output=item.model_output or item.name,
+            kind=item.kind,
+            artifact_output=item.model_output or item.name,
+        )
         for item in handover.outputs
     )
     samples = _Made(place / "samples", Outcome(frozenset(), {"quality": 1}))

@@ -25,7 +25,7 @@ from edgeops.client.resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import idempotency, retention
 from edgeops.control.access import Doorkeeper
-from edgeops.control.api import resources
+from edgeops.control.api import access_resources
 from edgeops.control.database import Database
 from edgeops.control.idempotency import CLAIM, Claim, KeyedRequest
 from edgeops.control.models import AuditEntry, Device, RequestKey, Rollout
@@ -162,7 +162,7 @@ def test_every_answer_with_a_secret_says_so(standing: Serving) -> None:
                 if any(word in field for field in fields for word in ("token", "secret", "key", "password")):
                     found.add(name)
     assert found == {"TokenCreated", "ApiTokenCreated"}
-    assert all(issubclass(getattr(resources, name), resources.ToldOnce) for name in found)
+    assert all(issubclass(getattr(access_resources, name), access_resources.ToldOnce) for name in found)
 
 
 def test_after_a_day_a_key_is_forgotten(database: Database, registry_url: Path | str) -> None:
