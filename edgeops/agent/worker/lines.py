@@ -180,7 +180,13 @@ class Line:
             if not self._receive(look_for_s):
                 return
             self._look()
-            if self.closed or self._task is not None or self._unsent or len(self._server.open) > 1:
+            if self.closed or self._task is not None or self._unsent:
+                return
+            if self._filled:
+                # Half a frame: its end may be there already; and of a client that is gone, libuv tells but once.
+                look_for_s = 0.0
+                continue
+            if len(self._server.open) > 1:
                 return
             # Waking up takes longer than a quick inference, and a client that asked once may ask again.
             if self._sleeps:
