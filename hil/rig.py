@@ -124,24 +124,7 @@ class SerialMcuSpec(_Board, frozen=True, kw_only=True, tag="serial-mcu", tag_fie
     boot_within_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
 
 
-class LabgridSpec(_Board, frozen=True, kw_only=True, tag="labgrid", tag_field="kind"):
-    """A Linux board that labgrid switches, with an SSH driver.
-
-    Args:
-        environment: labgrid's environment file.
-        target: The target in it.
-        place: Place to acquire at a coordinator; None: the environment has the resources itself.
-        python: Interpreter on the board that has edgeops.
-    """
-
-    environment: str
-    target: str = "main"
-    place: str | None = None
-    python: str = "/opt/edgeops/current/bin/python"
-    timing: bool = True
-
-
-BoardSpec = LocalSpec | Arm64UserSpec | Arm64VmSpec | SshSpec | QemuMcuSpec | SerialMcuSpec | LabgridSpec
+BoardSpec = LocalSpec | Arm64UserSpec | Arm64VmSpec | SshSpec | QemuMcuSpec | SerialMcuSpec
 
 
 class Rig(Declared, frozen=True, kw_only=True):
