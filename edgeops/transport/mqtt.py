@@ -25,6 +25,8 @@ MAX_PACKET_BYTES = 1 << 20
 SESSION_WITHOUT_END_S = 0xFFFF_FFFF
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
+# MQTT 5, 3.4.2.1: the broker took the message, and nobody has asked for its topic.
+_NO_SUBSCRIBERS = 0x10
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -107,6 +109,7 @@ class MqttLink:
         self._context: ssl.SSLContext | None = None
         self._connected = threading.Event()
         self._session_kept = False
+        self._unheard: set[int] = set()
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=manual_ack
         )
@@ -128,6 +131,7 @@ class MqttLink:
         self._client.on_connect = self._connected_to_broker
         self._client.on_connect_fail = lambda *_: self._lost("cannot connect")
         self._client.on_disconnect = lambda _c, _u, _f, reason, _p: self._lost(str(reason))
+        self._client.on_publish = self._acknowledged
         self._client.on_message = self._received
         self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         self._properties.SessionExpiryInterval = session_expiry_s
@@ -186,6 +190,20 @@ class MqttLink:
         if not self.connected:
             return None
         return self._client.publish(topic, payload, qos=qos, retain=retain)
+
+    def was_heard(self, info: paho.MQTTMessageInfo) -> bool:
+        """Whether somebody had asked for the topic of a message that the broker has acknowledged.
+
+        Until it says otherwise, it had: a broker need not say (MQTT 5, 3.4.2.1; mosquitto does).
+        """
+        return info.mid not in self._unheard
+
+    def _acknowledged(self, _client: object, _userdata: object, mid: int, reason: Any, _properties: object) -> None:
+        # Called before `is_published` is true. Packet identifiers are used again, one after the other, up to 65,535.
+        if reason.value == _NO_SUBSCRIBERS:
+            self._unheard.add(mid)
+        else:
+            self._unheard.discard(mid)
 
     def _connected_to_broker(
         self, client: paho.Client, _userdata: object, flags: Any, reason: Any, _properties: object

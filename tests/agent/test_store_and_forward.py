@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.client import MQTTMessageInfo
 from securesystemslib.signer import CryptoSigner
 
 from edgeops.agent import uplink as uplinks
@@ -24,7 +26,8 @@ from edgeops.agent.uplink import Uplink
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.telemetry import DeviceWindow, Telemetry
 from edgeops.contracts.topics import unit_topic
-from edgeops.control.broker.start import BrokerTls, RunningBroker, start_broker
+from edgeops.control.broker.mosquitto import find_program
+from edgeops.control.broker.start import BrokerTls, RunningBroker, free_port, start_broker
 from edgeops.transport import mqtt
 from edgeops.transport.mqtt import Message, MqttLink
 from edgeops.trust import reported as statements
@@ -52,6 +55,7 @@ class Line:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.dead = threading.Event()
+        self.away = threading.Event()
         self.connections: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -60,7 +64,8 @@ class Line:
             while True:
                 client, _ = self._listener.accept()
                 try:
-                    server = None if self.dead.is_set() else socket.create_connection(("127.0.0.1", self._broker))
+                    gone = self.dead.is_set() or self.away.is_set()
+                    server = None if gone else socket.create_connection(("127.0.0.1", self._broker))
                 except OSError:
                     server = None
                 if server is None:
@@ -240,6 +245,7 @@ def test_a_line_that_is_dead_without_a_word_is_left_for_a_new_one(house: House, 
 
 
 def test_a_broker_that_begins_anew_with_nothing_hears_it_all(house: House, line: Line, speaker: Speaker) -> None:
+    """The listener is back before the device: this broker does not say when nobody listens."""
     speaker.keep(50)
     speaker.start()
     wait_for(lambda: len(house.known) == 50, "nothing comes")
@@ -247,9 +253,70 @@ def test_a_broker_that_begins_anew_with_nothing_hears_it_all(house: House, line:
     wait_for(lambda: not speaker.link.connected, "the end is not noticed")
     speaker.keep(50)
     house.heard.clear()
+    line.away.set()
     house.start()
+    line.away.clear()
     # What the first broker had acknowledged less than a minute before is told again: it may have died with it.
     wait_for(lambda: len(house.known) == 100, f"{len(house.known)} of 100 windows came")
+
+
+def mosquitto(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A broker that says when nobody has asked for a message, and keeps nothing over its end."""
+    program = find_program()
+    assert program is not None
+    config = folder / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+    return subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(find_program() is None, reason="the program mosquitto is not installed: make system")
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_control_plane_that_comes_after_the_device_hears_what_was_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks: bool
+) -> None:
+    """Negative control: an uplink to which an acknowledgement is enough has told it to nobody."""
+    monkeypatch.setattr(uplinks, "UNHEARD_AGAIN_S", 0.2)
+    answers: list[bool] = []
+    was_heard = MqttLink.was_heard
+
+    def looked(link: MqttLink, info: MQTTMessageInfo) -> bool:
+        answers.append(was_heard(link, info))
+        return answers[-1] if asks else True
+
+    monkeypatch.setattr(MqttLink, "was_heard", looked)
+    port = free_port("127.0.0.1")
+    broker = mosquitto(tmp_path, port)
+    speaker = Speaker(tmp_path, "127.0.0.1", port)
+    heard: list[Telemetry] = []
+
+    def hear(message: Message) -> None:
+        heard.extend(
+            statements.verify_telemetry(
+                message.payload, key=SIGNER.public_key, fleet=FLEET, connection=DEVICE, unit="self"
+            )
+        )
+
+    topic = unit_topic(FLEET, DEVICE, "self", "telemetry")
+    address = BrokerAddress(host="127.0.0.1", port=port, tls=False)
+    ear = MqttLink(address, "edgeops-control", on_message=hear, subscriptions=[topic])
+    try:
+        speaker.keep(40)
+        speaker.start()
+        wait_for(lambda: len(answers) >= 40, "the broker does not answer")
+        assert not any(answers)
+        ear.start()
+        assert ear.wait_connected(WITHIN_S)
+        wait_for(lambda: speaker.say() and any(window.seq > 40 for window in heard), "nothing is heard")
+        before = set(range(1, 41))
+        if asks:
+            wait_for(lambda: before <= {window.seq for window in heard}, "what was told before is lost")
+        else:
+            assert not before & {window.seq for window in heard}
+    finally:
+        speaker.stop()
+        ear.stop()
+        broker.terminate()
+        broker.wait(10)
 
 
 @pytest.mark.parametrize("step_s", [-40 * 365 * 86400.0, 40 * 365 * 86400.0])

@@ -11,7 +11,7 @@ from securesystemslib.signer import CryptoSigner
 from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop
-from edgeops.agent.uplink import KEEP_ACKNOWLEDGED_S, MAX_IN_FLIGHT, Uplink, grouped
+from edgeops.agent.uplink import KEEP_ACKNOWLEDGED_S, MAX_IN_FLIGHT, UNHEARD_AGAIN_S, Uplink, grouped
 from edgeops.contracts.deployment import TELEMETRY_BATCH_TYPE, TELEMETRY_TYPE
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.telemetry import MAX_BATCH_BYTES, MAX_WINDOWS_PER_BATCH, DeviceWindow, Telemetry
@@ -44,6 +44,10 @@ class Link:
     def __init__(self) -> None:
         self.connected = False
         self.sent: list[tuple[str, bytes, Info]] = []
+        self.somebody_listens = True
+
+    def was_heard(self, info: Info) -> bool:
+        return self.somebody_listens
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> Info:
         self.sent.append((topic, payload, Info()))
@@ -103,6 +107,30 @@ def test_a_backlog_shares_signatures_and_is_forgotten_a_while_after_the_broker_h
     up.send_telemetry()
     assert len(queue) == 0
     assert len(link.telemetry()) == 2 * MAX_IN_FLIGHT + 1
+
+
+def test_what_nobody_had_asked_for_is_kept_and_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    link.connected, link.somebody_listens = True, False
+    up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    link.acknowledge()
+    for _ in range(3):
+        up.send_telemetry()
+    assert told(link.telemetry()) == [1]
+    later_s = time.monotonic() + UNHEARD_AGAIN_S
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    up.send_telemetry()
+    assert told(link.telemetry()) == [1, 1]
+    link.somebody_listens = True
+    link.acknowledge()
+    up.send_telemetry()
+    assert len(queue) == 1
+    done_s = later_s + KEEP_ACKNOWLEDGED_S
+    monkeypatch.setattr(time, "monotonic", lambda: done_s)
+    up.send_telemetry()
+    assert len(queue) == 0
+    assert told(link.telemetry()) == [1, 1]
 
 
 def test_what_was_acknowledged_just_before_the_connection_was_lost_is_told_again(tmp_path: Path) -> None:
