@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help firmware-fuzzer docs deb install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control bench-mcu zoo fuzzer fuzz demo clean
+.PHONY: help firmware-fuzzer docs deb install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control bench-mcu zoo fuzzer fuzz demo demo-mcu clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ fuzz: fuzzer firmware-fuzzer ## fuzz what strangers can send, FUZZ_S seconds for
 
 demo: install system ## compile, release, roll out and serve a real model on three agents
 	$(BIN)/edgeops demo
+
+demo-mcu: install test-system ## the same with an emulated Cortex-M4 behind a gateway, in rollouts beside Linux devices
+	$(BIN)/edgeops demo --mcu
 
 zoo: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[zoo]'

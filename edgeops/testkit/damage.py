@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.releases.blob_signing import RUNTIME
 from edgeops.releases.bundles import Bundle, open_bundle, seal
 from edgeops.runtimes.bundle_session import open_session
 from edgeops.runtimes.golden import load, replay
+from firmware_bridge import blobs
 
-# One byte is changed first, then twice as many after each eight draws, in the last nine tenths of the file.
+# One byte is changed first, then twice as many after each eight draws, in the last nine tenths of the file; of a blob
+# in its last tenth, which holds weights: what damaged code does is anybody's guess.
 _ATTEMPTS, _DRAWS_PER_SIZE = 120, 8
 
 
@@ -40,15 +43,20 @@ def damage_artifact(source: Path, target: Path, *, seed: int = 1) -> Bundle:
         key=lambda name: whole.manifest.files[name].length,
     )
     original = np.fromfile(source / weights, np.uint8)
+    header = blobs.read(original.tobytes()) if whole.manifest.runtime == RUNTIME else None
+    begin = original.size * 9 // 10 if header is not None else original.size // 10
     rng = np.random.default_rng(seed)
     shutil.copytree(source, target)
     for attempt in range(_ATTEMPTS):
         data = original.copy()
         # One stretch, as a bad block does it: scattered bytes would hit the description of the network too.
-        length = min(data.size // 4, 1 << attempt // _DRAWS_PER_SIZE)
-        places = rng.integers(data.size // 10, data.size - length) + np.arange(length)
+        length = min((data.size - begin) // 4, 1 << attempt // _DRAWS_PER_SIZE)
+        places = rng.integers(begin, data.size - length) + np.arange(length)
         data[places] ^= np.uint8(1) << rng.integers(0, 8, places.size, np.uint8)
-        data.tofile(target / weights)
+        whole_file = data.tobytes()
+        if header is not None:
+            whole_file = blobs.pack(header, whole_file[blobs.HEADER_SIZE :])
+        (target / weights).write_bytes(whole_file)
         damaged = seal(target, whole.manifest)
         if _answers_slightly_wrong(damaged):
             return damaged

@@ -14,7 +14,8 @@ import pytest
 from agent_wheels import build_wheel
 
 from edgeops.cli.demo.commands import CommandLine
-from edgeops.cli.demo.scenario import GROUPS, MODEL, PROFILES, Scenario, device_name, model_component
+from edgeops.cli.demo.scenario import GROUPS, MODEL, PROFILES, Scenario, model_component
+from edgeops.cli.demo.site import device_name
 from edgeops.contracts.deployment import AGENT_COMPONENT
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import open_bundle

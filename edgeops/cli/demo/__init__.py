@@ -19,10 +19,14 @@ from edgeops.contracts.errors import EdgeopsError
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep everything in this new folder. Default: a temporary one, removed at the end.",
 )
-def command(folder: Path | None) -> None:
+@click.option(
+    "--mcu", is_flag=True, help="The same with an emulated Cortex-M4 behind a gateway; needs the extra `sklearn`, too."
+)
+def command(folder: Path | None, mcu: bool) -> None:
     """Run the main job on this machine, on real input: compile, release, roll out, serve; then a bad release.
 
-    Needs the extra `all`. Fetches a published OCR model and scans of text once, into the cache.
+    Needs the extra `all`. Fetches a published OCR model and scans of text once, into the cache. With `--mcu` it trains
+    a network on labelled digits instead, and needs `gcc-arm-none-eabi` and `qemu-system-arm`.
     """
     from edgeops.cli.demo.commands import CommandLine
     from edgeops.cli.demo.display import Display
@@ -34,7 +38,7 @@ def command(folder: Path | None) -> None:
     commands = CommandLine(place / "logs")
     try:
         with commands.stopping():
-            passed = _tell(place, commands, display)
+            passed = _tell(place, commands, display, mcu)
     finally:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
@@ -47,8 +51,13 @@ def command(folder: Path | None) -> None:
     sys.exit(0 if passed else 1)
 
 
-def _tell(place: Path, commands: Any, display: Any) -> bool:
+def _tell(place: Path, commands: Any, display: Any, mcu: bool) -> bool:
     """Run the story and show it; return whether every step did what it should."""
+    if mcu:
+        from edgeops.cli.demo.mcu_scenario import McuScenario
+        from edgeops.cli.demo.mcu_story import McuStory
+
+        return McuStory(McuScenario(place, commands), display).tell()
     from edgeops.cli.demo.scenario import Scenario
     from edgeops.cli.demo.story import Story
 

@@ -91,6 +91,12 @@ class CommandLine:
             time.sleep(0.1)
         raise EdgeopsError("E-INTERNAL", f"{name} is not ready: {self.log(name)}", f"See {self._logs / name}.log.")
 
+    def stop(self, name: str) -> None:
+        """Stop a lasting command, and wait for its end."""
+        process = self._lasting.pop(name)
+        process.send_signal(signal.SIGTERM)
+        _wait_for_end(process)
+
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
         """Stop all lasting commands at the end, the newest first, whatever happens in between."""
@@ -100,16 +106,20 @@ class CommandLine:
             for process in reversed(self._lasting.values()):
                 process.send_signal(signal.SIGTERM)
             for process in reversed(self._lasting.values()):
-                try:
-                    process.wait(_STOP_TIMEOUT_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                _wait_for_end(process)
             self._lasting.clear()
 
     def _remember(self, arguments: tuple[str, ...]) -> None:
         with self._lock:
             self.typed.append(" ".join(("edgeops", *arguments)))
+
+
+def _wait_for_end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _error_of(arguments: tuple[str, ...], status: int, stderr: str) -> EdgeopsError:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from edgeops.cli.demo.display import Display
-from edgeops.cli.demo.scenario import FLEET, GROUPS, MODEL, PROFILES, Scenario, model_component
+from edgeops.cli.demo.scenario import GROUPS, MODEL, PROFILES, Scenario
+from edgeops.cli.demo.site import FLEET
+from edgeops.cli.demo.telling import Telling
 
 
-class Story:
+class Story(Telling):
     """Tells a scenario on a display and judges each step."""
 
     def __init__(self, scenario: Scenario, display: Display) -> None:
+        super().__init__(display)
         self._scenario = scenario
-        self._display = display
-        self._passed = True
 
     def tell(self) -> bool:
         """Run all steps; return whether every one did what it should."""
@@ -22,7 +23,7 @@ class Story:
         self._sign()
         self._start_and_serve()
         self._update_under_load()
-        self._show_devices(self._refuse_a_bad_release())
+        self.show_devices(7, self._refuse_a_bad_release())
         return self._passed
 
     def _take_and_compile(self) -> None:
@@ -35,14 +36,14 @@ class Story:
         with display.step(2, f"Compile it for {', '.join(PROFILES)}") as say:
             say("searching for the best artifact that passes every gate")
             rows = scenario.compile("1.0.0", handover)
-        self._show_compiled(rows)
+        self.show_compiled(rows)
 
     def _sign(self) -> None:
         scenario = self._scenario
         with self._display.step(3, "Sign release 1.0.0 into a TUF repository"):
             scenario.init_trust()
             published = scenario.release("1.0.0")
-        self._expect(published["version"] == "1.0.0", f"{MODEL} {published['version']} of fleet {FLEET} is published")
+        self.expect(published["version"] == "1.0.0", f"{MODEL} {published['version']} of fleet {FLEET} is published")
 
     def _start_and_serve(self) -> None:
         scenario, display = self._scenario, self._display
@@ -57,12 +58,12 @@ class Story:
         safety = "mutual TLS" if facts["broker"]["tls"] else "loopback only, no TLS"
         display.say(f"broker: {facts['broker_kind']}, {safety}")
         display.say(f"enrolled with key, CSR and certificate: {', '.join(devices)}")
-        self._expect(status["state"] == "succeeded", f"rollout of 1.0.0 {status['state']}")
+        self.expect(status["state"] == "succeeded", f"rollout of 1.0.0 {status['state']}")
         for name, provider in providers.items():
             display.say(f"{name} runs on {provider}")
         for answer in answers:
             right = f"{answer.right} of {answer.images} real images answered right"
-            self._expect(answer.right >= 0.9 * answer.images, f"{answer.device}: {right}")
+            self.expect(answer.right >= 0.9 * answer.images, f"{answer.device}: {right}")
 
     def _update_under_load(self) -> None:
         scenario, display = self._scenario, self._display
@@ -73,76 +74,31 @@ class Story:
             scenario.release("1.1.0")
             with scenario.traffic() as flows:
                 status = scenario.rollout("1.1.0", GROUPS, say)
-        self._show_compiled(rows)
-        self._expect(status["state"] == "succeeded", f"rollout of 1.1.0 {status['state']}")
+        self.show_compiled(rows)
+        self.expect(status["state"] == "succeeded", f"rollout of 1.1.0 {status['state']}")
         dropped = sum(sum(flow.failures.values()) for flow in flows)
         answered = sum(flow.answered for flow in flows)
-        self._expect(dropped == 0 and answered > 0, f"{answered} requests answered meanwhile, {dropped} dropped")
+        self.expect(dropped == 0 and answered > 0, f"{answered} requests answered meanwhile, {dropped} dropped")
         for flow in flows:
-            self._expect(flow.accuracy >= 0.9, f"{flow.device}: {flow.answered} answers, {flow.accuracy:.3f} right")
+            self.expect(flow.accuracy >= 0.9, f"{flow.device}: {flow.answered} answers, {flow.accuracy:.3f} right")
 
-    def _refuse_a_bad_release(self) -> list[dict[str, Any]]:
+    def _refuse_a_bad_release(self) -> dict[str, dict[str, Any]]:
         scenario, display = self._scenario, self._display
         with display.step(6, "Roll out 1.2.0: signed, but its artifacts answer slightly wrongly") as say:
             scenario.damage("1.1.0", "1.2.0")
             scenario.release("1.2.0")
             with scenario.traffic() as flows:
                 status = scenario.rollout("1.2.0", GROUPS, say)
-            devices = scenario.devices()
-        self._expect(status["state"] == "stopped", f"rollout of 1.2.0 {status['state']}: {status['reason']}")
-        served = {model_component(device)["active_release"] for device in devices}
-        refused = [device["connection"] for device in devices if model_component(device)["state"] == "failed"]
-        self._expect(served == {"1.1.0"}, f"all devices go on serving {', '.join(sorted(map(str, served)))}")
-        self._expect(
+            devices = scenario.components(scenario.devices())
+        self.expect(status["state"] == "stopped", f"rollout of 1.2.0 {status['state']}: {status['reason']}")
+        served = {component["active_release"] for component in devices.values()}
+        refused = [name for name, component in devices.items() if component["state"] == "failed"]
+        self.expect(served == {"1.1.0"}, f"all devices go on serving {', '.join(sorted(map(str, served)))}")
+        self.expect(
             len(refused) == 2, f"refused in their self-test by {', '.join(refused)}; the second group got nothing"
         )
         dropped = sum(sum(flow.failures.values()) for flow in flows)
-        self._expect(
+        self.expect(
             dropped == 0, f"{sum(flow.answered for flow in flows)} requests answered meanwhile, {dropped} dropped"
         )
         return devices
-
-    def _show_devices(self, devices: list[dict[str, Any]]) -> None:
-        columns = ("device", "version", "state", "p50 ms", "p95 ms", "requests", "errors", "last refusal")
-        self._display.console.print("[green]✓[/] [bold]7. How the devices stand[/]")
-        self._display.table("Devices", columns, [_device_row(device) for device in devices])
-
-    def _show_compiled(self, rows: list[dict[str, Any]]) -> None:
-        columns = ("profile", "runtime", "precision", "size", "host p50", "agrees with float", "accuracy", "why")
-        self._display.table("Compiled", columns, [_compiled_row(row) for row in rows])
-
-    def _expect(self, holds: bool, text: str) -> None:
-        self._passed &= holds
-        self._display.say(f"[green]✓[/] {text}" if holds else f"[red]✗ {text}[/]")
-
-
-def _compiled_row(row: dict[str, Any]) -> tuple[object, ...]:
-    return (
-        row["profile"],
-        row["runtime"],
-        row["precision"],
-        f"{row['size_bytes'] / 1024:.0f} KiB",
-        f"{row['p50_ms']:.2f} ms",
-        f"{row['agreement']:.4f}",
-        f"{row['metric']['artifact']:.4f}",
-        f"{row['scheme']}: {row['reason']}",
-    )
-
-
-def _device_row(device: dict[str, Any]) -> tuple[object, ...]:
-    component = model_component(device)
-    failure = component["failure"]
-    return (
-        device["connection"],
-        component["active_release"],
-        component["state"],
-        _ms(component["latency_p50_ms"]),
-        _ms(component["latency_p95_ms"]),
-        component["requests"],
-        component["errors"],
-        f"{failure['release']}: {failure['code']}" if failure else "",
-    )
-
-
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
