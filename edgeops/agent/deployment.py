@@ -418,6 +418,10 @@ class Deployment:
         """A worker's runtime builds an engine for this device: once for each bundle, in the candidate's slot."""
         self._observer.stepped(self, None, f"the runtime builds an engine for this device, for {for_s:.0f} s by now")
 
+    def arriving(self, share: float) -> None:
+        """The candidate is on its way over a serial line."""
+        self._observer.stepped(self, 100 * share, "on its way to the microcontroller")
+
     def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
         want = self.record.want

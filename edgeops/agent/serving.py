@@ -48,6 +48,9 @@ class ServingEvents(Protocol):
     def building(self, for_s: float) -> None:
         """A worker's runtime builds an engine for this device, for so long by now."""
 
+    def arriving(self, share: float) -> None:
+        """So much of the candidate, 0 to 1, has come to the microcontroller that is to run it."""
+
     def tested(self, figures: SelfTestFigures | None) -> None:
         """The candidate passed its self-test."""
 

@@ -98,6 +98,9 @@ class ServingRig:
         self._thread.join()
         self._folder.cleanup()
 
+    def arriving(self, share: float) -> None:
+        self.said.put(("arriving", share))
+
     def building(self, for_s: float) -> None:
         self.said.put(("building", for_s))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ _DAMAGED = frozenset({"E-BUNDLE-DAMAGED", "E-BUNDLE-INVALID", "E-MCU-BLOB"})
 _RETRY_S = 15.0
 _GIVE_UP_WITHIN_S = 60.0
 _ASK_WITHIN_S = 30.0
+_PROGRESS_STEP = 0.1
 
 
 class McuServing:
@@ -71,7 +73,10 @@ class McuServing:
         def work(link: SmpLink) -> SelfTestFigures:
             steps = _on_line()
             figures: SelfTestFigures = steps.install_and_test(
-                link, steps.read_installable(load), on_progress=lambda _: None, cancelled=lambda: job.cancelled
+                link,
+                steps.read_installable(load),
+                on_progress=_by_tenths(lambda share: self._loop.post(partial(self._arriving, job, share))),
+                cancelled=lambda: job.cancelled,
             )
             return figures
 
@@ -175,6 +180,10 @@ class McuServing:
         if load is self._current and not self.is_serving:
             self._become(load, keep=self._keep)
 
+    def _arriving(self, job: Job, share: float) -> None:
+        if not job.cancelled:
+            self._events.arriving(share)
+
     def _tried(self, outcome: Any) -> None:
         if isinstance(outcome, EdgeopsError):
             self.drop_candidate()
@@ -218,6 +227,19 @@ class McuServing:
                 errors=errors,
             )
         )
+
+
+def _by_tenths(tell: Callable[[float], None]) -> Callable[[float], None]:
+    """Return what takes every share and tells those that are a tenth further, and the last."""
+    told = -1.0
+
+    def progress(share: float) -> None:
+        nonlocal told
+        if share >= told + _PROGRESS_STEP or (share == 1.0 and told < 1.0):
+            told = share
+            tell(share)
+
+    return progress
 
 
 def _on_line() -> Any:
