@@ -29,6 +29,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         threads: Inference threads.
         affinity: CPUs that the process may use; empty: any.
         cache_dir: Where the runtime may keep engines that it builds for this device.
+        backends: Name → entry point of runtimes, as the supervisor found them; none: the worker looks for them.
     """
 
     directory: str
@@ -38,6 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     threads: int = 1
     affinity: tuple[int, ...] = ()
     cache_dir: str | None = None
+    backends: dict[str, str] = {}
 
 
 class Test(msgspec.Struct, frozen=True, tag=True):

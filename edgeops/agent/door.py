@@ -7,11 +7,15 @@ import ipaddress
 import socket
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeops.agent.settings import ServingRules
 from edgeops.contracts.errors import EdgeopsError
+
+if TYPE_CHECKING:
+    # What `agent.toml` may say is much more than a worker has to hold.
+    from edgeops.agent.settings import ServingRules
 
 MIN_TOKEN_CHARACTERS = 20
 

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import msgspec
+
+from edgeops import plugins
 from edgeops.agent import channel
 from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
@@ -527,7 +530,7 @@ class ModelServing:
             memory_mib=load.ram_mib + GROUP_SLACK_MIB,
         )
         self._set_deadline(process, LOAD_WITHIN_S)
-        process.send(load)
+        process.send(msgspec.structs.replace(load, backends=plugins.values("edgeops.backends")))
         return _Running(process, load)
 
     def _retire_on_success(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,10 +38,15 @@ class AskingFleet(FakeFleet):
 
     def __init__(self, folder: Path) -> None:
         self.answers: list[SamplesAnswer] = []
+        # Leaf of a topic → all that was said there, as it was signed.
+        self.heard: dict[str, list[bytes]] = {}
         super().__init__(folder)
 
     def _message(self, message: Message) -> None:
         topic = parse_topic(message.topic)
+        if topic.leaf != "presence":
+            signed = base64.b64decode(json.loads(message.payload)["payload"])
+            self.heard.setdefault(topic.leaf, []).append(signed)
         if topic.leaf != "res":
             super()._message(message)
             return
@@ -95,7 +102,7 @@ def fleet(tmp_path: Path) -> Iterator[AskingFleet]:
 
 @pytest.fixture
 def agent(fleet: AskingFleet, tmp_path: Path) -> Iterator[Agent]:
-    made = Agent(fleet, tmp_path / "device").start()
+    made = Agent(fleet, tmp_path / "device", "--telemetry-window-s", "1").start()
     fleet.desire(fleet.publish(small_bundle(tmp_path / "bundle", add=1.0), "1.0.0", 1))
     fleet.wait_state(DeploymentState.CONFIRMED)
     yield made
@@ -126,6 +133,21 @@ def holds_inputs(agent: Agent) -> bool:
     return any(needle in path.read_bytes() for path in files for needle in needles if len(needle) >= 16)
 
 
+def forms_of(row: Any) -> Iterator[bytes]:
+    """How an input may stand in a message: as it is, in base64 wherever it begins, as numbers."""
+    data = row.tobytes()
+    yield data
+    for before in range(3):
+        text = base64.b64encode(bytes(before) + data + bytes(3))
+        # Without the characters that hold bits of what is beside it.
+        yield text[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6]
+    yield ",".join(map(str, row.ravel().tolist())).encode()
+
+
+def tells_inputs(messages: list[bytes]) -> bool:
+    return any(form in message for message in messages for row in ROWS for form in forms_of(row))
+
+
 def test_what_was_asked_for_comes_once_over_a_restart_and_nothing_more(
     fleet: AskingFleet, agent: Agent, tmp_path: Path
 ) -> None:
@@ -142,7 +164,8 @@ def test_what_was_asked_for_comes_once_over_a_restart_and_nothing_more(
     wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "it does not serve")  # type: ignore[index]
     infer(agent, ROWS[5:])
     # A worker that has just begun may answer some before it hears what is asked for.
-    whole = gathered(fleet.whole("cmd-1"))
+    answer = fleet.whole("cmd-1")
+    whole = gathered(answer)
     assert len(whole) == 4
     assert whole[:2] == ROWS[3:5, 0].tolist()
     assert all(row in ROWS[5:, 0].tolist() for row in whole[2:])
@@ -155,6 +178,11 @@ def test_what_was_asked_for_comes_once_over_a_restart_and_nothing_more(
     told = [line["text"] for line in read_logbook(agent.state, 500)]
     assert any("cmd-1 asks for 4 requests of adder" in text for text in told)
     assert any("cmd-1: 4 requests are told to the fleet" in text for text in told)
+    # In whatever else it says there is no input; and the same look finds them where they are.
+    wait_for(lambda: "telemetry" in fleet.heard, "no window is told")
+    others = [message for leaf, messages in fleet.heard.items() if leaf != "res" for message in messages]
+    assert not tells_inputs(others)
+    assert tells_inputs([answer])
 
 
 def test_what_is_not_signed_for_this_device_or_has_expired_is_refused(fleet: AskingFleet, agent: Agent) -> None:
@@ -206,6 +234,18 @@ def test_the_owner_may_forbid_it(fleet: AskingFleet, tmp_path: Path) -> None:
         assert not holds_inputs(agent)
     finally:
         agent.stop()
+
+
+def test_without_its_owners_rules_whoever_signs_gets_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control, of what the owner forbids and of how much one command may take."""
+    for rules in (SampleRules(allow=False), SampleRules(max_mib=1e-4)):
+        folder = tmp_path / f"{rules.max_mib}"
+        record = SampleStore(folder, rules).accept(command("a", max_bytes=1 << 20), always, 0.0)
+        assert (record.state, record.code) == (AnswerState.REFUSED, "E-SAMPLES-FORBIDDEN")
+        with monkeypatch.context() as patched:
+            patched.setattr(SampleStore, "_check", lambda *_: None)
+            record = SampleStore(folder, rules).accept(command("b", max_bytes=1 << 20), always, 0.0)
+        assert record.state is AnswerState.ACCEPTED
 
 
 def command(id: str, *, expires_at_s: float = 1000.0, **bounds: Any) -> SamplesCommand:

@@ -1,11 +1,14 @@
-"""PSI and Jensen-Shannon beside SciPy, and by which level a window is judged."""
+"""PSI and Jensen-Shannon beside SciPy and river, and by which level a window is judged."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from river.stats import Entropy
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
@@ -38,6 +41,20 @@ def test_both_are_symmetric_and_zero_only_of_what_is_alike(pair: tuple[list[int]
     assert psi(one, one, weight) == 0.0
     assert jensen_shannon(one, one) == pytest.approx(0.0, abs=1e-12)
     assert 0 <= jensen_shannon(one, other) <= 1
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 7)] * 2), min_size=1, max_size=60))
+def test_jensen_shannon_is_what_rivers_entropy_loses_in_the_pool(streams: list[tuple[int, int]]) -> None:
+    """Two streams of one length: the entropy of both together, less the mean of theirs; river sees value by value."""
+    first, second, pool = (Entropy() for _ in range(3))
+    for one, other in streams:
+        first.update(one)
+        second.update(other)
+        pool.update(one)
+        pool.update(other)
+    lost = (pool.get() - (first.get() + second.get()) / 2) / math.log(2)
+    counts = [np.bincount(side, minlength=8).tolist() for side in zip(*streams, strict=True)]
+    assert jensen_shannon(*counts) == pytest.approx(lost, abs=1e-5)
 
 
 def test_limits_between_two_levels_shrink_as_chance_does() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeops import plugins
 from edgeops.agent.channel import Load
 from edgeops.agent.worker import limits
 from edgeops.contracts.bundle import BundleManifest
@@ -65,6 +66,7 @@ class Engine:
 
     def __init__(self, load: Load, on_build: Callable[[], None]) -> None:
         keep_to(load.affinity)
+        plugins.tell("edgeops.backends", load.backends)
         bundle = open_bundle(Path(load.directory), expect_digest=load.digest)
         self.manifest: BundleManifest = bundle.manifest
         self.release, self.digest = load.release, bundle.digest

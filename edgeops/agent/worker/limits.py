@@ -7,6 +7,8 @@ worker has a control group of its own (`agent.cgroups`), that counts what it sha
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 
 from edgeops.agent import cgroups
@@ -65,3 +67,12 @@ def check_room() -> None:
     taken_mib, limit_mib = data_segment_mib(), limit / (1 << 20)
     if limit != resource.RLIM_INFINITY and taken_mib >= NEARLY_FULL * limit_mib:
         raise EdgeopsError("E-AGENT-WORKER", f"it has {taken_mib:.0f} of its {limit_mib:.0f} MiB of memory")
+
+
+def give_back() -> None:
+    """Return to the system what loading and testing took and serving does not need; an allocator would keep it."""
+    gc.collect()
+    # glibc's own; others have no such function.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

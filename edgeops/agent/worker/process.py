@@ -117,6 +117,7 @@ class Worker:
         lines = Lines(self._service, turns, engine.manifest, engine.release, engine.digest)
         self._server = InferenceServer(self._service, lines, turns, door)
         engine.limit_memory()
+        limits.give_back()
         await self._server.start(*self._listeners)
         self._say(channel.Serving())
         while True:
