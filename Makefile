@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export EDGEOPS_CACHE ?= $(HOME)/.cache/edgeops
 
 .DEFAULT_GOAL := help
-.PHONY: help firmware-fuzzer docs deb install system hil-system test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control bench-mcu zoo fuzzer fuzz demo demo-mcu clean
+.PHONY: help firmware-fuzzer docs deb install system hil-system labgrid test-hil test-vm test-system lint types imports test test-full test-scale test-web browser bench-agent bench-compile bench-control bench-mcu zoo fuzzer fuzz demo demo-mcu clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -53,10 +53,14 @@ test-full: install hil-system fuzzer firmware-fuzzer zoo browser ## every test, 
 test-scale: install system ## ten thousand simulated devices: none may be lost
 	$(BIN)/pytest -m scale --capture=no
 
-test-hil: install hil-system ## rigs: host store, emulated Cortex-M boards, an arm64 Debian under QEMU's user emulation
+# Without a network labgrid stays away, and its tests say what installs it.
+labgrid: $(STAMP)
+	-$(BIN)/edgeops toolchain install labgrid
+
+test-hil: install hil-system labgrid ## rigs: host store, emulated Cortex-M boards, an arm64 Debian under QEMU's user emulation, labgrid
 	$(BIN)/pytest tests/hil tests/firmware_bridge -m 'not vm' --timeout=3600
 
-test-vm: install hil-system ## rigs: a whole arm64 machine
+test-vm: install hil-system labgrid ## rigs: a whole arm64 machine
 	$(BIN)/pytest tests/hil tests/flash -m vm --timeout=3600
 
 hil-system: test-system

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from edgeops.compiler.toolchain import LABGRID
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.profiles import registry
 from hil.boards.kinds import KINDS
 from hil.reservation import Reservation, resource_of
-from hil.rig import BoardSpec, LocalSpec, Rig, SerialMcuSpec, SshSpec, kind_of
+from hil.rig import BoardSpec, LabgridMcuSpec, LabgridSpec, LocalSpec, Rig, SerialMcuSpec, SshSpec, kind_of
 
 
 class Finding(NamedTuple):
@@ -49,11 +50,15 @@ def _own(board: BoardSpec) -> tuple[str, str] | None:
         return "making an arm64 root folder needs root", "Run it as root."
     if isinstance(board, LocalSpec) and (arch := registry.load(board.profile).cpu.arch) != os.uname().machine:
         return f"this machine is {os.uname().machine}, profile {board.profile} is {arch}", "Choose a fitting profile."
-    if isinstance(board, SerialMcuSpec):
-        if "://" not in board.port and not Path(board.port).exists():
-            return f"no {board.port}", "Plug the device in."
-        if not Path(board.signing_key).expanduser().is_file():
-            return f"no {board.signing_key}", "Name the key that the firmware was built with."
+    if isinstance(board, SerialMcuSpec) and "://" not in board.port and not Path(board.port).exists():
+        return f"no {board.port}", "Plug the device in."
+    if isinstance(board, SerialMcuSpec | LabgridMcuSpec) and not Path(board.signing_key).expanduser().is_file():
+        return f"no {board.signing_key}", "Name the key that the firmware was built with."
+    if isinstance(board, LabgridSpec | LabgridMcuSpec):
+        if not LABGRID.installed:
+            return "labgrid's own environment is not installed", f"edgeops toolchain install {LABGRID.name}"
+        if not Path(board.environment).expanduser().is_file():
+            return f"no {board.environment}", "Name labgrid's environment file."
     if isinstance(board, SshSpec) and board.key_file and not Path(board.key_file).expanduser().is_file():
         return f"no {board.key_file}", "Name the private key to log in with."
     return None

@@ -59,7 +59,7 @@ def measure(
             for index, path in enumerate(paths)
         ]
         spec = _choose(rig, board, {bundle.manifest.profile for bundle in bundles})
-        with Reservation(resource_of(rig, spec), wait_s), open_board(spec, scratch) as opened:
+        with Reservation(resource_of(rig, spec), wait_s), open_board(spec, scratch, wait_s) as opened:
             opened.power_on()
             if KINDS[kind_of(spec)].is_mcu:
                 found = _on_mcu(cast("McuBoard", opened), bundles, runs)

@@ -77,8 +77,9 @@ def _hil_board(request: pytest.FixtureRequest, _hil_spec: BoardSpec, tmp_path: P
     rig = request.config.stash[_RIG]
     with ExitStack() as stack:
         try:
-            stack.enter_context(Reservation(resource_of(rig, _hil_spec), request.config.getoption("--rig-wait")))
-            board = stack.enter_context(open_board(_hil_spec, tmp_path))
+            wait_s = request.config.getoption("--rig-wait")
+            stack.enter_context(Reservation(resource_of(rig, _hil_spec), wait_s))
+            board = stack.enter_context(open_board(_hil_spec, tmp_path, wait_s))
         except EdgeopsError as error:
             if error.code == "E-DEPENDENCY":
                 pytest.skip(f"{error.what}: {error.next_step}")

@@ -13,7 +13,17 @@ from types import TracebackType
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.intake.cache import cache_dir
-from hil.rig import Arm64UserSpec, BoardSpec, LocalSpec, Rig, SerialMcuSpec, SshSpec, kind_of
+from hil.rig import (
+    Arm64UserSpec,
+    BoardSpec,
+    LabgridMcuSpec,
+    LabgridSpec,
+    LocalSpec,
+    Rig,
+    SerialMcuSpec,
+    SshSpec,
+    kind_of,
+)
 
 
 def resource_of(rig: Rig, board: BoardSpec) -> str:
@@ -24,6 +34,8 @@ def resource_of(rig: Rig, board: BoardSpec) -> str:
         return f"ssh {board.host}:{board.port}"
     if isinstance(board, SerialMcuSpec):
         return f"serial {board.port if '://' in board.port else os.path.realpath(board.port)}"
+    if isinstance(board, LabgridSpec | LabgridMcuSpec):
+        return f"labgrid {os.path.realpath(Path(board.environment).expanduser())} {board.target}"
     return f"emulated {rig.name} {board.name}"
 
 

@@ -124,7 +124,47 @@ class SerialMcuSpec(_Board, frozen=True, kw_only=True, tag="serial-mcu", tag_fie
     boot_within_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
 
 
-BoardSpec = LocalSpec | Arm64UserSpec | Arm64VmSpec | SshSpec | QemuMcuSpec | SerialMcuSpec
+class _Labgrid(_Board, frozen=True, kw_only=True):
+    """What is behind labgrid.
+
+    Args:
+        environment: labgrid's environment file; a target's remote place is held while the board is used.
+        target: The target in it.
+        state: State of the target's strategy in which the board runs; None: its power is switched, no more.
+    """
+
+    environment: str
+    target: str = "main"
+    state: str | None = None
+    timing: bool = True
+
+
+class LabgridSpec(_Labgrid, frozen=True, kw_only=True, tag="labgrid", tag_field="kind"):
+    """A Linux board that labgrid switches and reaches by its SSHDriver.
+
+    Args:
+        known_hosts: File with the board's host key; None: the user's. A board with another one is not spoken to.
+        python: Interpreter on the board that has edgeops.
+    """
+
+    known_hosts: str | None = None
+    python: str = "/opt/edgeops/current/bin/python"
+
+
+class LabgridMcuSpec(_Labgrid, frozen=True, kw_only=True, tag="labgrid-mcu", tag_field="kind"):
+    """A microcontroller whose serial line is a console of labgrid's, with firmware that speaks SMP.
+
+    Args:
+        signing_key: PEM file of the Ed25519 key whose public half its firmware holds.
+    """
+
+    signing_key: str
+    boot_within_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
+
+
+BoardSpec = (
+    LocalSpec | Arm64UserSpec | Arm64VmSpec | SshSpec | QemuMcuSpec | SerialMcuSpec | LabgridSpec | LabgridMcuSpec
+)
 
 
 class Rig(Declared, frozen=True, kw_only=True):
@@ -201,7 +241,7 @@ def _check(rig: Rig, path: Path, text: str) -> None:
         if board.name in seen:
             raise _wrong(path, line_of(text, (*key, "name")), f"two boards are called {board.name!r}")
         seen.add(board.name)
-        is_mcu = isinstance(board, QemuMcuSpec | SerialMcuSpec)
+        is_mcu = isinstance(board, QemuMcuSpec | SerialMcuSpec | LabgridMcuSpec)
         if is_mcu != profile.cpu.arch.startswith("armv7"):
             what = f"board {board.name}: profile {board.profile} is for {profile.cpu.arch}"
             raise _wrong(path, line_of(text, (*key, "profile")), f"{what}, which kind {kind_of(board)} is not")

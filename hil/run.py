@@ -97,7 +97,7 @@ def _run_board(
         with (
             Reservation(resource_of(rig, spec), request.wait_s),
             tempfile.TemporaryDirectory(prefix="edgeops-hil-") as folder,
-            open_board(spec, Path(folder)) as board,
+            open_board(spec, Path(folder), request.wait_s) as board,
         ):
             cut = board.cut
             (Path(folder) / "field").mkdir()

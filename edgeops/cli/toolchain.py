@@ -1,4 +1,4 @@
-"""List, install and examine the isolated converters that the compiler calls."""
+"""List, install and examine the isolated tools that the compiler and rigs call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeops.contracts.errors import EdgeopsError
 
 @click.group()
 def command() -> None:
-    """List, install and examine the isolated converters that the compiler calls."""
+    """List, install and examine the isolated tools that the compiler and rigs call."""
 
 
 @command.command("list")
@@ -38,20 +38,27 @@ def list_toolchains(as_json: bool) -> None:
 @command.command()
 @click.argument("names", nargs=-1)
 def install(names: tuple[str, ...]) -> None:
-    """Install the toolchains NAMES, or all, ahead of the first compile that needs them."""
+    """Install the toolchains NAMES, or all that compiling needs, ahead of the first compile.
+
+    labgrid, which boards of rigs need, is installed where it is named.
+    """
     from edgeops.compiler.toolchain import TOOLCHAINS, ensure, get
 
-    for name in names or sorted(TOOLCHAINS):
+    for name in names or sorted(name for name, one in TOOLCHAINS.items() if not one.on_request):
         click.echo(f"{name}: {ensure(get(name))}")
 
 
 @command.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Start every toolchain once; exit status 4 if one does not work."""
+    """Start every toolchain once; exit status 4 if one does not work.
+
+    labgrid, which is installed by its name only, may be missing.
+    """
     from edgeops.compiler.toolchain import TOOLCHAINS, examine
 
-    problems = {name: examine(one) for name, one in sorted(TOOLCHAINS.items())}
+    wanted = {name: one for name, one in sorted(TOOLCHAINS.items()) if one.installed or not one.on_request}
+    problems = {name: examine(one) for name, one in wanted.items()}
     if as_json:
         print_json({name: {"works": problem is None, "problem": problem} for name, problem in problems.items()})
     else:

@@ -1,4 +1,4 @@
-"""Isolated converters: environments with pinned packages that edgeops makes, and calls as programs of their own."""
+"""Isolated tools: environments with pinned packages that edgeops makes, and calls as programs of their own."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ _ENVIRONMENT = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1"}
 
 
 class Toolchain(NamedTuple):
-    """An environment: its name, what is installed into it (exact versions), and the module that proves it works."""
+    """An environment: its name, what is installed into it (exact versions), and the module that proves it works.
+
+    One that is `on_request` is installed where it is named only, and missing it is no fault.
+    """
 
     name: str
     version: str
     requirements: tuple[str, ...]
     module: str
     purpose: str
+    on_request: bool = False
 
     @property
     def path(self) -> Path:
@@ -72,7 +76,39 @@ ONNX2TF = Toolchain(
     purpose="ONNX to TFLite, without TensorFlow",
 )
 
-TOOLCHAINS = {ONNX2TF.name: ONNX2TF}
+# Rigs call it. pyserial-labgrid owns the same files as the pyserial of gateways, so the two share no environment.
+LABGRID = Toolchain(
+    name="labgrid",
+    version="26.0.1",
+    requirements=(
+        "labgrid==26.0.1",
+        "attrs==26.1.0",
+        "certifi==2026.10.19.post1",
+        "charset-normalizer==3.5.3",
+        "exceptiongroup==1.3.2",
+        "grpcio==1.85.3",
+        "grpcio-reflection==1.85.1",
+        "idna==3.20",
+        "jinja2==3.1.6",
+        "markupsafe==3.0.4",
+        "pexpect==4.9.0",
+        "protobuf==7.36.2",
+        "ptyprocess==0.7.0",
+        "pyserial-labgrid==3.5.0.2",
+        "pyudev==0.24.5",
+        "pyusb==1.3.1",
+        "pyyaml==6.0.4",
+        "requests==2.34.2",
+        "typing_extensions==4.16.0",
+        "urllib3==2.8.0",
+        "xmodem==0.5.0",
+    ),
+    module="labgrid.remote.client",
+    purpose="boards of a rig behind labgrid's drivers and places",
+    on_request=True,
+)
+
+TOOLCHAINS = {one.name: one for one in (ONNX2TF, LABGRID)}
 
 
 def get(name: str) -> Toolchain:

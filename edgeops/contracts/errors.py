@@ -71,7 +71,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-COMPILE-GATE": ErrorCode(Fault.GATE, "No candidate passes all gates; the best one is kept."),
     "E-COMPILE-CANDIDATE": ErrorCode(Fault.ENVIRONMENT, "A candidate could not be built."),
     "E-COMPILE-LOCK": ErrorCode(Fault.GATE, "The compile differs from compile.lock."),
-    "E-TOOLCHAIN": ErrorCode(Fault.ENVIRONMENT, "An isolated converter could not be installed or run."),
+    "E-TOOLCHAIN": ErrorCode(Fault.ENVIRONMENT, "An isolated tool could not be installed or run."),
     # Bundles and runtimes
     "E-BUNDLE-DAMAGED": ErrorCode(Fault.PEER, "A bundle's bytes are not those that its digest names."),
     "E-BUNDLE-INVALID": ErrorCode(Fault.PEER, "A bundle breaks the bundle rules."),

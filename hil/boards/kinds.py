@@ -25,6 +25,7 @@ class Kind(NamedTuple):
         tools: Programs of this machine that it needs.
         is_mcu: Whether it is a microcontroller.
         cannot: Runtimes that do not work there, with the reason.
+        is_shared: Whether others than this machine's runs may hold it: its maker takes how long to wait, too.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Kind(NamedTuple):
     tools: tuple[Tool, ...] = ()
     is_mcu: bool = False
     cannot: Mapping[str, str] = {}
+    is_shared: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -60,15 +62,26 @@ KINDS: dict[str, Kind] = {
         "Cortex-M board emulated by QEMU", "hil.boards.mcu:QemuMcuBoard", (tools.QEMU_ARM, tools.ARM_GCC), is_mcu=True
     ),
     "serial-mcu": Kind("microcontroller on a serial line", "hil.boards.mcu:SerialMcuBoard", is_mcu=True),
+    "labgrid": Kind(
+        "Linux board behind labgrid", "hil.boards.labgrid:LabgridBoard", (tools.SSH, tools.SCP), is_shared=True
+    ),
+    "labgrid-mcu": Kind(
+        "microcontroller behind labgrid", "hil.boards.labgrid:LabgridMcuBoard", is_mcu=True, is_shared=True
+    ),
     "ssh": Kind("Linux board by SSH", "hil.boards.ssh:SshBoard.of", (tools.SSH, tools.SCP)),
 }
 
 
-def open_board(spec: BoardSpec, scratch: Path) -> AbstractContextManager[LinuxBoard | McuBoard]:
+def open_board(spec: BoardSpec, scratch: Path, wait_s: float = 0.0) -> AbstractContextManager[LinuxBoard | McuBoard]:
     """Make the board of a rig file; it is off until `power_on`.
 
+    Args:
+        spec: From the rig.
+        scratch: A folder for this run's files.
+        wait_s: How long to wait where others than this machine's runs hold it.
+
     Raises:
-        EdgeopsError: E-DEPENDENCY; something that it needs is missing. E-HIL-BOARD.
+        EdgeopsError: E-DEPENDENCY; something that it needs is missing. E-HIL-BUSY, E-HIL-RIG or E-HIL-BOARD.
     """
     kind = KINDS[kind_of(spec)]
     for tool in kind.tools:
@@ -77,5 +90,7 @@ def open_board(spec: BoardSpec, scratch: Path) -> AbstractContextManager[LinuxBo
     maker: Any = importlib.import_module(module)
     for name in path.split("."):
         maker = getattr(maker, name)
-    board: AbstractContextManager[LinuxBoard | McuBoard] = maker(spec, scratch)
+    board: AbstractContextManager[LinuxBoard | McuBoard] = (
+        maker(spec, scratch, wait_s) if kind.is_shared else maker(spec, scratch)
+    )
     return board

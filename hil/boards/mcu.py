@@ -23,13 +23,13 @@ from firmware_bridge.ports import SerialPort
 from hil.boards.protocol import broken, check_board
 from hil.rig import QemuMcuSpec, SerialMcuSpec
 
-B = TypeVar("B", bound="_SerialBoard")
+B = TypeVar("B", bound="SerialBoard")
 
 _SWITCH_WITHIN_S = 60.0
 _POLL_S = 0.5
 
 
-class _SerialBoard(ABC):
+class SerialBoard(ABC):
     """What both have: a line, and a key that the firmware knows."""
 
     def __init__(self, name: str, profile: str, boot_within_s: float, key: Ed25519PrivateKey) -> None:
@@ -72,7 +72,23 @@ class _SerialBoard(ABC):
         check_board(self.name, known.get(cpu, f"processor {cpu}"), (self.profile,))
 
 
-def _emulated_key() -> Ed25519PrivateKey:
+def read_key(file: Path) -> Ed25519PrivateKey:
+    """Return the key whose public half a board's firmware holds.
+
+    Raises:
+        EdgeopsError: E-TRUST-KEY.
+    """
+    path = file.expanduser()
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise EdgeopsError("E-TRUST-KEY", f"{path}: {error}", "Name an unencrypted Ed25519 PEM file.") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise EdgeopsError("E-TRUST-KEY", f"{path} is no Ed25519 key", "Name the key of the firmware.")
+    return key
+
+
+def emulated_key() -> Ed25519PrivateKey:
     """Return the key of this machine's emulated boards: one, so that their firmware is built once."""
     path = cache_dir() / "hil" / "emulated-mcu.key"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +100,7 @@ def _emulated_key() -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
 
 
-class QemuMcuBoard(_SerialBoard):
+class QemuMcuBoard(SerialBoard):
     """An emulated board with the reference firmware.
 
     Args:
@@ -98,7 +114,7 @@ class QemuMcuBoard(_SerialBoard):
     cut = "SIGKILL of the emulator; its flash is a file"
 
     def __init__(self, spec: QemuMcuSpec, scratch: Path) -> None:
-        super().__init__(spec.name, spec.profile, spec.boot_within_s, _emulated_key())
+        super().__init__(spec.name, spec.profile, spec.boot_within_s, emulated_key())
         public = self._key.public_key().public_bytes_raw()
         self._board = QemuBoard(spec.machine, scratch / f"{spec.name}.flash", [public])
 
@@ -125,7 +141,7 @@ class QemuMcuBoard(_SerialBoard):
         self._board.__exit__()
 
 
-class SerialMcuBoard(_SerialBoard):
+class SerialMcuBoard(SerialBoard):
     """A microcontroller on a serial line.
 
     Args:
@@ -137,14 +153,7 @@ class SerialMcuBoard(_SerialBoard):
     """
 
     def __init__(self, spec: SerialMcuSpec, scratch: Path) -> None:
-        path = Path(spec.signing_key).expanduser()
-        try:
-            key = load_pem_private_key(path.read_bytes(), None)
-        except (OSError, ValueError, TypeError) as error:
-            raise EdgeopsError("E-TRUST-KEY", f"{path}: {error}", "Name an unencrypted Ed25519 PEM file.") from error
-        if not isinstance(key, Ed25519PrivateKey):
-            raise EdgeopsError("E-TRUST-KEY", f"{path} is no Ed25519 key", "Name the key of the firmware.")
-        super().__init__(spec.name, spec.profile, spec.boot_within_s, key)
+        super().__init__(spec.name, spec.profile, spec.boot_within_s, read_key(Path(spec.signing_key)))
         self._port, self._power = spec.port, spec.power
 
     @property

@@ -31,7 +31,6 @@ _OFF_FOR_S = 2.0
 _LINK_LOST = 255
 # The leader of the group is the program itself: killing the group takes its workers along.
 _START = 'cd "$1" && shift && setsid "$@" >> console 2>&1 < /dev/null & echo $!'
-
 _STOP = 'kill -TERM "$1"; for i in $(seq 100); do kill -0 "$1" || exit 0; sleep 0.2; done; kill -KILL "-$1"'
 
 
@@ -56,6 +55,8 @@ class SshBoard:
         boot_within_s: From power to the first answer.
         power: Its switch; None: it has none, and a cut kills the programs that were started.
     """
+
+    _master: tuple[str, ...] = ("-o", "ControlMaster=auto", "-o", "ControlPersist=120")
 
     def __init__(
         self, name: str, profile: str, login: Login, python: str, boot_within_s: float, power: PowerSwitch | None = None
@@ -167,10 +168,7 @@ class SshBoard:
         """Ask a program that was started to end, and wait for it."""
         pid = self._pids.pop(name, None)
         if pid is not None:
-            wait = (
-                f"kill -TERM {pid}; for i in $(seq 100); do kill -0 {pid} || exit 0; sleep 0.2; done; kill -KILL -{pid}"
-            )
-            self.run("sh", "-c", wait, within_s=60)
+            self.run("sh", "-c", _STOP, "sh", pid, within_s=60)
 
     def put(self, file: Path, name: str) -> str:
         """Copy a file or a folder into the board's folder."""
@@ -202,14 +200,17 @@ class SshBoard:
 
     def _target(self) -> list[str]:
         login = self.login
-        master = ["-o", "ControlMaster=auto", "-o", "ControlPersist=120"]
-        return [*self._options, *master, "-p", str(login.port), f"{login.user}@{login.host}"]
+        return [*self._options, *self._master, "-p", str(login.port), f"{login.user}@{login.host}"]
+
+    def _connect(self) -> None:
+        """Open the shared connection; here its first user does."""
 
     def _await_link(self) -> None:
         deadline_s = time.monotonic() + self._boot_within_s
         while True:
             said = ""
             try:
+                self._connect()
                 done = self.run("uname", "-m", within_s=_CONNECT_WITHIN_S + 15)
             except EdgeopsError as error:
                 said = error.what

@@ -1,14 +1,17 @@
-"""Bundles for emulated microcontrollers: a blob that adds 1 to sixteen int8 values, in a bundle that says so."""
+"""Bundles for boards of rigs, and what a good one must come to: adders, for agents and for microcontrollers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
+from adder_bundles import small_bundle
 from model_code import adder
 
 from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo, OutputTolerance
 from edgeops.contracts.profile import Budgets, Precision
+from edgeops.contracts.rigs import BoardResult, Verdict
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.bundles import Bundle, seal
 from firmware_bridge import blobs
@@ -19,7 +22,7 @@ SIZE = 16
 def mcu_bundle(
     directory: Path, *, add: int = 1, lie: int = 0, arena: int = 0, budgets: Budgets | None = None
 ) -> Bundle:
-    """Make a bundle for cortex-m4.
+    """Make a bundle for cortex-m4: its blob adds 1 to sixteen int8 values.
 
     Args:
         directory: Where to.
@@ -60,3 +63,20 @@ def mcu_bundle(
         budgets=budgets or Budgets(),
     )
     return seal(directory, manifest)
+
+
+def linux_bundle(folder: Path, profile: str = "generic-x86-64", **made: object) -> Path:
+    """Make a bundle for a board with an agent; return its folder."""
+    whole = small_bundle(folder / "bundle", profile=profile, **made)  # type: ignore[arg-type]
+    arch = "aarch64" if "arm64" in profile else "x86_64"
+    return seal(whole.directory, msgspec.structs.replace(whole.manifest, arch=arch)).directory
+
+
+def check_all_passed(result: BoardResult) -> None:
+    """Hold that everything but accuracy, for which there are no labelled data, was checked and passed."""
+    verdicts = {check.check: check.verdict for check in result.checks}
+    assert {name for name, verdict in verdicts.items() if verdict is not Verdict.PASSED} == {"accuracy"}, result
+    figures = {check.check: check.figures for check in result.checks}
+    assert figures["update"]["failed_requests"] == 0
+    assert int(str(figures["update"]["requests"])) > 0
+    assert figures["corrupted-download"]["refused_with"] == "E-TRUST-TARGET"

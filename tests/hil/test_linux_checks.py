@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import msgspec
 import pytest
-from adder_bundles import small_bundle
+from rig_bundles import check_all_passed
+from rig_bundles import linux_bundle as bundle
 
 from edgeops.contracts.profile import Budgets
 from edgeops.contracts.rigs import BoardResult, Verdict
-from edgeops.releases.bundles import seal
 from hil.checks.plan import Effort, Subject
 from hil.rig import Arm64UserSpec, Arm64VmSpec, BoardSpec, LocalSpec, Rig, SshSpec
 from hil.run import Request, run_rig
@@ -25,12 +24,6 @@ ARM64 = Arm64UserSpec(name="arm64", profile="generic-arm64")
 VM = Arm64VmSpec(name="vm", profile="generic-arm64")
 
 
-def bundle(folder: Path, profile: str = LOCAL.profile, **made: object) -> Path:
-    whole = small_bundle(folder / "bundle", profile=profile, **made)  # type: ignore[arg-type]
-    arch = "aarch64" if "arm64" in profile else "x86_64"
-    return seal(whole.directory, msgspec.structs.replace(whole.manifest, arch=arch)).directory
-
-
 def run(board: BoardSpec, tested: Path, **effort: float) -> BoardResult:
     request = Request({board.profile: Subject(tested)}, Effort(**{"runs": 10, "cuts": 0, **effort}))  # type: ignore[arg-type]
     return run_rig(Rig(name="bench", title="a bench", boards=(board,)), request).boards[0]
@@ -38,15 +31,6 @@ def run(board: BoardSpec, tested: Path, **effort: float) -> BoardResult:
 
 def failed(result: BoardResult) -> dict[str, str]:
     return {check.check: check.code for check in result.checks if check.verdict is Verdict.FAILED}
-
-
-def check_all_passed(result: BoardResult) -> None:
-    verdicts = {check.check: check.verdict for check in result.checks}
-    assert {name for name, verdict in verdicts.items() if verdict is not Verdict.PASSED} == {"accuracy"}, result
-    figures = {check.check: check.figures for check in result.checks}
-    assert figures["update"]["failed_requests"] == 0
-    assert int(str(figures["update"]["requests"])) > 0
-    assert figures["corrupted-download"]["refused_with"] == "E-TRUST-TARGET"
 
 
 @pytest.mark.boards

@@ -54,13 +54,21 @@ def test_a_killed_holder_holds_nothing() -> None:
 
 
 def test_two_rigs_that_name_one_piece_of_hardware_share_it(tmp_path: Path) -> None:
-    made = []
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.toml").write_text(
-            f'name = "{name}"\ntitle = "t"\n[[boards]]\nname = "x"\nkind = "serial-mcu"\nport = "/dev/{name}"\n'
-            'signing_key = "k"\nprofile = "cortex-m4"\n'
-        )
-        (tmp_path / f"{name}-port").touch()
+    (tmp_path / "line").touch()
+    (tmp_path / "by-id").symlink_to("line")
+    (tmp_path / "lab.yaml").touch()
+    (tmp_path / "same.yaml").symlink_to("lab.yaml")
+
+    def resource(name: str, *keys: str) -> str:
+        lines = [f'name = "{name}"', 'title = "t"', "[[boards]]", f'name = "{name}"', 'profile = "cortex-m4"', *keys]
+        (tmp_path / f"{name}.toml").write_text("\n".join([*lines, 'signing_key = "k"']))
         rig = read_rig(tmp_path / f"{name}.toml")
-        made.append(resource_of(rig, rig.boards[0]))
-    assert made == ["serial /dev/a", "serial /dev/b"]
+        return resource_of(rig, rig.boards[0])
+
+    serial, labgrid = 'kind = "serial-mcu"', 'kind = "labgrid-mcu"'
+    line = resource("a", serial, f'port = "{tmp_path}/line"')
+    assert resource("b", serial, f'port = "{tmp_path}/by-id"') == line
+    assert resource("c", serial, f'port = "{tmp_path}/other"') != line
+    target = resource("a", labgrid, f'environment = "{tmp_path}/lab.yaml"')
+    assert resource("b", labgrid, f'environment = "{tmp_path}/same.yaml"') == target
+    assert resource("c", labgrid, f'environment = "{tmp_path}/lab.yaml"', 'target = "second"') != target

@@ -25,6 +25,12 @@ name = "two"
 kind = "qemu-cortex-m"
 machine = "mps2-an386"
 profile = "cortex-m4"
+
+[[boards]]
+name = "three"
+kind = "labgrid"
+profile = "raspberry-pi-4"
+environment = "lab.yaml"
 """
 
 
@@ -35,7 +41,11 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_good_rig_is_read_and_every_builtin_one_is_good(tmp_path: Path) -> None:
-    assert [kind_of(board) for board in read_rig(write(tmp_path, GOOD)).boards] == ["local", "qemu-cortex-m"]
+    assert [kind_of(board) for board in read_rig(write(tmp_path, GOOD)).boards] == [
+        "local",
+        "qemu-cortex-m",
+        "labgrid",
+    ]
     for path in BUILTIN_RIGS.glob("*.toml"):
         assert all(kind_of(board) in KINDS for board in read_rig(path).boards), path
 
@@ -53,6 +63,10 @@ def test_a_good_rig_is_read_and_every_builtin_one_is_good(tmp_path: Path) -> Non
         ('name = "two"', 'name = "one"', 10, "one"),
         ('title = "A bench"', "title = 3", 2, "title"),
         ('title = "A bench"', 'title = "A bench', 2, "line 2"),
+        ('environment = "lab.yaml"\n', "", 15, "environment"),
+        ('environment = "lab.yaml"', 'environment = "lab.yaml"\nplace = "p"', 20, "place"),
+        ('kind = "labgrid"', 'kind = "labgrid-mcu"', 15, "signing_key"),
+        ('profile = "raspberry-pi-4"', 'profile = "cortex-m4"', 18, "cortex-m4"),
         ('name = "bench"', 'name = "other"', 1, "other"),
         ('name = "bench"', 'name = "bench"\npurposes = ["fun"]', 2, "purposes"),
     ],
@@ -77,9 +91,9 @@ def test_the_doctor_names_what_a_board_lacks(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     text = GOOD.replace("qemu-cortex-m", "serial-mcu").replace('machine = "mps2-an386"', 'port = "/dev/nothing"')
     text = text.replace('port = "/dev/nothing"', 'port = "/dev/nothing"\nsigning_key = "/nowhere.pem"')
-    local, serial = examine(read_rig(write(tmp_path, text)))
+    local, serial, _ = examine(read_rig(write(tmp_path, text)))
     assert not local.missing
     assert serial.missing == "no /dev/nothing"
-    (emulated,) = examine(read_rig(write(tmp_path, GOOD)))[1:]
+    emulated = examine(read_rig(write(tmp_path, GOOD)))[1]
     assert emulated.missing == "no qemu-system-arm"
     assert "apt-get install" in emulated.next_step
