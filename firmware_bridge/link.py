@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from edgeops.contracts.errors import EdgeopsError
-from firmware_bridge import blobs, frames, packets
+from firmware_bridge import blobs, frames, packets, refusals
 from firmware_bridge.packets import Command, Packet
 from firmware_bridge.ports import Port
 
@@ -21,27 +21,14 @@ _ATTEMPTS = 4
 # A device may lose the end of an upload's session by a reset; then the upload begins again where its flash ends.
 _UPLOAD_RESTARTS = 8
 _SMALLEST_BUFFER = 96
+# Of a server that does not tell: less than Zephyr and MCUboot's serial recovery have.
+_ASSUMED_BUFFER = 256
 _ROOM_FOR_FIRST_KEYS = 96
 _ROOM_FOR_KEYS = 32
 
-_REASONS = {
-    "flash": "its flash failed",
-    "busy": "the slot runs a trial: confirm it or reset the device first",
-    "size": "it is too large for the device",
-    "offset": "the bytes do not follow those that came",
-    "empty": "there is nothing there",
-    "form": "it is no model blob",
-    "abi": "the blob has another calling convention than the firmware",
-    "cpu": "the blob is for another processor",
-    "hash": "the code is not the one that was signed",
-    "key": "it is signed by a key that the firmware does not hold",
-    "signature": "the signature is wrong",
-    "downgrade": "its counter is below what the device has confirmed",
-}
-
 
 class Image(NamedTuple):
-    """A slot that holds a blob."""
+    """A slot that holds a blob, or an MCUboot image; `hash` is empty where the server does not tell it."""
 
     slot: int
     version: str
@@ -176,7 +163,12 @@ class SmpLink:
     def buffer_size(self) -> int:
         """Return the largest packet that the device takes; asked once."""
         if self._buffer_size is None:
-            size = _of(self.request(packets.PARAMETERS, {}), "buf_size", int)
+            try:
+                size = _of(self.request(packets.PARAMETERS, {}), "buf_size", int)
+            except EdgeopsError as error:
+                if error.code != "E-MCU-REFUSED":
+                    raise
+                size = _ASSUMED_BUFFER
             if size < _SMALLEST_BUFFER + _ROOM_FOR_FIRST_KEYS:
                 raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: a buffer of {size} bytes cannot take an upload")
             self._buffer_size = min(size, frames.PACKET_MAX)
@@ -210,13 +202,18 @@ class SmpLink:
         """Erase the slot that is neither active nor running."""
         self.request(packets.ERASE, {}, within_s=self._erase_within_s)
 
-    def reset(self, *, back_within_s: float = 20.0) -> None:
+    def reset(self, *, back_within_s: float = 20.0, gone_after_s: float = 0.0) -> None:
         """Reset the device and wait until it answers again.
+
+        Args:
+            back_within_s: How long it may take.
+            gone_after_s: How long it may still answer before it resets.
 
         Raises:
             EdgeopsError: E-MCU-SILENT; it does not come back in time.
         """
         self.request(packets.RESET, {})
+        time.sleep(gone_after_s)
         end_s = time.monotonic() + back_within_s
         while True:
             try:
@@ -227,37 +224,40 @@ class SmpLink:
                     raise
 
     def upload(self, blob: bytes, *, on_progress: Callable[[int, int], object] = lambda _done, _all: None) -> None:
-        """Upload a signed blob into the spare slot; goes on where an earlier try of the same blob ended.
+        """Upload a signed blob or an image into the spare slot; goes on where an earlier try of the same one ended.
 
         Args:
-            blob: Header, code and trailer.
+            blob: Header, code and trailer; or an MCUboot image.
             on_progress: Called with bytes that the device holds, and all bytes.
 
         Raises:
             EdgeopsError: E-MCU-REFUSED; the device refuses it, with its reason. As `request`.
         """
-        first = {"off": 0, "len": len(blob), "sha": hashlib.sha256(blob).digest()}
         offset = 0
         for _ in range(_UPLOAD_RESTARTS):
             try:
-                offset = self._send_part(first, blob, 0)
-                while offset != len(blob):
+                offset = self._send_part(blob, 0)
+                while 0 < offset < len(blob):
                     on_progress(offset, len(blob))
-                    offset = self._send_part({"off": offset}, blob, offset)
+                    offset = self._send_part(blob, offset)
             except EdgeopsError as error:
-                if error.code == "E-MCU-REFUSED" and error.what.endswith(_REASONS["offset"]):
-                    continue  # the device was reset: ask it how far it is
-                raise
-            on_progress(offset, len(blob))
-            return
+                if error.code != "E-MCU-REFUSED" or not error.what.endswith(refusals.OFFSET):
+                    raise
+                continue  # the device was reset: ask it how far it is
+            if offset == len(blob):
+                on_progress(offset, len(blob))
+                return
+            # It wants the first byte again: a server that forgets an upload when it is reset.
         raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: the device is reset again and again during the upload")
 
-    def _send_part(self, values: dict[str, Any], blob: bytes, offset: int) -> int:
-        first = "sha" in values
+    def _send_part(self, blob: bytes, offset: int) -> int:
+        """Send what fits from an offset on; return the offset that the device wants next."""
+        first = offset == 0
+        values = {"len": len(blob), "sha": hashlib.sha256(blob).digest()} if first else {}
         room = self.buffer_size() - frames.PACKET_HEADER - (_ROOM_FOR_FIRST_KEYS if first else _ROOM_FOR_KEYS)
         part = blob[offset : offset + room]
         answer = self.request(
-            packets.UPLOAD, {**values, "data": part}, within_s=self._erase_within_s if first else None
+            packets.UPLOAD, {"off": offset, **values, "data": part}, within_s=self._erase_within_s if first else None
         )
         wanted = _of(answer, "off", int)
         if not 0 <= wanted <= len(blob):
@@ -337,12 +337,9 @@ def check_fit(header: blobs.Header, size: int, info: ModelInfo) -> None:
 
 
 def _granted(packet: Packet, command: Command) -> dict[str, Any]:
-    code = packet.values.get("rc", 0)
-    error = packet.values.get("err")
-    if not code and not error:
+    told = refusals.told(packet.values)
+    if told is None:
         return packet.values
-    reason = packet.values.get("rsn")
-    told = _REASONS.get(reason, reason) if isinstance(reason, str) else f"error {error or code}"
     raise EdgeopsError("E-MCU-REFUSED", f"the device refuses group {command.group} command {command.number}: {told}")
 
 
@@ -362,6 +359,8 @@ def _images(values: dict[str, Any]) -> list[Image]:
     for entry in _of(values, "images", list):
         if not isinstance(entry, dict):
             raise EdgeopsError("E-MCU-ANSWER", "an image in an answer is no map")
+        # Zephyr leaves out what is false, and serial recovery the hash.
+        entry = {"pending": False, "confirmed": False, "active": False, "hash": b"", **entry}
         flags = (_of(entry, key, bool) for key in ("pending", "confirmed", "active"))
         images.append(Image(_of(entry, "slot", int), _of(entry, "version", str), _of(entry, "hash", bytes), *flags))
     return images

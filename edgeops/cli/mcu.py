@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeops.cli.output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from firmware_bridge.link import Inference, SmpLink
+
+
+_key_option = click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM of the key that must have signed an MCUboot image; its public half is enough [its hash is checked].",
+)
 
 
 @click.group()
@@ -63,18 +72,31 @@ def probe(port: str, as_json: bool) -> None:
 
 @command.command()
 @click.argument("port")
-@click.argument("blob", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--confirm/--trial", default=True, show_default=True, help="Keep the model, or let its trial go on.")
-def install(port: str, blob: Path, confirm: bool) -> None:
-    """Install the signed model BLOB on the device at PORT: upload, trial, and confirm when it answers."""
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--confirm/--trial", default=True, show_default=True, help="Keep it, or let its trial go on.")
+@_key_option
+def install(port: str, image: Path, confirm: bool, key: Path | None) -> None:
+    """Install IMAGE on the device at PORT: upload, trial, and confirm when it answers.
+
+    IMAGE is a signed model blob, or firmware as a signed MCUboot image.
+    """
+    from firmware_bridge import mcuboot
+
+    data = image.read_bytes()
+    if mcuboot.is_image(data):
+        _install_firmware(port, data, confirm, key)
+    else:
+        _install_model(port, data, confirm)
+
+
+def _install_model(port: str, data: bytes, confirm: bool) -> None:
     from firmware_bridge import blobs
     from firmware_bridge.link import check_fit
 
-    data = blob.read_bytes()
     header, identity = blobs.read(data), blobs.identity(data)
     with _open(port) as link:
         check_fit(header, len(data), link.model_info())
-        with click.progressbar(length=len(data), label="upload") as bar:
+        with _upload_bar(len(data)) as bar:
             link.upload(data, on_progress=lambda done, _size: bar.update(done - bar.pos))
         link.test(identity)
         link.reset()
@@ -84,6 +106,27 @@ def install(port: str, blob: Path, confirm: bool) -> None:
             link.confirm(identity)
         info = link.model_info()
     click.echo(f"{info.model} {info.version} {'is on trial' if info.trial else 'is confirmed'}")
+
+
+def _install_firmware(port: str, data: bytes, confirm: bool, key: Path | None) -> None:
+    from firmware_bridge import mcuboot
+    from firmware_bridge.flashers import Options
+    from firmware_bridge.flashers.smp import SmpFlasher
+
+    way = SmpFlasher(port, Options(key=key))
+    for line in way.plan(data):
+        click.echo(line)
+    with _upload_bar(len(data)) as bar:
+        way.write(data, on_progress=lambda done, _size: bar.update(done - bar.pos))
+    way.verify(data)
+    way.reset()
+    if confirm:
+        way.confirm(data)
+    click.echo(f"firmware {mcuboot.read(data).version} {'is confirmed' if confirm else 'is on trial'}")
+
+
+def _upload_bar(size: int) -> Any:
+    return click.progressbar(length=size, label="upload")
 
 
 @command.command()
@@ -139,24 +182,27 @@ def monitor(port: str, every_s: float, count: int | None) -> None:
 @command.command()
 @click.argument("target")
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--by", "way", type=click.Choice(["smp", "esptool", "pyocd", "uf2"]), required=True, help="How.")
+@click.option("--by", "way", required=True, help="How: smp, esptool, pyocd, uf2, or a way of a plugin.")
 @click.option("--address", default="0", show_default=True, help="Where it lies in the flash, as 0x10000; not for smp.")
 @click.option("--chip", default="", help="esptool's chip or pyocd's target [they find out].")
+@_key_option
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
-def flash(target: str, image: Path, way: str, address: str, chip: str, only_plan: bool) -> None:
+def flash(target: str, image: Path, way: str, address: str, chip: str, key: Path | None, only_plan: bool) -> None:
     """Write IMAGE to the board at TARGET, verify it, and start the board anew.
 
-    TARGET is a serial port (smp: a signed blob, which then runs on trial; esptool), the id of a probe or "" (pyocd), or
-    the mounted drive of a boot loader (uf2).
+    TARGET is a serial port (smp: a signed blob or MCUboot image, which then runs on trial; esptool), the id of a probe
+    or "" (pyocd), or the mounted drive of a boot loader (uf2).
     """
+    from edgeops import plugins
     from edgeops.contracts.errors import EdgeopsError
-    from firmware_bridge.flashers import flasher
+    from firmware_bridge.flashers import Flasher, Options
 
     try:
         begins = int(address, 0)
     except ValueError as error:
         raise EdgeopsError("E-CONFIG", f"--address {address!r} is no number", "Give one such as 0x10000.") from error
-    board, data = flasher(way, target, address=begins, chip=chip), image.read_bytes()
+    make: Callable[[str, Options], Flasher] = plugins.load("edgeops.flashers", way)
+    board, data = make(target, Options(begins, chip, key)), image.read_bytes()
     for line in board.plan(data):
         click.echo(line)
     if only_plan:

@@ -126,6 +126,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     # Microcontrollers
     "E-MCU-ANSWER": ErrorCode(Fault.PEER, "A device's answer is not of the agreed form."),
     "E-MCU-BLOB": ErrorCode(Fault.PEER, "A model blob is damaged, unsigned, or for another device."),
+    "E-MCU-IMAGE": ErrorCode(Fault.PEER, "An MCUboot image is damaged, or not signed by the key that was given."),
     "E-MCU-PORT": ErrorCode(Fault.ENVIRONMENT, "A serial port cannot be opened, is in use, or was lost."),
     "E-MCU-REFUSED": ErrorCode(Fault.PEER, "A device refuses a request, with its reason."),
     "E-MCU-SILENT": ErrorCode(Fault.PEER, "A device on a serial line does not answer."),

@@ -1,4 +1,8 @@
-"""Ways to bring an image onto a board: each finds it, says what it would do, writes, verifies, and starts it anew."""
+"""Ways to bring an image onto a board: each finds it, says what it would do, writes, verifies, and starts it anew.
+
+A way is an entry point of the group `edgeops.flashers`: what is called with a target and `Options` and gives a
+`Flasher`. Those of this folder come by the same door as anybody's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from edgeops.contracts.errors import EdgeopsError
+
+class Options(NamedTuple):
+    """What people may say of a board beside where it is; a way takes what concerns it.
+
+    Args:
+        address: Where the image lies in the flash.
+        chip: The processor, in the words of the way's tool; empty: it finds out.
+        key: PEM file of the key that must have signed an MCUboot image; None: only its hash is checked here.
+    """
+
+    address: int = 0
+    chip: str = ""
+    key: Path | None = None
+
+
+NO_OPTIONS = Options()
 
 
 class Found(NamedTuple):
@@ -31,7 +50,7 @@ class Flasher(Protocol):
         """Return what `write` would do, in words or commands, one a line. Touches no device.
 
         Raises:
-            EdgeopsError: E-MCU-BLOB; the image is none for this way.
+            EdgeopsError: E-MCU-BLOB or E-MCU-IMAGE; the image is none for this way.
         """
 
     def write(self, image: bytes, *, on_progress: Callable[[int, int], object] = lambda _done, _all: None) -> None:
@@ -54,37 +73,3 @@ class Flasher(Protocol):
         Raises:
             EdgeopsError: As `probe`.
         """
-
-
-WAYS = ("smp", "esptool", "pyocd", "uf2")
-
-
-def flasher(way: str, target: str, *, address: int = 0, chip: str = "") -> Flasher:
-    """Return a way of flashing.
-
-    Args:
-        way: One of `WAYS`.
-        target: A serial port (smp, esptool), a probe's id or empty (pyocd), or a mounted drive (uf2).
-        address: Where the image lies in the flash; not for smp.
-        chip: esptool's chip, pyocd's target; empty: it finds out.
-
-    Raises:
-        EdgeopsError: E-CONFIG; there is no such way.
-    """
-    if way == "smp":
-        from firmware_bridge.flashers.smp import SmpFlasher
-
-        return SmpFlasher(target)
-    if way == "esptool":
-        from firmware_bridge.flashers.tools import EspTool
-
-        return EspTool(target, address=address, chip=chip)
-    if way == "pyocd":
-        from firmware_bridge.flashers.tools import PyOcd
-
-        return PyOcd(target, address=address, chip=chip)
-    if way == "uf2":
-        from firmware_bridge.flashers.uf2 import Uf2Drive
-
-        return Uf2Drive(Path(target), address=address)
-    raise EdgeopsError("E-CONFIG", f"no way of flashing is called {way!r}; there are {', '.join(WAYS)}")

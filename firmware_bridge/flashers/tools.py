@@ -11,21 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeops.contracts.errors import EdgeopsError
-from firmware_bridge.flashers import Found
+from firmware_bridge.flashers import NO_OPTIONS, Found, Options
 
 _WITHIN_S = 600.0
 _IMAGE = "IMAGE"
 
 
 class _Tool(ABC):
-    """A tool that is a Python module, and how it is asked."""
+    """A tool that is a Python module, and how it is asked.
+
+    Args:
+        target: A serial port (esptool), or a probe's id or empty (pyocd).
+        options: Address and chip.
+    """
 
     module = ""
     # What the tool says when a comparison found no difference; empty: its status says it.
     matches = ""
 
-    def __init__(self, target: str, *, address: int, chip: str) -> None:
-        self._target, self._address, self._chip = target, address, chip
+    def __init__(self, target: str, options: Options = NO_OPTIONS) -> None:
+        self._target, self._address, self._chip = target, options.address, options.chip
 
     def probe(self) -> Found:
         """Ask the board; see `Flasher.probe`."""

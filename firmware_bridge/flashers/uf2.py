@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeops.contracts.errors import EdgeopsError
-from firmware_bridge.flashers import Found
+from firmware_bridge.flashers import NO_OPTIONS, Found, Options
 
 INFO_FILE, IMAGE_FILE = "INFO_UF2.TXT", "FIRMWARE.UF2"
 BLOCK, PAYLOAD = 512, 256
@@ -28,11 +28,11 @@ class Uf2Drive:
 
     Args:
         drive: Where it is mounted.
-        address: Where the image lies; 0: where the board's flash begins.
+        options: Address of the image; 0: where the board's flash begins.
     """
 
-    def __init__(self, drive: Path, *, address: int = 0) -> None:
-        self._drive, self._address = drive, address
+    def __init__(self, drive: str, options: Options = NO_OPTIONS) -> None:
+        self._drive, self._address = Path(drive), options.address
 
     def probe(self) -> Found:
         """Read the drive's description; see `Flasher.probe`."""

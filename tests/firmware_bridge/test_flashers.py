@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from model_code import PUBLIC_KEY, adder, signed
 
+from edgeops import plugins
 from edgeops.cli.mcu import command
 from edgeops.contracts.errors import EdgeopsError
 from firmware_bridge import blobs
 from firmware_bridge.emulated import HostBoard
-from firmware_bridge.flashers import flasher
+from firmware_bridge.flashers import Flasher, Options
 from firmware_bridge.flashers.uf2 import FAMILIES, IMAGE_FILE, INFO_FILE, blocks
 from firmware_bridge.link import SmpLink
 from firmware_bridge.ports import SerialPort
@@ -31,6 +32,12 @@ if os.environ.get("FAKE_SAYS"):
     print(os.environ["FAKE_SAYS"])
 sys.exit(int(os.environ.get("FAKE_STATUS", "0")))
 """
+
+
+def flasher(way: str, target: str, *, address: int = 0, chip: str = "") -> Flasher:
+    """A way, through the door that people's plugins come by, too."""
+    made: Flasher = plugins.load("edgeops.flashers", way)(target, Options(address, chip))
+    return made
 
 
 @pytest.fixture
@@ -177,6 +184,70 @@ def test_what_is_no_image_makes_no_blocks(image: bytes, address: int):
     with pytest.raises(EdgeopsError) as caught:
         list(blocks(image, address, 1))
     assert caught.value.code == "E-MCU-BLOB"
+
+
+_ACME = """
+import json
+from pathlib import Path
+from firmware_bridge.flashers import Found
+
+class Acme:
+    def __init__(self, target, options):
+        self.log = Path(target)
+        self.said = [options.address, options.chip]
+    def probe(self):
+        return Found("acme board", {})
+    def plan(self, image):
+        return [f"acme writes {len(image)} bytes"]
+    def write(self, image, *, on_progress=lambda done, whole: None):
+        on_progress(len(image), len(image))
+        self.said.append(image.hex())
+    def verify(self, image):
+        self.said.append("verified")
+    def reset(self):
+        self.log.write_text(json.dumps([*self.said, "reset"]))
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Installs a package of somebody else's that has a way of flashing under a name."""
+
+    def install(name: str) -> None:
+        folder = tmp_path / f"site-{name}"
+        (folder / "acme-1.dist-info").mkdir(parents=True)
+        (folder / "acme_flash.py").write_text(_ACME)
+        (folder / "acme-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
+        entry = f"[edgeops.flashers]\n{name} = acme_flash:Acme\n"
+        (folder / "acme-1.dist-info" / "entry_points.txt").write_text(entry)
+        monkeypatch.syspath_prepend(str(folder))
+        plugins.found.cache_clear()
+
+    yield install
+    plugins.found.cache_clear()
+
+
+def test_a_way_of_somebody_elses_package_is_used_as_ours_are(package: Callable[[str], None], tmp_path: Path):
+    package("acme")
+    (tmp_path / "image.bin").write_bytes(IMAGE)
+    words = ["flash", str(tmp_path / "board"), str(tmp_path / "image.bin"), "--by", "acme", "--address", "0x40"]
+    said = CliRunner().invoke(command, [*words, "--plan"])
+    assert said.output == f"acme writes {len(IMAGE)} bytes\n"
+    assert not (tmp_path / "board").exists()
+    said = CliRunner().invoke(command, [*words, "--chip", "x1"])
+    assert said.exit_code == 0, said.output
+    assert "found acme board" in said.output
+    assert json.loads((tmp_path / "board").read_text()) == [0x40, "x1", IMAGE.hex(), "verified", "reset"]
+
+
+def test_ways_that_are_none_or_claimed_twice_are_refused(package: Callable[[str], None]):
+    with pytest.raises(EdgeopsError, match="found: esptool, pyocd, smp, uf2") as caught:
+        flasher("acme", "x")
+    assert caught.value.code == "E-PLUGIN"
+    package("smp")
+    with pytest.raises(EdgeopsError, match="'smp' is both") as caught:
+        flasher("smp", "x")
+    assert caught.value.code == "E-PLUGIN"
 
 
 def test_a_plan_touches_nothing(tmp_path: Path):
