@@ -33,8 +33,9 @@ DEVICES = ("line-1", "line-2")
 class Device:
     """`edgeops agent run`, and all processes that it started."""
 
-    def __init__(self, serving: Serving, folder: Path, name: str) -> None:
+    def __init__(self, serving: Serving, folder: Path, name: str, *options: str) -> None:
         self.name, self.state, self._log = name, folder / name, folder / f"{name}.log"
+        self._options = options
         self._token = folder / f"{name}.token"
         self._token.write_text(serving.api.create_token(profile=PROFILE).token)
         self.state.mkdir(mode=0o700)
@@ -44,28 +45,29 @@ class Device:
         command = [
             sys.executable, "-m", "edgeops", "agent", "run", "--state", str(self.state), "--token-file",
             str(self._token), "--profile", PROFILE, "--name", self.name, "--confirm-after-s", "0.5",
+            *self._options,
         ]  # fmt: skip
         with self._log.open("ab") as log:
-            self._process = psutil.Popen(command, stdout=log, stderr=log)
+            self.process = psutil.Popen(command, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """As a power cut takes it: the supervisor and its workers at once."""
-        for process in (self._process, *self._process.children(recursive=True)):
+        for process in (self.process, *self.process.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait(30)
+        self.process.wait(30)
 
     def stop(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            self._process.terminate()
-            psutil.wait_procs([self._process], timeout=30)
-            self._process.kill()
+            self.process.terminate()
+            psutil.wait_procs([self.process], timeout=30)
+            self.process.kill()
 
     def added(self) -> float | None:
         """What the model that serves adds to its input; None: nothing serves yet."""
         try:
             facts: dict[str, Any] = json.loads((self.state / "agent.json").read_text())
-            if facts["pid"] != self._process.pid:
+            if facts["pid"] != self.process.pid:
                 return None
             with InferenceClient(facts["endpoints"][MODEL]) as client:
                 return float(client.infer(MODEL, {"x": np.zeros((1, 4), np.float32)})["y"][0, 0])

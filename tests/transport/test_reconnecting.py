@@ -1,0 +1,128 @@
+"""A broker that is up for a moment only: links try again seldom, as long after as they say, and not all together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import paho.mqtt.client as paho
+import pytest
+
+from edgeops.contracts.enrolment import BrokerAddress
+from edgeops.transport import mqtt
+from edgeops.transport.mqtt import MqttLink
+
+LINKS, TRIES, WITHIN_S = 20, 3, 60.0
+# MQTT 5, 3.2: connection accepted, no session, no properties.
+CONNACK = bytes((0x20, 3, 0, 0, 0))
+ANSWERS = {"gone before it answers": b"", "gone once it has answered": CONNACK}
+
+
+class Seen(NamedTuple):
+    """Client id → when it tried, and how long it said that it would wait after each try."""
+
+    tries: dict[str, list[float]]
+    waits: dict[str, list[float]]
+
+
+class Waits(logging.Handler):
+    """Keeps what links say of their next try, by link."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_link: dict[str, list[float]] = defaultdict(list)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "next try in" in str(record.msg):
+            assert isinstance(record.args, tuple)
+            assert record.threadName is not None
+            self.by_link[record.threadName.removeprefix("paho-mqtt-client-")].append(record.args[3])  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def momentary_broker(answer: bytes, tries: dict[str, list[float]]) -> Iterator[int]:
+    """Take each connection's first packet, perhaps answer, and go; yield the port."""
+    with socket.create_server(("127.0.0.1", 0), backlog=LINKS) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        at_s, said = time.monotonic(), connection.recv(1 << 12)
+                        tries[said[said.rindex(b"link-") :][:7].decode()].append(at_s)
+                        connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def seen(answer: bytes) -> Seen:
+    """Let many links meet such a broker at once, until each has tried some times."""
+    tries: dict[str, list[float]] = defaultdict(list)
+    heard = Waits()
+    mqtt.log.addHandler(heard)
+    level = mqtt.log.level
+    mqtt.log.setLevel(logging.INFO)
+    try:
+        with momentary_broker(answer, tries) as port:
+            address = BrokerAddress(host="127.0.0.1", port=port, tls=False)
+            links = [MqttLink(address, f"link-{n:02d}", on_message=lambda _: None) for n in range(LINKS)]
+            for link in links:
+                link.start()
+            deadline_s = time.monotonic() + WITHIN_S
+            while len(tries) < LINKS or min(map(len, tries.values())) < TRIES:
+                assert time.monotonic() < deadline_s, {name: len(times) for name, times in tries.items()}
+                time.sleep(0.02)
+            with ThreadPoolExecutor(LINKS) as pool:
+                list(pool.map(MqttLink.stop, links))
+    finally:
+        mqtt.log.removeHandler(heard)
+        mqtt.log.setLevel(level)
+    return Seen(tries, heard.by_link)
+
+
+def too_soon(found: Seen) -> list[str]:
+    """Links that tried before their wait was over, or that wait next to nothing."""
+    return [
+        name
+        for name, times in found.tries.items()
+        for before, after, wait in zip(times, times[1:], found.waits[name], strict=False)
+        if after - before < wait - 0.01 or wait < 0.05
+    ]
+
+
+def together(found: Seen) -> bool:
+    """Whether half of all links would come back within a tenth of a second: as decided, however busy the machine is."""
+    for number in range(TRIES - 1):
+        waits = sorted(found.waits[name][number] for name in found.tries)
+        if any(waits[place + LINKS // 2] - waits[place] < 0.1 for place in range(LINKS - LINKS // 2)):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_links_wait_before_each_try_and_each_differently(answer: bytes) -> None:
+    found = seen(answer)
+    assert too_soon(found) == []
+    assert not together(found)
+
+
+def test_without_waiting_or_without_chance_they_would_spin_or_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
+    with monkeypatch.context() as patched:
+        patched.setattr(mqtt, "backoff_s", lambda attempt, **_: 0.3)
+        assert together(seen(CONNACK))
+    delay = paho.Client.reconnect_delay_set
+    monkeypatch.setattr(paho.Client, "reconnect_delay_set", lambda self, *_: delay(self, 0.001, 0.001))  # type: ignore[arg-type]
+    assert too_soon(seen(CONNACK))
