@@ -5,15 +5,14 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import postgres_server
 import pytest
+from postgres_server import administration
 from registry_fleet import open_registry
 from served_fleet import BROKERS, Fleet, Serving, make_release
-from sqlalchemy import URL, Connection, create_engine, make_url
-from sqlalchemy.pool import NullPool
+from sqlalchemy import URL, make_url
 
 from edgeops.trust.publisher import Publisher
 
@@ -106,11 +105,3 @@ def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pat
     yield server.set(database=name).render_as_string()
     with administration(server) as connection:
         connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-@contextmanager
-def administration(server: URL) -> Iterator[Connection]:
-    """A connection that may make and drop databases."""
-    engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        yield connection

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy.pool import NullPool
 
 
 def programs() -> Path | None:
@@ -74,3 +76,11 @@ def killable() -> Iterator[Server]:
         finally:
             stop = [bin_dir / "pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop"]
             subprocess.run(stop, check=True, **quiet)  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def administration(server: URL) -> Iterator[Connection]:
+    """A connection that may make and drop databases."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from crash_worker import NOW, main, work
+from crash_worker import NOW, main, opened, work
+from postgres_server import administration
 from registry_fleet import add_devices, open_registry, release
-from sqlalchemy import select
+from sqlalchemy import URL, make_url, select
 
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
@@ -26,34 +30,62 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["edgeops.control.rollout.execute", "edgeops.control.ingest.apply"])
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with a rollout that was just started."""
-    directory = tmp_path_factory.mktemp("begun")
-    database = open_registry(directory)
+class Begun(NamedTuple):
+    """A registry with a rollout that was just started, and how copies of it come and go."""
+
+    kind: str
+    copy: Callable[[str], str]
+    drop: Callable[[str], None]
+
+
+def begin(database: Database) -> None:
     add_devices(database, DEVICES)
     policy = Policy(groups=GROUPS, gates=Gates(timeout_s=100))
     manage.create(database, release("1.0.0"), policy, Selection(), actor="test", now_s=NOW, start=True)
     database.close()
-    return directory
 
 
-def copy_of(begun: Path, target: Path) -> Path:
-    shutil.copytree(begun, target)
-    return target
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def begun(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
+    if request.param == "sqlite":
+        folder = tmp_path_factory.mktemp("begun")
+        begin(open_registry(folder))
+        yield Begun("sqlite", lambda name: str(shutil.copytree(folder, folder.parent / name)), shutil.rmtree)
+        return
+    server: URL = request.getfixturevalue("migrated_postgres")
+
+    def made(name: str, template: str) -> str:
+        with administration(server) as connection:
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return server.set(database=name).render_as_string()
+
+    def drop(url: str) -> None:
+        with administration(server) as connection:
+            connection.exec_driver_sql(f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
+
+    url = made("begun", "migrated")
+    begin(Database(url))
+    yield Begun("postgresql", lambda name: made(name, "begun"), drop)
+    drop(url)
 
 
-def die_at(directory: Path, point: int, mutant: str = "") -> None:
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """What copies of one test are called."""
+    return hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
+
+
+def die_at(where: str, point: int, mutant: str = "") -> None:
     """Let a worker process work on it until it dies at a point."""
-    process = CONTEXT.Process(target=main, args=(str(directory), point, mutant))
+    process = CONTEXT.Process(target=main, args=(where, point, mutant))
     process.start()
     process.join(60)
     assert process.exitcode == -9, f"point {point}: the worker did not die"
 
 
-def faults(directory: Path) -> list[str]:
+def faults(where: str) -> list[str]:
     """What is wrong with a registry whose rollout should be through."""
-    database = Database(directory / "control.sqlite")
+    database = opened(where)
     found = []
     with database.read() as session:
         state = session.scalars(select(Rollout.state)).one()
@@ -82,40 +114,43 @@ def faults(directory: Path) -> list[str]:
     return found
 
 
-def points_of(begun: Path, tmp_path: Path) -> int:
-    whole = copy_of(begun, tmp_path / "whole")
+def points_of(begun: Begun, name: str) -> int:
+    whole = begun.copy(f"whole-{name}")
     points = work(whole, None)
     assert faults(whole) == []
+    begun.drop(whole)
     return points
 
 
-def survive(begun: Path, tmp_path: Path, points: range) -> None:
+def survive(begun: Begun, name: str, points: range) -> int:
     for point in points:
-        directory = copy_of(begun, tmp_path / f"p{point}")
-        die_at(directory, point)
-        work(directory, None)
-        assert faults(directory) == [], f"death at point {point}"
-        shutil.rmtree(directory)
+        where = begun.copy(f"p{point}-{name}")
+        die_at(where, point)
+        work(where, None)
+        assert faults(where) == [], f"death at point {point}"
+        begun.drop(where)
+    return len(points)
 
 
-def test_death_at_a_sample_of_points_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
-    points = points_of(begun, tmp_path)
-    survive(begun, tmp_path, range(1, points + 1, max(1, points // 8)))
+def test_death_at_a_sample_of_points_loses_and_repeats_nothing(begun: Begun, name: str) -> None:
+    points = points_of(begun, name)
+    survive(begun, name, range(1, points + 1, max(1, points // (8 if begun.kind == "sqlite" else 3))))
 
 
 @pytest.mark.full
-def test_death_at_every_point_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
-    points = points_of(begun, tmp_path)
-    survive(begun, tmp_path, range(1, points + 1))
+def test_death_at_every_point_loses_and_repeats_nothing(begun: Begun, name: str, proof: Callable[[str], None]) -> None:
+    deaths = survive(begun, name, range(1, points_of(begun, name) + 1))
+    proof(f"{deaths} deaths of a worker survived")
 
 
-def test_without_transactions_death_leaves_a_fault(begun: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", ["sqlite"], indirect=True)
+def test_without_transactions_death_leaves_a_fault(begun: Begun, name: str) -> None:
     """The negative control: the same deaths, with every statement committed by itself, must be noticed."""
     noticed = []
     for point in range(4, 60):
-        directory = copy_of(begun, tmp_path / f"m{point}")
-        die_at(directory, point, "no transaction")
-        database = Database(directory / "control.sqlite")
+        where = begun.copy(f"m{point}-{name}")
+        die_at(where, point, "no transaction")
+        database = opened(where)
         with database.read() as session:
             half = [
                 unit.connection
@@ -129,49 +164,61 @@ def test_without_transactions_death_leaves_a_fault(begun: Path, tmp_path: Path) 
     assert noticed
 
 
-def test_two_workers_at_once_start_each_group_once(begun: Path, tmp_path: Path) -> None:
-    directory = copy_of(begun, tmp_path / "two")
-    workers = [CONTEXT.Process(target=main, args=(str(directory), None, "")) for _ in range(2)]
+def both(where: str, *, kill_at: int | None = None, mutant: str = "", meeting: str = "") -> list[int | None]:
+    """Two workers carry the rollout out at once; return how they ended, first the one that may be killed."""
+    workers = [CONTEXT.Process(target=main, args=(where, at, mutant, meeting)) for at in (kill_at, None)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert faults(directory) == []
+    return [worker.exitcode for worker in workers]
 
 
-def one_of_two_dies(begun: Path, tmp_path: Path, points: range) -> None:
+@pytest.mark.parametrize(
+    ("begun", "mutant"), [("sqlite", ""), ("postgresql", ""), ("postgresql", "no lock")], indirect=["begun"]
+)
+def test_two_workers_at_once_start_each_group_once(begun: Begun, name: str, tmp_path: Path, mutant: str) -> None:
+    """They decide at the same time if they can. SQLite has one writer at a time; on PostgreSQL it is the lock alone."""
+    where = begun.copy(f"two-{name}")
+    assert both(where, mutant=mutant, meeting=str(tmp_path)) == [0, 0]
+    found = faults(where)
+    assert any("was started 2 times" in fault for fault in found) if mutant else found == []
+    begun.drop(where)
+
+
+def one_of_two_dies(begun: Begun, name: str, points: range) -> int:
     """Two workers carry the rollout out at once, and one of them dies at a point; the other ends it."""
     died = 0
     for point in points:
-        directory = copy_of(begun, tmp_path / f"both{point}")
-        mortal = CONTEXT.Process(target=main, args=(str(directory), point, ""))
-        other = CONTEXT.Process(target=main, args=(str(directory), None, ""))
-        for worker in (mortal, other):
-            worker.start()
-        for worker in (mortal, other):
-            worker.join(60)
+        where = begun.copy(f"both{point}-{name}")
+        mortal, other = both(where, kill_at=point)
         # Who is late finds everything done, and has nothing to die at.
-        assert (mortal.exitcode in (-9, 0), other.exitcode) == (True, 0), f"death at point {point}"
-        died += mortal.exitcode == -9
-        assert faults(directory) == [], f"death of one of two at point {point}"
-        shutil.rmtree(directory)
+        assert (mortal in (-9, 0), other) == (True, 0), f"death at point {point}"
+        died += mortal == -9
+        assert faults(where) == [], f"death of one of two at point {point}"
+        begun.drop(where)
     assert died, "nobody died"
+    return died
 
 
-def test_one_of_two_workers_that_dies_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
-    one_of_two_dies(begun, tmp_path, range(3, points_of(begun, tmp_path) // 2, 12))
+def test_one_of_two_workers_that_dies_loses_and_repeats_nothing(begun: Begun, name: str) -> None:
+    one_of_two_dies(begun, name, range(3, points_of(begun, name) // 2, 12 if begun.kind == "sqlite" else 24))
 
 
 @pytest.mark.full
-def test_one_of_two_workers_that_dies_anywhere_loses_and_repeats_nothing(begun: Path, tmp_path: Path) -> None:
-    one_of_two_dies(begun, tmp_path, range(1, points_of(begun, tmp_path) + 1))
+def test_one_of_two_workers_that_dies_anywhere_loses_and_repeats_nothing(
+    begun: Begun, name: str, proof: Callable[[str], None]
+) -> None:
+    points = points_of(begun, name)
+    died = one_of_two_dies(begun, name, range(1, points + 1))
+    proof(f"{died} deaths of one of two workers survived, of {points} points")
 
 
-def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", ["sqlite"], indirect=True)
+def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Begun, name: str) -> None:
     """The negative control of the lock: two workers that decide first and lock later both start the group."""
-    directory = copy_of(begun, tmp_path / "stale")
-    database = Database(directory / "control.sqlite")
+    where = begun.copy(f"stale-{name}")
+    database = opened(where)
     stale = []
     for _ in range(2):
         with database.read() as session:
@@ -180,5 +227,5 @@ def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Path, tmp_
         with database.write() as session:
             execute._carry_out(session, session.get_one(Rollout, 1), decision, NOW)
     database.close()
-    work(directory, None)
-    assert any("was started 2 times" in fault for fault in faults(directory))
+    work(where, None)
+    assert any("was started 2 times" in fault for fault in faults(where))
