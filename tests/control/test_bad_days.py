@@ -6,8 +6,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import postgres_server
 import pytest
@@ -93,46 +94,38 @@ class failing:
         event.remove(self._engine, "before_cursor_execute", self._refuse)
 
 
-@pytest.mark.parametrize("years", [-56, 40])
-def test_a_clock_that_is_years_off_moves_nothing(house: House, years: int) -> None:
-    """Order is by boot and sequence, and what is told counts when it arrives: the device's clock is only shown."""
-    off_s = NOW + years * 365 * DAY_S
+def tell_with_a_wrong_clock(house: House, off_s: float, *arrived_s: float) -> None:
+    """A device whose clock is wrong reports and tells a window, and says something older than that again."""
     house.say(house.sealed(report(seq=1)))
-    house.say(house.sealed(report(seq=2, at_s=off_s)), now_s=NOW + 1)
-    house.say(house.sealed(report(seq=1, at_s=off_s + 10)), now_s=NOW + 2)
-    house.say(house.sealed(telemetry(3, start_s=off_s, end_s=off_s + 1)), now_s=NOW + 3)
-    house.say(house.sealed(report("dev-b")), now_s=NOW + 3)
-    assert house.newest("dev-a") == ("b1", 2)
+    house.say(house.sealed(report(seq=2, at_s=off_s)), now_s=arrived_s[0])
+    house.say(house.sealed(report(seq=1, at_s=off_s + 10)), now_s=arrived_s[1])
+    house.say(house.sealed(telemetry(3, start_s=off_s, end_s=off_s + 1)), now_s=arrived_s[2])
+
+
+def seen_at(house: House) -> tuple[float | None, float | None, int]:
+    """When the device was last seen, when it reported, and where the sums of its telemetry begin."""
     with house.database.read() as session:
         device, unit = session.get_one(Device, "dev-a"), session.get_one(Unit, ("dev-a", "self"))
         (span,) = session.scalars(select(TelemetryRollup))
-        assert (device.last_seen_s, unit.reported_at_s) == (NOW + 3, NOW + 1)
-        assert span.start_s <= NOW + 3 < span.start_s + span.span_s
+        return device.last_seen_s, unit.reported_at_s, span.start_s // span.span_s
+
+
+@pytest.mark.parametrize("years", [-56, 40])
+def test_a_clock_that_is_years_off_moves_nothing(house: House, years: int) -> None:
+    """Order is by boot and sequence, and what is told counts when it arrives: the device's clock is only shown."""
+    tell_with_a_wrong_clock(house, NOW + years * 365 * DAY_S, NOW + 1, NOW + 2, NOW + 3)
+    house.say(house.sealed(report("dev-b")), now_s=NOW + 3)
+    assert house.newest("dev-a") == ("b1", 2)
+    assert seen_at(house) == (NOW + 3, NOW + 1, int(NOW + 3) // 900)
     assert house.rejected("dev-a") == (0, "")
 
 
-def test_nothing_is_acknowledged_while_the_registry_may_only_be_read(house: House) -> None:
-    """What waits is taken in once it may be written again; meanwhile it is read."""
-    readonly = threading.Event()
-    readonly.set()
-
-    def only_read(connection: Connection) -> None:
-        connection.exec_driver_sql(f"PRAGMA query_only={'ON' if readonly.is_set() else 'OFF'}")
-
-    event.listen(house.database._engine, "begin", only_read, insert=True)
-    acknowledged: list[str] = []
-    house.ingest.start()
-    for seq in range(1, 4):
-        house.ingest.receive(Message(*house.sealed(telemetry(seq)), False, lambda: acknowledged.append("ack")))
-    time.sleep(0.6)
-    assert acknowledged == []
-    assert house.count(TelemetryWindow) == 0
-    with pytest.raises(EdgeopsError, match=r"E-DISK-WRITE.*readonly"), house.database.write() as session:
-        session.get_one(Device, "dev-a").online = True
-    readonly.clear()
-    wait_until(lambda: len(acknowledged) == 3)
-    assert house.count(TelemetryWindow) == 3
-    house.ingest.stop()
+@pytest.mark.parametrize("years", [-56, 40])
+def test_if_its_own_clock_counted_it_would(house: House, years: int) -> None:
+    """Negative control: taken in as if it were what the device says."""
+    off_s = NOW + years * 365 * DAY_S
+    tell_with_a_wrong_clock(house, off_s, off_s, off_s + 10, off_s + 1)
+    assert seen_at(house) == (off_s + 1, off_s, int(off_s + 1) // 900)
 
 
 def wait_until(condition: object) -> None:
@@ -150,6 +143,88 @@ class Hasty(Ingest):
         for message in messages:  # type: ignore[attr-defined]
             message.ack()
         return super()._commit([message._replace(ack=lambda: None) for message in messages])  # type: ignore[attr-defined]
+
+
+class Unwritable(NamedTuple):
+    """A registry's bad day: how it begins and ends, and what a writer is told meanwhile."""
+
+    begin: Callable[[House, Path], Callable[[], object]]
+    code: str
+
+
+def full(house: House, folder: Path) -> Callable[[], object]:
+    """SQLite may not grow beyond what it has, and has little room in that: as on a full disk."""
+    engine, room = house.database._engine, threading.Event()
+
+    def bounded(connection: Connection) -> None:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={1 << 30 if room.is_set() else pages}")
+
+    event.listen(engine, "begin", bounded, insert=True)
+    return room.set
+
+
+def locked(house: House, folder: Path) -> Callable[[], object]:
+    """Another program has it, for longer than a writer waits."""
+    blocker = sqlite3.connect(folder / "control.sqlite", isolation_level=None, check_same_thread=False)
+    blocker.execute("BEGIN IMMEDIATE")
+    return lambda: (blocker.execute("ROLLBACK"), blocker.close())
+
+
+def readonly(house: House, folder: Path) -> Callable[[], object]:
+    over = threading.Event()
+
+    def only_read(connection: Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if over.is_set() else 'ON'}")
+
+    event.listen(house.database._engine, "begin", only_read, insert=True)
+    return over.set
+
+
+DAYS = {
+    "full": Unwritable(full, "E-DISK-FULL"),
+    "locked": Unwritable(locked, "E-STATE-LOCKED"),
+    "read-only": Unwritable(readonly, "E-DISK-WRITE"),
+}
+
+
+@pytest.mark.parametrize("kind", [Ingest, Hasty])
+@pytest.mark.parametrize("day", DAYS)
+def test_nothing_is_acknowledged_while_the_registry_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, day: str, kind: type[Ingest]
+) -> None:
+    """What waits is taken in once it can be written again; meanwhile it is read. The mutant lies."""
+    monkeypatch.setattr("edgeops.control.database.BUSY_WITHIN_S", 0.1)
+    house = House(tmp_path, tmp_path)
+    ingest = kind(house.database, FLEET, lambda: None)
+    acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
+    end = DAYS[day].begin(house, tmp_path)
+    # Large enough for new pages, and for more than one batch.
+    windows = [telemetry(seq, tuple(float(x) for x in range(1, 60))) for seq in range(1, 301)]
+    errors: queue.SimpleQueue[str] = queue.SimpleQueue()
+    refused = worker.log.error
+    monkeypatch.setattr(worker.log, "error", lambda *given: (refused(*given), errors.put(str(given[-1])))[0])
+    ingest.start()
+    for window in windows:
+        ack = lambda seq=window.seq: acknowledged.put(seq)  # noqa: E731
+        ingest.receive(Message(*house.sealed(window), False, ack))
+    wait_until(lambda: errors.qsize() > 1)
+    assert errors.get().startswith(DAYS[day].code)
+    # A full registry still took what there was room for.
+    promised = {acknowledged.get() for _ in range(acknowledged.qsize())}
+    if kind is Hasty:
+        assert promised - kept(house), "the mutant was not noticed"
+        ingest._stopping.set()
+    else:
+        assert promised <= kept(house)
+        assert len(promised) < len(windows)
+        end()
+        wait_until(lambda: acknowledged.qsize() + len(promised) == len(windows))
+        assert kept(house) == {window.seq for window in windows}
+    ingest.stop()
+    if kind is Hasty:
+        end()
+    house.database.close()
 
 
 @pytest.mark.parametrize("kind", [Ingest, Hasty])
