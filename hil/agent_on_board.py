@@ -83,7 +83,7 @@ class AgentOnBoard:
         """Start the agent, and wait until it runs.
 
         Raises:
-            EdgeopsError: E-HIL-BOARD.
+            EdgeopsError: E-HIL-CHECK; the board answers, and the agent does not run. E-HIL-BOARD.
         """
         self._endpoint = self._address = ""
         words = self.board.edgeops("agent", "run", "--state", self.state, "--confirm-after-s", "1")
@@ -91,7 +91,8 @@ class AgentOnBoard:
         deadline_s = time.monotonic() + ANSWER_WITHIN_S
         while not self.status().get("running"):
             if not wait_until(deadline_s, 0.2):
-                raise broken(self.board.name, "the agent does not start", self.board.console())
+                end = self.board.console()[-500:]
+                raise EdgeopsError("E-HIL-CHECK", f"the agent does not start; the console ends: {end!r}")
 
     def stop(self) -> None:
         """Ask the agent to end."""

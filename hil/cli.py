@@ -108,10 +108,13 @@ def measure(
     With --json it prints what `edgeops compile --measured-on` reads. Figures of emulated boards count as estimated.
     """
     from edgeops.cli.measure import show
+    from hil.interrupts import one_interrupt
     from hil.measuring import measure as measure_on
     from hil.rig import find_rig, read_rig
 
-    found = measure_on(read_rig(find_rig(rig, folders)), bundles, board, runs=runs, threads=threads, wait_s=wait_s)
+    described = read_rig(find_rig(rig, folders))
+    with one_interrupt(lambda line: click.echo(line, err=True)):
+        found = measure_on(described, bundles, board, runs=runs, threads=threads, wait_s=wait_s)
     show(found, runs, as_json=as_json)
 
 
@@ -177,6 +180,7 @@ def run(
     cut off from power, and asked. Exit status 3: a check failed; 4: a board could not be used.
     """
     from hil.checks.plan import Effort
+    from hil.interrupts import one_interrupt
     from hil.rig import find_rig, read_rig
     from hil.run import Request, run_rig
     from hil.subjects import of_bundles, of_release, read_labelled, with_context
@@ -184,7 +188,10 @@ def run(
     if bool(bundles) == (release is not None):
         raise EdgeopsError("E-CONFIG", "--bundle and --release are two ways to say what to run", "Give one of both.")
     described = read_rig(find_rig(rig, folders))
-    with tempfile.TemporaryDirectory(prefix="edgeops-hil-") as name:
+    with (
+        one_interrupt(lambda line: click.echo(line, err=True)),
+        tempfile.TemporaryDirectory(prefix="edgeops-hil-") as name,
+    ):
         scratch = Path(name)
         tested = of_release(home, *release, scratch / "tested") if release else of_bundles(bundles, scratch / "tested")
         subjects = with_context(tested, of_bundles(before, scratch / "before"), read_labelled(handover))

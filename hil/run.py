@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 from edgeops import __version__
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict
-from edgeops.releases.bundles import open_bundle, read_manifest
+from edgeops.releases.bundles import Bundle, open_bundle
 from hil.boards.kinds import KINDS, open_board
 from hil.boards.protocol import LinuxBoard, McuBoard
 from hil.checks.linux import LinuxChecks
@@ -84,16 +84,14 @@ def _run_board(
 ) -> BoardResult:
     kind = kind_of(spec)
     subject = request.subjects.get(spec.profile)
-    why = _why_not(spec, subject)
-    if subject is None or why:
-        left_out = CheckResult(check="bundle", verdict=Verdict.SKIPPED, said=why)
-        on_check(spec.name, left_out)
-        return BoardResult(board=spec.name, kind=kind, profile=spec.profile, checks=(left_out,))
+    bundle = _bundle(spec, subject)
+    if subject is None or isinstance(bundle, CheckResult):
+        assert isinstance(bundle, CheckResult)
+        on_check(spec.name, bundle)
+        return BoardResult(board=spec.name, kind=kind, profile=spec.profile, checks=(bundle,))
     checks: list[CheckResult] = []
-    console, cut, digest, model = "", "", "", ""
+    console, cut = "", ""
     try:
-        bundle = open_bundle(subject.bundle)
-        digest, model = bundle.digest, bundle.manifest.model
         with (
             Reservation(resource_of(rig, spec), request.wait_s),
             tempfile.TemporaryDirectory(prefix="edgeops-hil-") as folder,
@@ -113,16 +111,21 @@ def _run_board(
         checks.append(broken)
         on_check(spec.name, broken)
     return BoardResult(
-        board=spec.name, kind=kind, profile=spec.profile, model=model, release=subject.release, digest=digest, cut=cut,
-        timing=spec.timing, checks=tuple(checks), console=console,
+        board=spec.name, kind=kind, profile=spec.profile, model=bundle.manifest.model, release=subject.release,
+        digest=bundle.digest, cut=cut, timing=spec.timing, checks=tuple(checks), console=console,
     )  # fmt: skip
 
 
-def _why_not(spec: BoardSpec, subject: Subject | None) -> str:
-    """Return why a board is left out of a run; empty: it is not."""
+def _bundle(spec: BoardSpec, subject: Subject | None) -> Bundle | CheckResult:
+    """Return the bundle for a board, or why it is not run there; the board is not touched for it."""
     if subject is None:
-        return f"there is no bundle for {spec.profile}"
-    return KINDS[kind_of(spec)].cannot.get(read_manifest(subject.bundle)[0].runtime, "")
+        return CheckResult(check="bundle", verdict=Verdict.SKIPPED, said=f"there is no bundle for {spec.profile}")
+    try:
+        bundle = open_bundle(subject.bundle)
+    except EdgeopsError as error:
+        return CheckResult(check="bundle", verdict=Verdict.FAILED, said=error.what, code=error.code)
+    why = KINDS[kind_of(spec)].cannot.get(bundle.manifest.runtime)
+    return bundle if why is None else CheckResult(check="bundle", verdict=Verdict.SKIPPED, said=why)
 
 
 def checks_of(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from edgeops.runtimes.bundle_session import BundleSession
 from edgeops.runtimes.protocol import FeedCheck, Tensors
 from firmware_bridge import blobs
 from firmware_bridge.link import SmpLink, check_fit
-from hil.boards.protocol import McuBoard
+from hil.boards.protocol import McuBoard, broken
 from hil.checks import accuracy
 from hil.checks.plan import Effort, Found, Say, Subject, failed, judged, passed, skipped
 from hil.checks.sequence import Step, run_steps
@@ -122,7 +123,29 @@ class McuChecks:
             Step("memory", self._memory), Step("accuracy", self._accuracy), Step("rollback", self._rollback),
             Step("corrupted-download", self._corrupted), Step("power-cut", self._power_cut), Step("soak", self._soak),
         ]  # fmt: skip
-        yield from run_steps(steps, lambda name: self._say(f"{self._board.name}: {name}"))
+        # A soak looks for just that, and is not begun anew.
+        cycled = [step._replace(check=functools.partial(self._awake, step.check)) for step in steps[1:-1]]
+        yield from run_steps([steps[0], *cycled, steps[-1]], lambda name: self._say(f"{self._board.name}: {name}"))
+
+    def _awake(self, check: Callable[[], Found]) -> Found:
+        """Make a check; a board that falls silent in it is power-cycled, and the check is made once more.
+
+        Silent twice, it is what runs on the board. Silent once, nobody knows: the board or its line failed.
+        """
+        try:
+            return check()
+        except EdgeopsError as error:
+            if error.code != "E-MCU-SILENT":
+                raise
+            silent = error
+        self._board.power_off()
+        self._board.power_on()
+        try:
+            check()
+        except EdgeopsError as error:
+            again = "it was power-cycled, answered, and failed again"
+            raise EdgeopsError(error.code, f"{error.what}; {again}", error.next_step) from error
+        raise broken(self._board.name, f"{silent.what}; it was power-cycled, and then the check could be made")
 
     def _boot(self) -> Found:
         start_s = time.monotonic()

@@ -1,4 +1,7 @@
-"""The order of checks: what an earlier one must have shown is not looked at when it did not."""
+"""The order of checks: what an earlier one must have shown is not looked at when it did not.
+
+Nothing is asked of a board that was lost.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,6 @@ def run_steps(steps: Sequence[Step], say: Callable[[str], object]) -> Iterator[C
             continue
         say(step.name)
         result = attempt(step.name, step.check)
-        if step.is_needed and result.verdict in (Verdict.FAILED, Verdict.BROKEN):
+        if result.verdict is Verdict.BROKEN or (step.is_needed and result.verdict is Verdict.FAILED):
             missing = step.name
         yield result

@@ -41,6 +41,14 @@ def sshd() -> str | None:
     return shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:{unpacked}")
 
 
+LOOPS_BACK = "needs root, ssh (apt-get install --yes openssh-client) and sshd (./.ci/unpack openssh-server sshd)"
+
+
+def can_loop_back() -> bool:
+    """Say whether there can be such a board here."""
+    return os.geteuid() == 0 and sshd() is not None and shutil.which("ssh") is not None
+
+
 class LoopbackBoard:
     """The board. Use it as a context manager.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from labgrid_bench import (
     ssh_environment,
     vm_environment,
 )
-from loopback_board import LoopbackBoard, sshd
+from loopback_board import LOOPS_BACK, LoopbackBoard, can_loop_back
 from rig_bundles import check_all_passed, linux_bundle, mcu_bundle
 
 from edgeops.contracts.errors import EdgeopsError
@@ -41,10 +40,7 @@ from hil.rig import LabgridMcuSpec, LabgridSpec, Rig
 from hil.run import Request, run_rig
 
 pytestmark = [pytest.mark.boards, needs_labgrid, pytest.mark.timeout(900)]
-needs_sshd = pytest.mark.skipif(
-    os.geteuid() != 0 or sshd() is None or shutil.which("ssh") is None,
-    reason="needs root, ssh (apt-get install --yes openssh-client) and sshd (./.ci/unpack openssh-server sshd)",
-)
+needs_sshd = pytest.mark.skipif(not can_loop_back(), reason=LOOPS_BACK)
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the board is this machine, of an x86-64 profile")
 X86 = "generic-x86-64"
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
+from model_code import HANG
 from rig_bundles import mcu_bundle
 
 from edgeops.cli import root
@@ -111,23 +116,36 @@ def test_a_board_that_says_garbage_or_nothing_is_broken(tmp_path: Path) -> None:
         assert (result.verdict, result.checks[0].code) == (Verdict.BROKEN, "E-HIL-BOARD")
 
 
-def test_a_line_that_is_lost_in_mid_test_ends_that_board_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulator dies after the update, and no switch brings it back: nothing is said of the release."""
-    golden = mcu.QemuMcuBoard.link
+def test_a_line_that_is_lost_in_mid_test_says_nothing_of_the_release_and_ends_that_board_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulator dies in the golden check: the board is power-cycled, and then the check could be made."""
+    whole = mcu.QemuMcuBoard.link
     calls = []
 
     def dying(board: mcu.QemuMcuBoard, answer_within_s: float = 0.2) -> object:
         calls.append(1)
         if len(calls) == 6 and board.name == "m4":
             board.power_off()
-        return golden(board, 0.2)
+        return whole(board, 0.2)
 
     monkeypatch.setattr(mcu.QemuMcuBoard, "link", dying)
     request = Request({"cortex-m4": Subject(mcu_bundle(tmp_path / "b").directory)}, Effort(runs=1, cuts=0))
     lost, other = run_rig(rig_of(m4(), m4(name="m4-again")), request).boards
-    assert lost.verdict in (Verdict.BROKEN, Verdict.FAILED)
-    assert any(check.code == "E-MCU-SILENT" for check in lost.checks)
+    bad = next(check for check in lost.checks if check.verdict not in (Verdict.PASSED, Verdict.SKIPPED))
+    assert (lost.verdict, bad.verdict, bad.code) == (Verdict.BROKEN, Verdict.BROKEN, "E-HIL-BOARD")
+    assert "power-cycled" in bad.said
+    assert not failed(lost)
+    assert lost.checks[-1].verdict is Verdict.SKIPPED
     assert other.verdict is Verdict.PASSED
+
+
+@pytest.mark.boards
+def test_a_model_that_hangs_the_board_is_failed_not_broken(tmp_path: Path) -> None:
+    """The other side of it: silent again after its power was cycled, it is the model."""
+    result = run(mcu_bundle(tmp_path / "b", extra=HANG).directory, effort=Effort(runs=1, cuts=0))
+    assert result.verdict is Verdict.FAILED
+    assert {check.verdict for check in result.checks if check.check in ("boot", "size")} == {Verdict.PASSED}
 
 
 def test_two_runs_never_share_a_board(tmp_path: Path) -> None:
@@ -137,27 +155,88 @@ def test_two_runs_never_share_a_board(tmp_path: Path) -> None:
     assert (result.verdict, result.checks[0].code) == (Verdict.BROKEN, "E-HIL-BUSY")
 
 
-@pytest.mark.parametrize("after_lines", [1, 4, 8])
-def test_an_interrupt_leaves_the_board_off_and_free(tmp_path: Path, after_lines: int) -> None:
-    bundle = mcu_bundle(tmp_path / "b").directory
-    rig = tmp_path / "bench.toml"
+@contextlib.contextmanager
+def running(folder: Path, after_lines: int, *, mutant: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A run of the command line that has said so many lines.
+
+    Args:
+        folder: For its rig and its bundle.
+        after_lines: How many.
+        mutant: Python that changes edgeops before the command begins.
+    """
+    bundle = mcu_bundle(folder / "b").directory
+    rig = folder / "bench.toml"
     rig.write_text(
         'name = "bench"\ntitle = "b"\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\n'
         'profile = "cortex-m4"\n'
     )
+    code = f"{mutant}\nfrom edgeops.cli import main\nmain()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeops", "hil", "run", str(rig), "--bundle", str(bundle), "--soak", "60"],
+        [sys.executable, "-c", code, "hil", "run", str(rig), "--bundle", str(bundle), "--soak", "60"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_take_interrupts,
     )  # fmt: skip
-    assert process.stderr is not None
-    for _ in range(after_lines):
-        assert process.stderr.readline()
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert not psutil.wait_procs(children, 10)[1]
+    try:
+        assert process.stderr is not None
+        for _ in range(after_lines):
+            assert process.stderr.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("after_lines", "signals"),
+    [(1, [signal.SIGINT]), (4, [signal.SIGINT, signal.SIGINT]), (8, [signal.SIGTERM])],
+    ids=["at the beginning", "twice, by an impatient person", "by a CI that cancels"],
+)
+def test_an_interrupt_leaves_the_board_off_and_free(
+    tmp_path: Path, after_lines: int, signals: list[signal.Signals]
+) -> None:
+    with running(tmp_path, after_lines) as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.02)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert not psutil.wait_procs(children, 10)[1]
     Reservation(resource_of(rig_of(m4()), m4())).release()
+
+
+@pytest.mark.boards
+def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path) -> None:
+    """Moments over the whole length of a run, also while it opens and closes the board, each followed by more."""
+    chance = random.Random(10)
+    for number in range(12):
+        (folder := tmp_path / str(number)).mkdir()
+        with running(folder, 0) as process:
+            seen: list[psutil.Process] = []
+            deadline_s = time.monotonic() + chance.uniform(0.2, 5.0)
+            while time.monotonic() < deadline_s:
+                time.sleep(0.02)
+                seen += [one for one in psutil.Process(process.pid).children(recursive=True) if one not in seen]
+            for _ in range(3):
+                process.send_signal(chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
+                time.sleep(chance.uniform(0.0, 0.05))
+            process.communicate(timeout=60)
+            assert process.returncode != 0
+            assert not psutil.wait_procs(seen, 10)[1], number
+        Reservation(resource_of(rig_of(m4()), m4())).release()
+
+
+@pytest.mark.boards
+def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path) -> None:
+    """With the mutant that forgets to, the emulator runs on: so the tests above would notice."""
+    mutant = "from hil.boards import mcu\nmcu.QemuMcuBoard.__exit__ = lambda *_: None"
+    with running(tmp_path, 4, mutant=mutant) as process:
+        emulators = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        left = psutil.wait_procs(emulators, 2)[1]
+        for one in left:
+            one.kill()
+    assert left
 
 
 def _take_interrupts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_a_second_run_is_refused_and_the_holder_is_named() -> None:
             Reservation("serial /dev/x")
         assert caught.value.code == "E-HIL-BUSY"
         Reservation("serial /dev/y").release()
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_control_without_the_kernels_lock_the_second_run_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = hold("serial /dev/x")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    try:
+        Reservation("serial /dev/x").release()
     finally:
         holder.kill()
         holder.communicate()
