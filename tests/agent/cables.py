@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import select
+import socket
 import threading
 import tty
 from pathlib import Path
@@ -21,8 +22,8 @@ class Cable:
     """
 
     def __init__(self, path: Path, board: str, *, noise: float = 0.0) -> None:
-        self.path, self.noise = path, noise
-        self.passed = 0
+        self.path: Path | str = path
+        self._path, self.noise = path, noise
         self._random = random.Random(3)
         self._board = board
         self._stop: threading.Event | None = None
@@ -40,12 +41,12 @@ class Cable:
         stop = self._stop = threading.Event()
         self._thread = threading.Thread(target=self._relay, args=(ours, theirs, there, stop), daemon=True)
         self._thread.start()
-        self.path.unlink(missing_ok=True)
-        self.path.symlink_to(os.ttyname(theirs))
+        self._path.unlink(missing_ok=True)
+        self._path.symlink_to(os.ttyname(theirs))
 
     def pull(self) -> None:
         """Pull it out: the device file is gone, and whoever has it open hears so."""
-        self.path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
         if self._stop is not None and self._thread is not None:
             self._stop.set()
             self._thread.join(5)
@@ -58,10 +59,70 @@ class Cable:
                 for source in ready:
                     with contextlib.suppress(OSError):
                         data = bytearray(os.read(source, 4096))
-                        self.passed += len(data)
                         if data and self._random.random() < self.noise:
                             data[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
                         os.write(there if source == ours else ours, bytes(data))
         finally:
             for descriptor in (ours, theirs, there):
                 os.close(descriptor)
+
+
+class SocketCable:
+    """A board's line as a serial server has it on the network: `path` is its address. Nobody shares it.
+
+    Args:
+        _path: Not used; as `Cable`.
+        board: The board's end, a pseudo terminal.
+    """
+
+    def __init__(self, _path: Path, board: str) -> None:
+        self.noise = 0.0
+        self._board = board
+        self._port = 0
+        self._stop: threading.Event | None = None
+        self._thread: threading.Thread | None = None
+        self.plug()
+        self.path: Path | str = f"socket://127.0.0.1:{self._port}"
+
+    def plug(self, board: str | None = None) -> None:
+        """Let it be reached."""
+        self.pull()
+        self._board = board or self._board
+        listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = listener.getsockname()[1]
+        there = os.open(self._board, os.O_RDWR | os.O_NOCTTY)
+        stop = self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(listener, there, stop), daemon=True)
+        self._thread.start()
+
+    def pull(self) -> None:
+        """Let nobody reach it."""
+        if self._stop is not None and self._thread is not None:
+            self._stop.set()
+            self._thread.join(5)
+        self._stop = self._thread = None
+
+    def _serve(self, listener: socket.socket, there: int, stop: threading.Event) -> None:
+        client: socket.socket | None = None
+        listener.settimeout(0.05)
+        try:
+            while not stop.is_set():
+                if client is None:
+                    with contextlib.suppress(TimeoutError):
+                        client = listener.accept()[0]
+                    continue
+                ready, _, _ = select.select([client, there], [], [], 0.05)
+                if there in ready:
+                    client.sendall(os.read(there, 4096))
+                if client in ready:
+                    data = client.recv(4096)
+                    if data:
+                        os.write(there, data)
+                    else:
+                        client.close()
+                        client = None
+        finally:
+            listener.close()
+            os.close(there)
+            if client is not None:
+                client.close()

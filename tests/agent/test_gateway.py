@@ -11,117 +11,23 @@ import msgspec
 import pytest
 from adder_bundles import MODEL as LINUX_MODEL
 from adder_bundles import small_bundle
-from cables import Cable
-from fake_fleet import AT_ONCE, DEVICE, FLEET, WITHIN_S, Agent, FakeFleet, wait_for
-from mcu_bundles import MODEL, mcu_bundle
+from cables import SocketCable
+from click.testing import CliRunner
+from fake_fleet import wait_for
+from mcu_bundles import MODEL
+from mcu_site import MACHINE, PROFILE, UNIT, Site
 from model_code import CRASH, HANG
 
 from edgeops.agent.config import read_config
-from edgeops.contracts.deployment import Component, ComponentKind, ComponentReport, DeploymentState, Reported, Shadowing
+from edgeops.cli.mcu import command
+from edgeops.contracts.deployment import DeploymentState, Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
-from edgeops.contracts.release import TargetCustom, target_path
-from edgeops.contracts.topics import unit_topic
-from edgeops.releases import blob_signing
-from edgeops.releases.bundles import pack
-from edgeops.trust.publisher import NewTarget
-from firmware_bridge.emulated import Board, HostBoard, QemuBoard
+from firmware_bridge.emulated import HostBoard
 from firmware_bridge.link import SmpLink
 from firmware_bridge.ports import SerialPort
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("arm_compiler", "emulator", "host_compiler")]
-
-UNIT, PROFILE, MACHINE = "pump", "cortex-m4", "mps2-an386"
-DECLARED = AT_ONCE + '[[mcu]]\nname = "{unit}"\nport = "{port}"\nprofile = "{profile}"\ninstall_within_s = {within_s}\n'
-
-
-class Site:
-    """A gateway with one board behind a cable, and a fleet that knows both."""
-
-    def __init__(self, folder: Path, *, within_s: float = 120) -> None:
-        self.fleet = FakeFleet(folder / "fleet")
-        self.key = blob_signing.raw_public(self.fleet.publisher.blob_signer())
-        self.board: Board = QemuBoard(MACHINE, folder / "flash.bin", [self.key], ["EO_WATCHDOG_MS=2000"])
-        self.board.power_on()
-        self.cable = Cable(folder / "tty-pump", self.board.url)
-        self.generation = 0
-        self._folder = folder
-        state = folder / "gateway"
-        state.mkdir(mode=0o700)
-        declared = DECLARED.format(unit=UNIT, port=self.cable.path, profile=PROFILE, within_s=within_s)
-        (state / "agent.toml").write_text(declared)
-        self.agent = Agent(self.fleet, state, "--telemetry-window-s", "1").start()
-
-    def close(self) -> None:
-        self.agent.stop()
-        self.cable.pull()
-        self.board.close()
-        self.fleet.stop()
-
-    def release(self, number: int, *, counter: int = 1, signed: bool = True, **changes: Any) -> Component:
-        bundle = mcu_bundle(self._folder / f"bundle-{number}", add=number, **changes)
-        version = f"1.{number}.0"
-        file = self._folder / f"{version}.edgeops"
-        pack(bundle, file)
-        trailer = self._trailer(file, version, counter) if signed else ""
-        custom = TargetCustom(
-            model=MODEL, version=version, number=number, profile=PROFILE, digest=bundle.digest, blob_trailer=trailer
-        )
-        path = target_path(MODEL, version, PROFILE)
-        self.fleet.publisher.publish([NewTarget(path, file, custom)])
-        return Component(name=MODEL, kind=ComponentKind.MODEL, release=version, target=path, digest=bundle.digest)
-
-    def _trailer(self, file: Path, version: str, counter: int) -> str:
-        blob = blob_signing.blob_in(file)
-        assert blob is not None
-        return blob_signing.trailer(blob, version, counter, self.fleet.publisher.blob_signer())
-
-    def desire(self, *components: Component) -> None:
-        self.generation += 1
-        envelope = self.fleet.envelope(*components, unit=UNIT, generation=self.generation)
-        link = self.fleet._link
-        assert link.wait_connected(WITHIN_S)
-        info = link.publish(unit_topic(FLEET, DEVICE, UNIT, "desired"), envelope, retain=True)
-        assert info is not None
-        info.wait_for_publish(WITHIN_S)
-
-    def report(self) -> Reported | None:
-        return next((one for one in reversed(self.fleet.reports) if one.unit == UNIT), None)
-
-    def component(self) -> ComponentReport | None:
-        report = self.report()
-        return next((one for one in report.components if one.name == MODEL), None) if report is not None else None
-
-    def wait_state(self, state: DeploymentState) -> ComponentReport:
-        def reached() -> ComponentReport | None:
-            found = self.component()
-            return found if found is not None and (found.state, found.generation) == (state, self.generation) else None
-
-        found: ComponentReport = wait_for(reached, f"not {state}; see {self.agent.log}")
-        return found
-
-    def wait_problem(self, code: str) -> None:
-        def told() -> bool:
-            report = self.report()
-            return report is not None and report.refused is not None and report.refused.code == code
-
-        wait_for(told, f"no {code}: {self.report()}")
-
-    def wait_passed(self, count: int) -> None:
-        """Wait until so many bytes more went over the cable."""
-        goal = self.cable.passed + count
-        wait_for(lambda: self.cable.passed >= goal, "nothing goes over the cable")
-
-    def runs(self) -> str | None:
-        """The version that the board runs for good, asked behind the gateway's back, with its power cycled."""
-        self.agent.kill()
-        self.cable.pull()
-        self.board.power_off()
-        self.board.power_on()
-        with SmpLink(SerialPort(self.board.url)) as link:
-            info = link.model_info()
-        assert not info.trial
-        return info.version
 
 
 @pytest.fixture
@@ -178,19 +84,18 @@ def test_noise_unplugging_and_resets_in_mid_upload_cost_only_time(site: Site):
     site.wait_state(DeploymentState.CONFIRMED)
     site.cable.noise = 0.01
     site.desire(site.release(2, padding=30_000))
-    site.wait_passed(8_000)
+    site.wait_arrived(30)
     site.cable.pull()
     site.wait_problem("E-MCU-PORT")
     site.cable.plug()
-    site.wait_passed(8_000)
+    site.wait_arrived(60)
     site.board.power_off()
     time.sleep(0.5)
     site.board.power_on()
     report = site.wait_state(DeploymentState.CONFIRMED)
     assert report.active is not None
     assert report.active.release == "1.2.0"
-    # An upload from the beginning each time would have taken three times the blob, in base64.
-    assert site.cable.passed < 2.5 * 30_000 * 4 / 3
+    assert site.went_on()
     assert site.runs() == "1.2.0"
 
 
@@ -199,12 +104,13 @@ def test_a_gateway_that_is_killed_goes_on_where_it_was(site: Site):
     site.desire(site.release(1))
     site.wait_state(DeploymentState.CONFIRMED)
     site.desire(site.release(2, padding=30_000))
-    site.wait_passed(10_000)
+    site.wait_arrived(60)
     site.agent.kill()
     site.agent.start()
     report = site.wait_state(DeploymentState.CONFIRMED)
     assert report.active is not None
     assert report.active.release == "1.2.0"
+    assert site.went_on()
     assert site.runs() == "1.2.0"
 
 
@@ -264,6 +170,47 @@ def test_what_no_microcontroller_holds_is_rejected_with_its_reason(site: Site):
     report = site.wait_state(DeploymentState.REJECTED)
     assert report.failure is not None
     assert report.failure.code == "E-DESIRED-UNSUPPORTED"
+
+
+@pytest.mark.full
+def test_one_port_has_one_program_and_the_other_is_told(site: Site):
+    """Whichever comes first; and who waited goes on when the port is free."""
+    site.desire(site.release(1))
+    site.wait_state(DeploymentState.CONFIRMED)
+    late = CliRunner().invoke(command, ["probe", str(site.cable.path)])
+    assert isinstance(late.exception, EdgeopsError)
+    assert late.exception.code == "E-MCU-PORT"
+    assert "end other programs that use this port" in late.exception.next_step
+    site.agent.stop()
+    with SmpLink(SerialPort(str(site.cable.path))) as first:
+        assert first.model_info().version == "1.1.0"
+        site.agent.start()
+        site.wait_problem("E-MCU-PORT")
+        site.desire(site.release(2))
+        assert first.model_info().version == "1.1.0", "two programs on the line would garble this"
+    report = site.wait_state(DeploymentState.CONFIRMED)
+    assert report.active is not None
+    assert report.active.release == "1.2.0"
+    assert site.runs() == "1.2.0"
+
+
+@pytest.mark.full
+def test_a_line_behind_a_serial_server_is_as_good_as_a_port(tmp_path: Path):
+    site = Site(tmp_path, cable=SocketCable)
+    try:
+        assert str(site.cable.path).startswith("socket://127.0.0.1:")
+        site.desire(site.release(1))
+        site.wait_state(DeploymentState.CONFIRMED)
+        site.desire(site.release(2, padding=30_000))
+        site.wait_arrived(60)
+        site.cable.pull()
+        site.wait_problem("E-MCU-PORT")
+        site.cable.plug()
+        site.wait_state(DeploymentState.CONFIRMED)
+        assert site.went_on()
+        assert site.runs() == "1.2.0"
+    finally:
+        site.close()
 
 
 BAD_RULES: dict[str, tuple[str, str]] = {

@@ -24,7 +24,7 @@ from edgeops.agent.store import StateDirectory
 from edgeops.agent.telemetry import Windows
 from edgeops.agent.trust_desk import TrustDesk
 from edgeops.agent.uplink import Uplink, compose_report
-from edgeops.contracts.deployment import Component, ComponentKind, Reported
+from edgeops.contracts.deployment import Component, ComponentKind, Failure, Reported
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Profile
 from edgeops.contracts.telemetry import ModelWindow
@@ -79,6 +79,7 @@ class McuUnit:
         self._state = StateDirectory(parent.root / UNITS_DIR / rules.name)
         self._desk = desk.for_unit(rules.name, rules.profile)
         self._line_state = LineState("", "not asked yet")
+        self._unreached: Failure | None = None
         self._line = McuLine(rules, loop.post, self._line_says)
         self._house = House(
             loop=loop,
@@ -184,13 +185,14 @@ class McuUnit:
 
     def _line_says(self, state: LineState) -> None:
         self._line_state = state
+        self._unreached = None
         if state.problem:
             log.warning("%s is not reached: %s", self.name, state.problem)
-            self._pursuit.refuse(EdgeopsError(*state.problem.split(": ", 1)))
+            code, _, what = state.problem.partition(": ")
+            self._unreached = Failure(code=code, what=what[:500], release="", at_s=self._clock.now())
         else:
             log.info("%s is %s", self.name, state.system)
-            self._pursuit.refused = None
-            self._uplink.report()
+        self._uplink.report()
 
     def _compose(self, seq: int) -> Reported:
         return compose_report(
@@ -204,7 +206,8 @@ class McuUnit:
             components=self._pursuit.reports(),
             capabilities={RUNTIME: self._line_state.system} if self._line_state.system else {},
             stale_s=self._desk.stale_s(),
-            refused=self._pursuit.refused,
+            # A desired state that is accepted says nothing of the line.
+            refused=self._unreached or self._pursuit.refused,
             features=(),
         )
 
