@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -115,6 +116,28 @@ def test_each_state_file_damaged_alone(
             file.write_bytes(damaged(file.read_bytes(), damage))
         check_it_serves_and_obeys(fleet, agent, releases[number % 2])
         agent.stop()
+
+
+def test_a_device_that_was_reset_comes_to_what_is_desired_again(fleet: FakeFleet, agent: Agent):
+    """All that it did is gone, but not who it is and whom it trusts; nobody tells it anything anew."""
+    served, told = agent.added(), len(fleet.reports)
+    agent.stop()
+    kept = {"identity", "trust", "agent.toml"}
+    gone = [path for path in agent.state.iterdir() if path.name not in kept]
+    assert {"components", "desired.json", "unit.json"} <= {path.name for path in gone}
+    for path in gone:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    agent.start()
+    wait_for(
+        lambda: [
+            part
+            for report in fleet.reports[told:]
+            for part in report.components
+            if (part.state, part.generation) == (DeploymentState.CONFIRMED, fleet.generation)
+        ],
+        "it does not come to what is desired",
+    )
+    assert agent.added() == served
 
 
 def start_with(agent: Agent, prelude: str) -> None:

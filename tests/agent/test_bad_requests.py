@@ -22,9 +22,11 @@ from serving_rig import ServingRig
 from edgeops.client.inference import open_model
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.frames import HEADER, Frame
+from edgeops.releases.bundles import Bundle
 from edgeops.transport import unix
 
 X = np.array([[1, 2, 3, 4]], np.float32)
+WEAKENED = Path(__file__).parent / "weakened"
 BOUNDED, EXHAUSTIVE = 800, 100_000
 # What allocators keep of a burst; a leak of 100 bytes a request would be 10 MiB.
 FLAT_WITHIN_MIB = 6.0
@@ -94,12 +96,8 @@ def throw(connect: Callable[[], socket.socket], requests: Iterator[bytes], count
                 continue  # the door was shut before all was said
 
 
-@pytest.mark.parametrize(
-    "count", [BOUNDED, pytest.param(EXHAUSTIVE, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
-)
-@pytest.mark.parametrize("way", ["http", "socket"])
-def test_bad_requests_cost_no_memory_and_nobody_else_an_answer(rig: ServingRig, bundle, way: str, count: int) -> None:
-    rig.serve(bundle)
+def grown_mib(rig: ServingRig, way: str, count: int) -> float:
+    """Send bad requests, a good one now and then; return how much memory the worker took after a quarter."""
     pid, rng = rig.pid, random.Random(7)
     port, path = int(rig.url.rsplit(":", 1)[1]), Path(rig.socket.removeprefix("unix:"))
     if way == "http":
@@ -113,9 +111,32 @@ def test_bad_requests_cost_no_memory_and_nobody_else_an_answer(rig: ServingRig, 
         throw(connect, requests, count * 3 // 40, rng)
         np.testing.assert_array_equal(good.infer(MODEL, {"x": X})["y"], X + 1)
     assert rig.pid == pid
-    assert used_mib(pid) - before_mib < FLAT_WITHIN_MIB
     assert settled(pid, held_before + 1) <= held_before + 1  # the good client's own among them
     good.close()
+    return used_mib(pid) - before_mib
+
+
+@pytest.mark.parametrize(
+    "count", [BOUNDED, pytest.param(EXHAUSTIVE, marks=[pytest.mark.full, pytest.mark.timeout(3600)])]
+)
+@pytest.mark.parametrize("way", ["http", "socket"])
+def test_bad_requests_cost_no_memory_and_nobody_else_an_answer(
+    rig: ServingRig, bundle: Bundle, proof: Callable[[str], None], way: str, count: int
+) -> None:
+    rig.serve(bundle)
+    grown = grown_mib(rig, way, count)
+    assert grown < FLAT_WITHIN_MIB
+    proof(f"{count} bad requests: {grown:+.1f} MiB in the last three quarters")
+
+
+def test_a_worker_that_keeps_what_it_was_sent_is_seen(
+    rig: ServingRig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: 16 KiB a request are seen after some hundred, 100 bytes after a hundred thousand."""
+    monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
+    monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "forgetting_requests")
+    rig.serve(bundle)
+    assert grown_mib(rig, "http", BOUNDED) > FLAT_WITHIN_MIB
 
 
 def settled(pid: int, down_to: int = 0) -> int:
@@ -134,7 +155,7 @@ def used_mib(pid: int) -> float:
 
 
 @pytest.mark.full
-def test_a_worker_that_is_killed_at_any_moment_costs_no_answered_request(rig: ServingRig, bundle) -> None:
+def test_a_worker_that_is_killed_at_any_moment_costs_no_answered_request(rig: ServingRig, bundle: Bundle) -> None:
     """A hundred kills, at moments that a seed draws, while a client asks by each way."""
     rig.serve(bundle)
     wrong: list[object] = []

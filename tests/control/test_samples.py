@@ -31,8 +31,8 @@ DEVICE = "dev-000"
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Database]:
-    database = open_registry(tmp_path)
+def registry(registry_url: Path | str) -> Iterator[Database]:
+    database = open_registry(registry_url)
     add_devices(database, 2)
     for name in (DEVICE, "dev-001"):
         report(database, name)

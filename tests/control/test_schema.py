@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -18,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from served_fleet import Fleet, Serving
+from served_fleet import BROKERS, Fleet, Serving
 
 CHECKS = [
     not_a_server_error,
@@ -56,3 +57,17 @@ def test_every_operation_keeps_to_its_document(served: Serving, fleet: Fleet) ->
 @pytest.mark.timeout(1800)
 def test_every_operation_keeps_to_its_document_at_length(served: Serving, fleet: Fleet) -> None:
     assert keep_to_the_document(served, examples=40) > 25
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("registry_url", ["postgresql"], indirect=True)
+def test_every_operation_keeps_to_its_document_on_postgresql(home: Path, tmp_path: Path, registry_url: str) -> None:
+    serving = Serving(home, BROKERS[-1], "--database", registry_url)
+    serving.start()
+    fleet = Fleet(serving, tmp_path / "devices", refuses=("1.2.0",))
+    try:
+        assert keep_to_the_document(serving, examples=10) > 25
+    finally:
+        fleet.stop()
+        serving.stop()

@@ -192,6 +192,19 @@ def acknowledged_windows() -> None:
     uplink.KEEP_ACKNOWLEDGED_S = 0.0
 
 
+def forgetting_requests() -> None:
+    """A worker keeps what it was sent, and much beside it, for ever."""
+    from edgeops.agent.worker.server import _Connection
+
+    received, kept = _Connection.data_received, []
+
+    def keeping(self: _Connection, data: bytes) -> None:
+        kept.append(data + b"x" * (16 << 10))
+        received(self, data)
+
+    _Connection.data_received = keeping  # type: ignore[method-assign]
+
+
 def agent_deadline() -> None:
     """A version of the agent on trial may take as long as it likes."""
     from edgeops.agent import versions
