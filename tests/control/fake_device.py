@@ -25,6 +25,7 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest, EnrolResponse
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.topics import device_filters, parse_topic, presence_topic, unit_topic
 from edgeops.contracts.wire import decode, encode
 from edgeops.transport.mqtt import LastWill, Message, MqttLink, TlsFiles
@@ -126,6 +127,14 @@ class FakeDevice:
         )  # fmt: skip
         envelope = statements.sign(statement, self._identity.signer)
         self.link.publish(unit_topic(self.fleet, self.name, unit, "reported"), envelope, retain=True)
+
+    def window(self, seq: int) -> tuple[str, bytes]:
+        """A signed telemetry window of no requests, and its topic."""
+        statement = Telemetry(
+            fleet=self.fleet, connection=self.name, unit="self", boot_id=self.boot_id, seq=seq, start_s=0.0, end_s=1.0,
+            models=(),
+        )  # fmt: skip
+        return unit_topic(self.fleet, self.name, "self", "telemetry"), statements.sign(statement, self._identity.signer)
 
     def _on_connect(self) -> None:
         self.link.publish(

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import postgres_server
+import psutil
 import pytest
 from ingest_house import NOW, House, report, telemetry
 from registry_fleet import FLEET
+from served_fleet import BROKERS, Fleet, Serving
 from sqlalchemy import Connection, event, select
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.control.database import Database
 from edgeops.control.ingest import worker
 from edgeops.control.ingest.worker import Ingest
 from edgeops.control.models import Device, TelemetryRollup, TelemetryWindow, Unit
@@ -24,6 +27,7 @@ from edgeops.control.pace import Buckets
 from edgeops.transport.mqtt import Message
 
 DAY_S = 86_400.0
+WEAKENED = Path(__file__).parents[1] / "agent" / "weakened"
 
 
 @pytest.fixture
@@ -273,3 +277,62 @@ def kept(house: House) -> set[int]:
 
     wait_until(read)
     return found
+
+
+@pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("hasty", [False, True], ids=["", "mutant"])
+def test_a_worker_that_is_killed_loses_nothing_that_was_acknowledged(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: bool
+) -> None:
+    """Killed with windows that the broker has acknowledged and no commit has. The mutant told the broker otherwise."""
+    note = tmp_path / "note"
+    note.touch()
+    if hasty:
+        monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
+        monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "commit_before_acknowledging")
+        monkeypatch.setenv("EDGEOPS_TEST_NOTE", str(note))
+    serving = Serving(home, "mosquitto")
+    serving.start()
+    fleet = Fleet(serving, tmp_path / "devices")
+    device = next(iter(fleet.devices.values()))
+    database = Database(home / "control.sqlite")
+
+    def tell(*numbers: int) -> None:
+        for seq in numbers:
+            topic, payload = device.window(seq)
+            wait_until(lambda: device.link.connected)
+            info = device.link.publish(topic, payload)
+            assert info is not None
+            info.wait_for_publish(40)
+            assert info.is_published()
+
+    def kept() -> set[int]:
+        with database.read() as session:
+            return set(session.scalars(select(TelemetryWindow.seq)))
+
+    try:
+        blocker = sqlite3.connect(home / "control.sqlite", isolation_level=None, timeout=40)
+        blocker.execute("BEGIN IMMEDIATE")
+        noted = note.stat().st_size
+        tell(*range(1001, 1041))
+        if hasty:
+            # The first batch is promised, and time enough for the broker to hear of it.
+            wait_until(lambda: note.stat().st_size > noted)
+            time.sleep(1.0)
+        serving.kill()
+        wait_until(lambda: not psutil.pid_exists(serving.ready["broker_pid"]))
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert kept() == set()
+        serving.start()
+        tell(1041)
+        if hasty:
+            wait_until(lambda: 1041 in kept())
+            assert kept() < set(range(1001, 1042)), "the mutant was not noticed"
+        else:
+            wait_until(lambda: kept() == set(range(1001, 1042)))
+    finally:
+        fleet.stop()
+        serving.stop()
+        database.close()

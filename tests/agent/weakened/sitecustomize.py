@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -203,6 +204,22 @@ def forgetting_requests() -> None:
         received(self, data)
 
     _Connection.data_received = keeping  # type: ignore[method-assign]
+
+
+def commit_before_acknowledging() -> None:
+    """The control plane acknowledges what it has heard before that is committed, and notes in a file that it did."""
+    from edgeops.control.ingest.worker import Ingest
+
+    commit = Ingest._commit
+
+    def hasty(self: Ingest, messages: Any) -> bool:
+        for message in messages:
+            message.ack()
+        with Path(os.environ["EDGEOPS_TEST_NOTE"]).open("ab") as note:
+            note.write(b"." * len(messages))
+        return commit(self, [message._replace(ack=lambda: None) for message in messages])
+
+    Ingest._commit = hasty  # type: ignore[method-assign]
 
 
 def agent_deadline() -> None:
