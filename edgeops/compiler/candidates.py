@@ -114,7 +114,7 @@ _FRONTS = {2: 12.0, 3: 2.0, 4: 1.5}
 # Schemes that only take ranges in another way mend what is nearly good enough, and no more. Accuracy control takes
 # minutes, operator by operator.
 _RESCUES = {
-    **dict.fromkeys(("int8-mean", "int8-percentile", "int8-entropy"), 3.0),
+    **dict.fromkeys(("int8-mean", "int8-default", "int8-percentile", "int8-entropy"), 3.0),
     **dict.fromkeys(("int8-symmetric-percentile", "int8-symmetric-entropy"), 3.0),
     **{f"int8-front-{of_8}": most for of_8, most in _FRONTS.items()},
     "int8-controlled": 1.2,
@@ -177,6 +177,7 @@ def _openvino_ladder(runtime: Runtime, precision: Precision, traits: Traits, aim
         return [
             ("int8", (_openvino(False), whole, pack)),
             ("int8-mean", (_openvino(False), quantize("openvino-int8", "mean"), pack)),
+            ("int8-default", (_openvino(False), quantize("openvino-int8", "mean", preset="default"), pack)),
             *((f"int8-front-{of_8}", (_openvino(False), front(of_8), pack)) for of_8 in _FRONTS),
             ("int8-partial", (_openvino(False), whole, partial)),
             *([controlled] if traits.labelled else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -37,7 +38,7 @@ def test_int8_escalates_from_whole_graphs_over_ranges_to_parts():
         "int8", "int8-percentile", "int8-entropy", "int8-partial", "int8-convolutions", "int8-products",
     ]  # fmt: skip
     fronts = ["int8-front-2", "int8-front-3", "int8-front-4"]
-    assert schemes("openvino", MIXED) == ["int8", "int8-mean", *fronts, "int8-partial"]
+    assert schemes("openvino", MIXED) == ["int8", "int8-mean", "int8-default", *fronts, "int8-partial"]
     assert schemes("openvino", MIXED._replace(labelled=True))[-1] == "int8-controlled"
 
 
@@ -125,3 +126,32 @@ def test_accuracy_control_keeps_the_answers_and_turns_back_what_it_must(
     assert (got.argmax(-1) == wanted.argmax(-1)).mean() >= AIM.agreement_min
     weights = (current.path / "model.xml").read_text().count('element_type="i8"')
     assert weights == 3 if cosine_min == AIM.cosine_min else weights < 3
+
+
+def test_the_scheme_of_defaults_is_what_nncf_makes_by_itself(float_model: Path, tmp_path: Path):
+    """Another preset must be seen in the answers, or the comparison would prove nothing."""
+    import nncf
+    import openvino
+
+    store = Store(tmp_path / "store")
+    shutil.copytree(float_model / "samples", tmp_path / "samples")
+    # Far more on one side of zero than on the other: symmetric ranges waste half of their steps there.
+    x = np.abs(np.load(float_model / "samples" / "calibration" / "000.npy")) - np.float32(0.25)
+    np.save(tmp_path / "samples" / "calibration" / "000.npy", x)
+    samples = Stored(tmp_path / "samples", Product(facts=("samples",)))
+    current = Stored(float_model, Product(facts=("onnx", "baked", "modern-opset")))
+    converted = run_step(store, Step(name="onnx-to-openvino", parameters={"fp16_weights": False}), current, {})
+    assert not isinstance(converted, Failed)
+    answers = {}
+    for preset in ("default", "mixed"):
+        parameters = {"model_type": "none", "ranges": "mean", "preset": preset}
+        step = Step(name="openvino-int8", parameters=parameters, inputs=("samples",))
+        made = run_step(store, step, converted, {"samples": samples})
+        assert not isinstance(made, Failed)
+        answers[preset] = run_artifact("openvino", made.path / "model.xml", {"x": x})["y"]
+    dataset = nncf.Dataset([{"x": one} for one in x])
+    own = nncf.quantize(openvino.Core().read_model(converted.path / "model.xml"), dataset, subset_size=len(x))
+    openvino.save_model(own, tmp_path / "own.xml", compress_to_fp16=False)
+    expected = run_artifact("openvino", tmp_path / "own.xml", {"x": x})["y"]
+    np.testing.assert_array_equal(answers["default"], expected)
+    assert (answers["mixed"] != expected).any()

@@ -64,8 +64,10 @@ class NncfInt8:
         """Quantize.
 
         Parameters: `model_type`, transformer or none; `ranges`, how those of activations come from samples: `widest`
-        over all samples, or the `mean` of each sample's, NNCF's own default; `front`, the share of the graph that
-        stays float, from its inputs on: NNCF corrects the biases of what follows for that. Input: `samples`.
+        over all samples, or the `mean` of each sample's, NNCF's own default; `preset`, `mixed` if it is not given
+        (asymmetric activations), or NNCF's own `default` (symmetric ones, but in transformers); `front`, the share of
+        the graph that stays float, from its inputs on: NNCF corrects the biases of what follows for that. Input:
+        `samples`.
         """
         import nncf
         import openvino
@@ -277,15 +279,15 @@ def _feeds(work: Work) -> list[dict[str, NDArray[Any]]]:
 def _options(work: Work) -> dict[str, Any]:
     """Return NNCF's options.
 
-    Activations are asymmetric (preset mixed): as fast as symmetric ones, and never farther from float on any model
-    that was measured.
+    Activations are asymmetric (preset mixed) unless the recipe says otherwise: as fast as symmetric ones, and never
+    farther from float on any model that was measured.
     """
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     widest = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
     return {
-        "preset": nncf.QuantizationPreset.MIXED,
+        "preset": None if work.parameters.get("preset") == "default" else nncf.QuantizationPreset.MIXED,
         "model_type": nncf.ModelType.TRANSFORMER if work.parameters["model_type"] == "transformer" else None,
         "advanced_parameters": widest if work.parameters["ranges"] == "widest" else None,
     }
