@@ -22,6 +22,7 @@ MODELS = {
     "ocr-det": "ocr_det",
     "ocr-rec": "ocr_rec",
     "mnist-cnn": "mnist_cnn",
+    "mnist-small": "mnist_small",
     "mnist-mcu": "mnist_mcu",
     "digits-mlp": "digits_mlp",
     "digits-forest": "digits_forest",
@@ -31,7 +32,7 @@ MODELS = {
 }
 # Made the same way, but of no use to the compiler's benchmark.
 TIMED = {"colour-cnn": "colour_cnn"}
-_SHARED = ("digits", "folder", "scans", "torch_export")
+_SHARED = ("digits", "folder", "mnist_cnn", "scans", "torch_export")
 
 
 def handover(name: str) -> Path:

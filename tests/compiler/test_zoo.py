@@ -24,7 +24,7 @@ CHECKED = 40
 # Decision trees and models with state stay float, on onnxruntime.
 FLOAT_ON_ONNXRUNTIME = {"digits-forest", "digits-boosting", "silero-vad"}
 QUICK = [("digits-mlp", "raspberry-pi-4"), ("digits-forest", "intel-nuc"), ("silero-vad", "intel-nuc")]
-TRAINED_BY_TORCH = {"mnist-cnn", "mnist-mcu", "basic-motions"}
+TRAINED_BY_TORCH = {"mnist-cnn", "mnist-small", "mnist-mcu", "basic-motions"}
 
 
 def everything() -> list[Any]:
