@@ -16,7 +16,8 @@ from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
 from edgeops.agent.room import fits_beside
 from edgeops.agent.self_update import AgentServing
-from edgeops.agent.serving import ComponentServing, ModelServing
+from edgeops.agent.serving import ModelServing
+from edgeops.agent.serving_words import ComponentServing
 from edgeops.agent.slots import SlotName, Slots
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
 from edgeops.agent.store import ComponentRecord, report_of
@@ -412,7 +413,7 @@ class Deployment:
         Effect.REMOVE: _remove,
     }
 
-    # What the workers say: `serving.ServingEvents`
+    # What the workers say: `serving_words.ServingEvents`
 
     def building(self, for_s: float) -> None:
         """A worker's runtime builds an engine for this device: once for each bundle, in the candidate's slot."""

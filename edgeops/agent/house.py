@@ -10,7 +10,7 @@ from edgeops.agent.fetching import Fetcher
 from edgeops.agent.holds import Conditions
 from edgeops.agent.loop import Loop
 from edgeops.agent.self_update import AgentLife
-from edgeops.agent.serving import ComponentServing, ServingEvents
+from edgeops.agent.serving_words import ComponentServing, ServingEvents
 from edgeops.agent.settings import Settings
 from edgeops.agent.store import StateDirectory
 from edgeops.contracts.profile import Serving

@@ -22,7 +22,7 @@ from edgeops.contracts.wire import encode
 from edgeops.releases.bundles import open_agent_bundle
 
 if TYPE_CHECKING:
-    from edgeops.agent.serving import ServingEvents
+    from edgeops.agent.serving_words import ServingEvents
 
 _INSTALL_WITHIN_S = 900.0
 _CHECK_WITHIN_S = 180.0

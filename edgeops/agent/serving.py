@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,9 +18,10 @@ from edgeops.agent.channel import Load
 from edgeops.agent.door import door_for, listen, url
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.porter import AWAY, Porter
+from edgeops.agent.serving_words import ServingEvents
 from edgeops.agent.settings import ServingRules
 from edgeops.agent.workers import WorkerProcess
-from edgeops.contracts.deployment import SelfTestFigures, Shadowing
+from edgeops.contracts.deployment import Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow
@@ -43,105 +44,6 @@ REFUSED_TOLD_EVERY_S = 10.0
 _BACKLOG = 512
 _DAMAGED = frozenset({"E-BUNDLE-DAMAGED", "E-BUNDLE-INVALID"})
 _RESTART_FIRST_S, _RESTART_MAX_S = 0.2, 30.0
-
-
-class ServingEvents(Protocol):
-    """Who hears of it."""
-
-    def building(self, for_s: float) -> None:
-        """A worker's runtime builds an engine for this device, for so long by now."""
-
-    def arriving(self, share: float) -> None:
-        """So much of the candidate, 0 to 1, has come to the microcontroller that is to run it."""
-
-    def tested(self, figures: SelfTestFigures | None) -> None:
-        """The candidate passed its self-test."""
-
-    def test_failed(self, error: EdgeopsError) -> None:
-        """The candidate did not load, did not pass, or died."""
-
-    def serves(self) -> None:
-        """The current bundle accepts connections."""
-
-    def damaged(self, error: EdgeopsError) -> None:
-        """The current bundle is not whole any more."""
-
-    def crashed(self, how: str) -> None:
-        """The current worker died; it is started again after a wait."""
-
-    def alive(self) -> None:
-        """The current worker gave a sign of life."""
-
-    def counted(self, window: ModelWindow) -> None:
-        """A worker tells what it served."""
-
-    def busy(self, for_s: float) -> None:
-        """The application told a worker that it does not want to be disturbed for so long."""
-
-    def drawn(self, id: str, sample: bytes) -> None:
-        """A worker drew a request for a command; empty: the next one is too large for the command's bounds."""
-
-
-class ComponentServing(Protocol):
-    """What serves a component: workers, the agent's own life, or a microcontroller."""
-
-    @property
-    def port(self) -> int | None:
-        """Port of its endpoint; None: it has none."""
-
-    @property
-    def endpoint(self) -> str:
-        """The local address for clients; empty: it has none."""
-
-    @property
-    def socket_path(self) -> Path:
-        """Where it listens for frames."""
-
-    @property
-    def is_serving(self) -> bool:
-        """Whether what should serve does."""
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody answers but what should."""
-
-    @property
-    def has_tested_candidate(self) -> bool:
-        """Whether `promote` can be called."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to wait for."""
-
-    def serve(self, load: Load, *, alone: bool = False) -> None:
-        """Let a bundle serve that proved itself before; with `alone` there is no room for two."""
-
-    def try_out(self, load: Load, *, alone: bool = False) -> None:
-        """Load and self-test a candidate; with `alone` there is no room for two."""
-
-    def shadow(self, wish: Shadowing) -> None:
-        """Let the tested candidate run beside what serves."""
-
-    def promote(self) -> None:
-        """Let the tested candidate serve."""
-
-    def confirm(self) -> None:
-        """Keep what serves: it has proved itself."""
-
-    def drop_candidate(self) -> None:
-        """Give up the candidate."""
-
-    def stop(self) -> None:
-        """Serve no more."""
-
-    def close(self) -> None:
-        """Give everything back."""
-
-    def kill_all(self) -> None:
-        """End at once what is left."""
-
-    def probe(self, *, infer: bool) -> None:
-        """Ask for a sign of life."""
 
 
 class _Running(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeops.agent.channel import Load
 from edgeops.agent.gateway.line import Job, McuLine
 from edgeops.agent.loop import Loop
-from edgeops.agent.serving import ServingEvents
+from edgeops.agent.serving_words import ServingEvents
 from edgeops.contracts.deployment import SelfTestFigures, Shadowing
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.sketches import QuantileSketch

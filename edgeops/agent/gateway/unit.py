@@ -18,7 +18,7 @@ from edgeops.agent.holds import Conditions
 from edgeops.agent.house import House
 from edgeops.agent.loop import Loop
 from edgeops.agent.pursuit import Pursuit, remove
-from edgeops.agent.serving import ServingEvents
+from edgeops.agent.serving_words import ServingEvents
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
 from edgeops.agent.store import StateDirectory
 from edgeops.agent.telemetry import Windows
