@@ -46,10 +46,13 @@ def calibrate(
     if count < MIN_SAMPLES:
         return None
     names = sorted(per_sample)
+    bins = [per_sample[name].shape[1] for name in names]
+    # Bins that no sample is in, most classes of a large alphabet, are in no window either and add nothing.
+    filled = [per_sample[name][:, per_sample[name].any(axis=0)] for name in names]
     # One matrix for all tensors: a window takes the same samples of each.
-    table = np.concatenate([per_sample[name] for name in names], axis=1).astype(np.float64)
+    table = np.concatenate(filled, axis=1).astype(np.float64)
     table = table[spread(count, MAX_SAMPLES)]
-    cuts = np.cumsum([per_sample[name].shape[1] for name in names])[:-1]
+    cuts = np.cumsum([part.shape[1] for part in filled])[:-1]
     chance = np.random.default_rng(_SEED)
     shares = np.full(len(table), 1.0 / len(table))
     references = np.split(chance.multinomial(count, shares, size=resamples) @ table, cuts, axis=1)
@@ -58,7 +61,9 @@ def calibrate(
     for requests in reversed(LEVELS):
         windows = np.split(chance.multinomial(requests, shares, size=resamples) @ table, cuts, axis=1)
         weight = min(count, requests)
-        distances = [_psi(one, other, weight) for one, other in zip(references, windows, strict=True)]
+        distances = [
+            _psi(one, other, weight, number) for one, other, number in zip(references, windows, bins, strict=True)
+        ]
         distances += [_jensen_shannon(one, other) for one, other in zip(references, windows, strict=True)]
         # Chance does less with more requests; where two draws have it otherwise, the wider limit holds for both.
         limits = np.maximum(limits, _joint_limits(np.stack(distances), false_alarm))
@@ -88,9 +93,9 @@ def _joint_limits(distances: NDArray[np.float64], false_alarm: float) -> NDArray
     return limits
 
 
-def _psi(reference: NDArray[np.float64], seen: NDArray[np.float64], weight: int) -> NDArray[np.float64]:
-    """Return the population stability index of each row, as `contracts.drift.psi`."""
-    expected, found = _smoothed(reference, weight), _smoothed(seen, weight)
+def _psi(reference: NDArray[np.float64], seen: NDArray[np.float64], weight: int, bins: int) -> NDArray[np.float64]:
+    """Return the population stability index of each row, as `contracts.drift.psi`; `bins` counts the empty ones too."""
+    expected, found = _smoothed(reference, weight, bins), _smoothed(seen, weight, bins)
     index: NDArray[np.float64] = ((found - expected) * np.log(found / expected)).sum(axis=1)
     return index
 
@@ -106,9 +111,9 @@ def _jensen_shannon(reference: NDArray[np.float64], seen: NDArray[np.float64]) -
     return divergence
 
 
-def _smoothed(counts: NDArray[np.float64], weight: int) -> NDArray[np.float64]:
+def _smoothed(counts: NDArray[np.float64], weight: int, bins: int) -> NDArray[np.float64]:
     total = np.maximum(1, counts.sum(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = (weight * counts / total + _PRIOR) / (weight + _PRIOR * counts.shape[1])
+    shares: NDArray[np.float64] = (weight * counts / total + _PRIOR) / (weight + _PRIOR * bins)
     return shares
 
 

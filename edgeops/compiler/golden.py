@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeops.compiler.calibration import calibrate
 from edgeops.compiler.passes.samples import spread
-from edgeops.contracts.bundle import Binding, DriftReference, Histogram, OutputTolerance
+from edgeops.contracts.bundle import Binding, DriftCalibration, DriftReference, Histogram, OutputTolerance
 
 GOLDEN_COUNT = 16
 # Golden inputs are part of every bundle: large tensors get fewer vectors.
@@ -92,9 +92,19 @@ def tolerance(
 
 
 def drift_reference(
-    inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, str]
+    inputs: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+    kinds: Mapping[str, str],
+    limits: Callable[[Mapping[str, NDArray[np.int64]]], DriftCalibration | None] = calibrate,
 ) -> DriftReference:
-    """Summarize what inputs, outputs and confidence look like, in bins that stay fixed for the bundle's life."""
+    """Summarize what inputs, outputs and confidence look like, in bins that stay fixed for the bundle's life.
+
+    Args:
+        inputs: Tensor → values, [samples, …].
+        outputs: Tensor → values, [samples, …].
+        kinds: Output → what it is.
+        limits: Finds the limits of drift; see `calibration.calibrate`.
+    """
     count = len(next(iter(inputs.values())))
     tables: dict[str, NDArray[np.int64]] = {}
     edges: dict[str, tuple[float, ...]] = {}
@@ -124,7 +134,7 @@ def drift_reference(
         confidence=told("confidence") if classed else None,
         class_mix=tuple(int(number) for number in tables["classes"].sum(axis=0)) if classed else (),
         request_share=request_share(elements, sum(values[0].size for values in inputs.values())),
-        calibration=calibrate(tables),
+        calibration=limits(tables),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from edgeops import durable
 from edgeops.compiler.builder import build
-from edgeops.compiler.engine import Failed, Step
+from edgeops.compiler.calibration import calibrate
+from edgeops.compiler.engine import Failed, Step, code_digest, tool_versions
 from edgeops.compiler.golden import drift_reference, golden_indices, tolerance
 from edgeops.compiler.passes.samples import read_samples
 from edgeops.compiler.search import Ground, Tried
-from edgeops.compiler.store import Product, Stored
-from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo
+from edgeops.compiler.store import Product, Store, Stored
+from edgeops.contracts.bundle import Binding, BundleManifest, DriftCalibration, Golden, OutputInfo
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import OnBoard
 from edgeops.contracts.handover import Handover
@@ -98,10 +100,24 @@ def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> tu
         postprocessing=_baked({spec.name: spec.postprocess for spec in handover.outputs}, bound.agent_results),
         golden=golden,
         budgets=ground.budgets,
-        drift=drift_reference(samples, outputs, kinds),
+        drift=drift_reference(samples, outputs, kinds, lambda tables: _limits(ground.machine.store, tables)),
         nan_policy=handover.nan_policy,
     )
     return filled, on_board
+
+
+def _limits(store: Store, tables: Mapping[str, NDArray[np.int64]]) -> DriftCalibration | None:
+    """Return the limits of drift for counts per sample: from the cache, where they were found before."""
+    digest = hashlib.sha256(code_digest().encode())
+    digest.update(repr(tool_versions(("numpy",))).encode())
+    for name in sorted(tables):
+        digest.update(f"{name}\0{tables[name].dtype.str}{tables[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tables[name]).tobytes())
+
+    def make(_: Path) -> Product:
+        return Product(notes={"limits": msgspec.to_builtins(calibrate(tables))})
+
+    return msgspec.convert(store.put(digest.hexdigest(), make).notes["limits"], DriftCalibration | None)
 
 
 def _shipped(bound: BundleManifest, notes: Mapping[str, Any]) -> BundleManifest:

@@ -20,9 +20,10 @@ from sklearn.datasets import load_digits
 from benchmarks.models import basic_motions
 from edgeops.agent.worker.meter import Meter
 from edgeops.cli.demo.text_lines import text_lines
-from edgeops.compiler import calibration, golden
+from edgeops.compiler import calibration, golden, package
+from edgeops.compiler.store import Store
 from edgeops.contracts.bundle import BundleManifest, DriftReference, OutputInfo
-from edgeops.contracts.drift import Shift, histograms_of, shifts
+from edgeops.contracts.drift import Shift, histograms_of, psi, shifts
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.contracts.wire import decode, encode
 
@@ -261,6 +262,31 @@ def test_a_tensor_that_never_varies_has_limits_of_zero_and_never_alarms() -> Non
     for requests in (30, 199, 200, 201, 5000, 100_000):
         (shift,) = shifts({"x": [0, 600, 0]}, 200, {"x": [0, 3 * requests, 0]}, requests, found)
         assert (shift.psi, shift.js, shift.alarms) == (0.0, 0.0, False)
+
+
+def test_bins_that_nobody_is_in_are_counted_though_they_are_left_out() -> None:
+    """As a device counts them: half a value more in each. Negative control: bins that are not told of."""
+    chance = np.random.default_rng(0)
+    known, seen = (chance.multinomial(200, [0.1, 0.2, 0.7]) for _ in range(2))
+    whole = psi([*known, *[0] * 500], [*seen, *[0] * 500], 150)
+    rows = known[None].astype(np.float64), seen[None].astype(np.float64)
+    assert calibration._psi(*rows, 150, 503)[0] == pytest.approx(whole, rel=1e-12)
+    assert calibration._psi(*rows, 150, 3)[0] != pytest.approx(whole, rel=0.1)
+
+
+def test_limits_are_found_once_for_the_same_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    table = np.random.default_rng(0).multinomial(5, [0.2] * 5, size=100)
+    found = package._limits(store, {"x": table})
+    assert found == calibration.calibrate({"x": table})
+    assert package._limits(store, {"x": table[:10]}) is None
+    asked = []
+    monkeypatch.setattr(package, "calibrate", asked.append)
+    assert package._limits(store, {"x": table}) == found
+    assert not asked
+    package._limits(store, {"x": table[::-1]})
+    package._limits(store, {"y": table})
+    assert len(asked) == 2
 
 
 def test_the_same_data_give_the_same_limits() -> None:
