@@ -176,15 +176,13 @@ def search(ground: Ground, said: Said) -> list[Tried]:
     for place, runtime in enumerate(ground.profile.runtimes):
         if runtime.name not in ARTIFACTS:
             continue
-        if runtime.fallback and any(one.passed for one in tried):
-            continue
         if not ground.exhaustive and not ground.own_arch and _cannot_win(tried, runtime, place):
             continue
         yardstick = next((one for one in tried if one.judged is not None), None)
         later = sum(
             1 + sum(map(len, _ladders(ground, other).values()))
             for other in ground.profile.runtimes[place + 1 :]
-            if other.name in ARTIFACTS and not other.fallback
+            if other.name in ARTIFACTS
         )
         tried += _search_runtime(ground, runtime, place, yardstick, _with_more(said, later))
     return tried

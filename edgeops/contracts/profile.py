@@ -62,7 +62,6 @@ class Runtime(Declared, frozen=True, kw_only=True):
         providers: Execution providers in order of preference; onnxruntime only.
         int8_scheme: `asymmetric` (uint8 activations) or `symmetric` (int8, zero point 0: TensorRT).
         options: Runtime settings baked into the bundle: `inference_precision` (OpenVINO), `xnnpack`.
-        fallback: Tried only where no artifact of a runtime before it passes.
         source: Where the versions come from.
     """
 
@@ -74,7 +73,6 @@ class Runtime(Declared, frozen=True, kw_only=True):
     providers: tuple[str, ...] = ()
     int8_scheme: Literal["asymmetric", "symmetric"] = "asymmetric"
     options: dict[str, str] = {}
-    fallback: bool = False
     source: str
 
 

@@ -16,7 +16,7 @@ from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
 from edgeops.compiler.passes.samples import read_samples, spread
 
-MAX_CALIBRATION_SAMPLES = 128
+MAX_CALIBRATION_SAMPLES = 512
 # Histogram methods keep every tensor of every sample in memory.
 _MAX_HISTOGRAM_SAMPLES = 16
 _TOOLS = ("onnx", "onnxruntime", "numpy")
