@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 from adder_bundles import small_bundle
 from model_code import adder
 
@@ -15,6 +16,8 @@ from edgeops.contracts.rigs import BoardResult, Verdict
 from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.bundles import Bundle, seal
 from firmware_bridge import blobs
+from hil.doctor import examine
+from hil.rig import BoardSpec, Rig
 
 SIZE = 16
 
@@ -78,6 +81,12 @@ def mcu_bundle(
         budgets=budgets or Budgets(),
     )
     return seal(directory, manifest)
+
+
+def skip_without(*boards: BoardSpec) -> None:
+    """Skip a test on a machine that lacks what boards need; say what, and the command that installs it."""
+    if missing := [one for one in examine(Rig(name="bench", title="", boards=boards)) if one.missing]:
+        pytest.skip("; ".join(f"{one.board}: {one.missing}: {one.next_step}" for one in missing))
 
 
 def linux_bundle(folder: Path, profile: str = "generic-x86-64", **made: object) -> Path:

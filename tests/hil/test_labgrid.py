@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_runs import running
 from labgrid_bench import (
     SWITCH,
     Coordinator,
@@ -26,7 +27,7 @@ from labgrid_bench import (
     vm_environment,
 )
 from loopback_board import LOOPS_BACK, LoopbackBoard, can_loop_back
-from rig_bundles import check_all_passed, linux_bundle, mcu_bundle
+from rig_bundles import check_all_passed, linux_bundle, mcu_bundle, skip_without
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import BoardResult, Verdict
@@ -36,7 +37,7 @@ from hil.boards.arm64_root import CODE, SITE, install_packages
 from hil.boards.kinds import open_board
 from hil.boards.labgrid import LabgridBoard, LabgridMcuBoard
 from hil.checks.plan import Effort, Subject
-from hil.rig import LabgridMcuSpec, LabgridSpec, Rig
+from hil.rig import Arm64VmSpec, LabgridMcuSpec, LabgridSpec, Rig
 from hil.run import Request, run_rig
 
 pytestmark = [pytest.mark.boards, needs_labgrid, pytest.mark.timeout(900)]
@@ -135,22 +136,12 @@ class TestMicrocontroller:
 
     @contextlib.contextmanager
     def running(self, folder: Path, after_lines: int) -> Iterator[subprocess.Popen[str]]:
-        """A run of the command line that has said so many lines."""
-        mcu_environment(folder)
-        tested = mcu_bundle(folder / "bundle").directory
-        (folder / "bench.toml").write_text(
-            'name = "bench"\ntitle = "b"\n[[boards]]\nname = "m4"\nkind = "labgrid-mcu"\nprofile = "cortex-m4"\n'
-            f'environment = "{folder}/labgrid.yaml"\nsigning_key = "{folder}/key.pem"\ntiming = false\n'
+        environment = mcu_environment(folder)
+        keys = (
+            'name = "m4"\nkind = "labgrid-mcu"\nprofile = "cortex-m4"\ntiming = false\n'
+            f'environment = "{environment}"\nsigning_key = "{folder}/key.pem"'
         )
-        words = ["hil", "run", str(folder / "bench.toml"), "--bundle", str(tested), "--soak", "60"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edgeops", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
-        with held(process):
-            assert process.stderr is not None
-            for _ in range(after_lines):
-                assert process.stderr.readline()
+        with running(folder, keys, mcu_bundle(folder / "bundle").directory, after_lines=after_lines) as process:
             yield process
 
 
@@ -325,6 +316,14 @@ class TestPlaces:
         return linux(place_environment(folder, lab.port, board.folder / "login_key"), board)
 
     @staticmethod
+    def rig_file(folder: Path, spec: LabgridSpec) -> Path:
+        (folder / "bench.toml").write_text(
+            f'name = "bench"\ntitle = "b"\n[[boards]]\nname = "x86"\nkind = "labgrid"\nprofile = "{X86}"\n'
+            f'environment = "{spec.environment}"\nknown_hosts = "{spec.known_hosts}"\npython = "{sys.executable}"\n'
+        )
+        return folder / "bench.toml"
+
+    @staticmethod
     def another_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """From here on this is a job that knows nothing of this machine's locks, as one of another machine."""
         monkeypatch.setattr(labgrid_process, "lock_folder", lambda: folder / "locks-of-another")
@@ -377,16 +376,36 @@ class TestPlaces:
         with open_board(spec, tmp_path, 30) as board:
             board.power_on()
 
+    def test_the_pytest_plugin_takes_a_place_for_each_test_and_fails_where_it_is_held(
+        self, tmp_path: Path, lab: Coordinator, sshd_board: LoopbackBoard
+    ) -> None:
+        rig = self.rig_file(tmp_path, self.spec(tmp_path, lab, sshd_board))
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "test_mine.py").write_text("def test_one(board):\n    assert board.run('true').status == 0\n")
+        words = ["-p", "hil.pytest_plugin", "-p", "no:cacheprovider", "-c", "/dev/null", "--rig", str(rig), str(mine)]
+
+        def run_mine() -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "pytest", *words]
+            return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=mine)
+
+        lab.client("-p", "bench", "acquire")
+        held_back = run_mine()
+        lab.client("-p", "bench", "release")
+        done = run_mine()
+        assert held_back.returncode == 1
+        assert "E-HIL-BUSY" in held_back.stdout
+        assert done.returncode == 0, done.stdout
+        assert lab.holder == ""
+        assert switched(tmp_path)[-1] == "off"
+
     def test_a_killed_run_gives_its_place_back_and_one_that_was_killed_whole_is_succeeded(
         self, tmp_path: Path, lab: Coordinator, sshd_board: LoopbackBoard
     ) -> None:
         spec = self.spec(tmp_path, lab, sshd_board)
-        (tmp_path / "bench.toml").write_text(
-            f'name = "bench"\ntitle = "b"\n[[boards]]\nname = "x86"\nkind = "labgrid"\nprofile = "{X86}"\n'
-            f'environment = "{spec.environment}"\nknown_hosts = "{spec.known_hosts}"\npython = "{sys.executable}"\n'
-        )
+        rig = self.rig_file(tmp_path, spec)
         for whole in (False, True):
-            words = [sys.executable, "-c", HOLD, str(tmp_path / "bench.toml")]
+            words = [sys.executable, "-c", HOLD, str(rig)]
             process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
             with held(process):
                 assert process.stdout is not None
@@ -416,6 +435,7 @@ class TestPlaces:
 @pytest.mark.timeout(3600)
 def test_a_good_release_passes_on_an_arm64_machine_that_labgrid_switches(tmp_path: Path) -> None:
     """A whole machine under labgrid's own QEMUDriver: kernel, systemd, sshd; a power cut is a real one."""
+    skip_without(Arm64VmSpec(name="vm", profile="generic-arm64"))
     environment = vm_environment(tmp_path)
     spec = LabgridSpec(
         name="vm", profile="generic-arm64", environment=str(environment), known_hosts=str(tmp_path / "known_hosts"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import random
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+from command_runs import interrupt, running
 from loopback_board import LOOPS_BACK, LoopbackBoard, can_loop_back
-from rig_bundles import check_all_passed
+from rig_bundles import check_all_passed, skip_without
 from rig_bundles import linux_bundle as bundle
 
 from edgeops.contracts.errors import EdgeopsError
@@ -21,6 +25,7 @@ from edgeops.contracts.rigs import BoardResult, Verdict
 from edgeops.releases.bundles import open_bundle, seal
 from hil.boards.ssh import SshBoard
 from hil.checks.plan import Effort, Subject
+from hil.reservation import Reservation, resource_of
 from hil.rig import Arm64VmSpec, BoardSpec, LocalSpec, Rig, SshSpec
 from hil.run import Request, run_rig
 
@@ -44,6 +49,7 @@ def failed(result: BoardResult) -> dict[str, str]:
 @pytest.mark.vm
 @pytest.mark.timeout(3600)
 def test_a_good_release_passes_on_an_emulated_arm64_machine(tmp_path: Path) -> None:
+    skip_without(VM)
     check_all_passed(run(VM, bundle(tmp_path, VM.profile), cuts=1, soak_s=1))
 
 
@@ -84,6 +90,20 @@ def test_a_damaged_artifact_is_stopped_where_it_is_loaded(tmp_path: Path) -> Non
     request = Request({LOCAL.profile: subject}, Effort(runs=10, cuts=0))
     result = run_rig(Rig(name="bench", title="a bench", boards=(LOCAL,)), request).boards[0]
     assert failed(result) == {"golden": "E-RUNTIME-LOAD", "update": "E-RUNTIME-LOAD"}
+
+
+@pytest.mark.boards
+def test_an_interrupt_at_any_time_leaves_no_agent_and_no_lock(tmp_path: Path, proof: Callable[[str], None]) -> None:
+    tested, chance, moments = bundle(tmp_path), random.Random(11), 5
+    spec = LocalSpec(name="local", profile=LOCAL.profile)
+    for number in range(moments):
+        keys = f'name = "local"\nkind = "local"\nprofile = "{LOCAL.profile}"'
+        with running(tmp_path, keys, tested) as process:
+            seen = interrupt(process, chance, 20.0)
+            assert process.returncode != 0
+            assert not psutil.wait_procs(seen, 20)[1], number
+        Reservation(resource_of(Rig(name="bench", title="b", boards=(spec,)), spec)).release()
+    proof(f"{moments} runs interrupted three times each; no agent was left")
 
 
 def test_a_bundle_that_is_damaged_on_its_way_is_stopped_before_the_board_is_touched(tmp_path: Path) -> None:

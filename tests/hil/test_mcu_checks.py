@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
+from command_runs import interrupt, running
 from model_code import HANG
 from rig_bundles import mcu_bundle
 
@@ -31,6 +30,7 @@ from hil.rig import QemuMcuSpec, Rig, SerialMcuSpec
 from hil.run import Request, run_rig
 
 pytestmark = [pytest.mark.usefixtures("arm_compiler", "emulator"), pytest.mark.timeout(180)]
+M4 = 'name = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\nprofile = "cortex-m4"'
 QUICK = Effort(runs=5, cuts=1)
 
 
@@ -155,36 +155,6 @@ def test_two_runs_never_share_a_board(tmp_path: Path) -> None:
     assert (result.verdict, result.checks[0].code) == (Verdict.BROKEN, "E-HIL-BUSY")
 
 
-@contextlib.contextmanager
-def running(folder: Path, after_lines: int, *, mutant: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A run of the command line that has said so many lines.
-
-    Args:
-        folder: For its rig and its bundle.
-        after_lines: How many.
-        mutant: Python that changes edgeops before the command begins.
-    """
-    bundle = mcu_bundle(folder / "b").directory
-    rig = folder / "bench.toml"
-    rig.write_text(
-        'name = "bench"\ntitle = "b"\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\n'
-        'profile = "cortex-m4"\n'
-    )
-    code = f"{mutant}\nfrom edgeops.cli import main\nmain()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "hil", "run", str(rig), "--bundle", str(bundle), "--soak", "60"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_take_interrupts,
-    )  # fmt: skip
-    try:
-        assert process.stderr is not None
-        for _ in range(after_lines):
-            assert process.stderr.readline()
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize(
     ("after_lines", "signals"),
     [(1, [signal.SIGINT]), (4, [signal.SIGINT, signal.SIGINT]), (8, [signal.SIGTERM])],
@@ -193,7 +163,7 @@ def running(folder: Path, after_lines: int, *, mutant: str = "") -> Iterator[sub
 def test_an_interrupt_leaves_the_board_off_and_free(
     tmp_path: Path, after_lines: int, signals: list[signal.Signals]
 ) -> None:
-    with running(tmp_path, after_lines) as process:
+    with running(tmp_path, M4, mcu_bundle(tmp_path / "b").directory, after_lines=after_lines) as process:
         children = psutil.Process(process.pid).children(recursive=True)
         for number in signals:
             process.send_signal(number)
@@ -205,31 +175,24 @@ def test_an_interrupt_leaves_the_board_off_and_free(
 
 
 @pytest.mark.boards
-def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path) -> None:
+def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path, proof: Callable[[str], None]) -> None:
     """Moments over the whole length of a run, also while it opens and closes the board, each followed by more."""
-    chance = random.Random(10)
-    for number in range(12):
-        (folder := tmp_path / str(number)).mkdir()
-        with running(folder, 0) as process:
-            seen: list[psutil.Process] = []
-            deadline_s = time.monotonic() + chance.uniform(0.2, 5.0)
-            while time.monotonic() < deadline_s:
-                time.sleep(0.02)
-                seen += [one for one in psutil.Process(process.pid).children(recursive=True) if one not in seen]
-            for _ in range(3):
-                process.send_signal(chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
-                time.sleep(chance.uniform(0.0, 0.05))
-            process.communicate(timeout=60)
+    bundle, chance, moments = mcu_bundle(tmp_path / "b").directory, random.Random(10), 12
+    for number in range(moments):
+        with running(tmp_path, M4, bundle) as process:
+            seen = interrupt(process, chance, 5.0)
             assert process.returncode != 0
             assert not psutil.wait_procs(seen, 10)[1], number
         Reservation(resource_of(rig_of(m4()), m4())).release()
+    proof(f"{moments} runs interrupted three times each; every board was off and free")
 
 
 @pytest.mark.boards
-def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path) -> None:
+def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path, proof: Callable[[str], None]) -> None:
     """With the mutant that forgets to, the emulator runs on: so the tests above would notice."""
     mutant = "from hil.boards import mcu\nmcu.QemuMcuBoard.__exit__ = lambda *_: None"
-    with running(tmp_path, 4, mutant=mutant) as process:
+    bundle = mcu_bundle(tmp_path / "b").directory
+    with running(tmp_path, M4, bundle, after_lines=4, mutant=mutant) as process:
         emulators = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -237,10 +200,7 @@ def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path) -> Non
         for one in left:
             one.kill()
     assert left
-
-
-def _take_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    proof("caught: the mutant that forgets to switch off")
 
 
 def test_a_board_of_a_rig_measures_and_emulated_figures_are_estimates(tmp_path: Path) -> None:

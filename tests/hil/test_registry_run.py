@@ -9,14 +9,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from rig_bundles import check_all_passed, linux_bundle, mcu_bundle
+from rig_bundles import check_all_passed, linux_bundle, mcu_bundle, skip_without
 
 from edgeops.contracts.rigs import RigResult, Verdict
 from edgeops.contracts.wire import decode
 from edgeops.releases import assemble, catalog
 from edgeops.releases.publish import publish
 from edgeops.trust.publisher import Publisher
-from hil.doctor import examine
 from hil.rig import find_rig, read_rig
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1500)]
@@ -26,8 +25,7 @@ RIG = read_rig(find_rig("emulated"))
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A fleet with a release for every board of the rig."""
-    if missing := [one for one in examine(RIG) if one.missing]:
-        pytest.skip("; ".join(f"{one.board}: {one.missing}: {one.next_step}" for one in missing))
+    skip_without(*RIG.boards)
     bundles = [
         linux_bundle(tmp_path / board.profile, board.profile, model="adder")
         if board.profile.startswith("generic-")
