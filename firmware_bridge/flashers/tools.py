@@ -15,6 +15,8 @@ from firmware_bridge.flashers import NO_OPTIONS, Found, Options
 
 _WITHIN_S = 600.0
 _IMAGE = "IMAGE"
+# Longer ones are sentences.
+_LONGEST_FACT = 24
 
 
 class _Tool(ABC):
@@ -28,6 +30,8 @@ class _Tool(ABC):
     module = ""
     # What the tool says when a comparison found no difference; empty: its status says it.
     matches = ""
+    # The fact that names the board; empty: none does.
+    names_board = ""
 
     def __init__(self, target: str, options: Options = NO_OPTIONS) -> None:
         self._target, self._address, self._chip = target, options.address, options.chip
@@ -35,8 +39,9 @@ class _Tool(ABC):
     def probe(self) -> Found:
         """Ask the board; see `Flasher.probe`."""
         said = self._run(self._probe_command())
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        return Found(self._chip or self.module, {f"line {number}": line for number, line in enumerate(lines[-8:], 1)})
+        told = [line.partition(":") for line in said.splitlines() if ": " in line]
+        facts = {key.strip(): value.strip() for key, _, value in told if len(key) <= _LONGEST_FACT}
+        return Found(facts.get(self.names_board, "") or self._chip or self.module, facts)
 
     def plan(self, image: bytes) -> list[str]:
         """Give the commands; `IMAGE` stands for the image's file."""
@@ -103,6 +108,7 @@ class EspTool(_Tool):
     """An ESP32 in its ROM's boot mode, over a serial port."""
 
     module = "esptool"
+    names_board = "Chip type"
 
     def _base(self) -> list[str]:
         return ["--chip", self._chip or "auto", "--port", self._target]
