@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed"),
 ]
 WEAKENED = Path(__file__).parent / "weakened"
-ROUNDS = 2
+ROUNDS = 1
 
 
 def asked_and_told(folder: Path, patience_s: float) -> tuple[int, int]:
