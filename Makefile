@@ -23,7 +23,7 @@ system: ## install mosquitto by apt where that is possible and allowed (EDGEOPS_
 
 # What would begin to listen beyond this machine is unpacked, not installed.
 TEST_PACKAGES := postgresql libonnx-testdata systemd faketime gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi \
-	qemu-system-arm openssh-client libwrap0 mtools dosfstools fdisk
+	qemu-system-arm openssh-client libwrap0 mtools dosfstools fdisk e2fsprogs
 test-system: system ## install by apt what only tests need: ONNX's models, Cortex-M compiler and emulator, mtools and more
 	@./.ci/system-packages $(TEST_PACKAGES)
 	@./.ci/unpack openssh-server sshd
@@ -64,7 +64,7 @@ test-vm: install hil-system labgrid ## rigs: a whole arm64 machine
 	$(BIN)/pytest tests/hil tests/flash -m vm --timeout=3600
 
 hil-system: test-system
-	@./.ci/system-packages qemu-user-static debootstrap qemu-utils e2fsprogs ipxe-qemu
+	@./.ci/system-packages qemu-user-static debootstrap qemu-utils e2fsprogs ipxe-qemu dnsmasq-base iproute2
 
 test-web: install system browser ## the web page in Chromium
 	$(BIN)/pytest -m web

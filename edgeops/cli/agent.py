@@ -97,7 +97,12 @@ def run(
                 raise EdgeopsError(
                     "E-CONFIG", f"{root} is not enrolled", "Give --token-file and --profile; `edgeops device token`."
                 )
-            enrolment = enrol(state, EnrolmentToken.from_text(text), profile=profile, name=name)
+            try:
+                enrolment = enrol(state, EnrolmentToken.from_text(text), profile=profile, name=name)
+            except EdgeopsError as error:
+                # For who looks at the device later, and for who flashes it: see `flash.steps.trouble`.
+                logging.getLogger("edgeops.agent.enrolment").error("not enrolled: %s: %s", error.code, error.what)
+                raise
         elif profile is not None and profile != enrolment.profile:
             raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
         trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -223,12 +225,16 @@ def batch(
     "--release", "stick", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A release for a first boot without network, as `edgeops release export` writes it.",
 )  # fmt: skip
+@click.option(
+    "--enrolled", is_flag=True,
+    help="Enrol it here and now, for a first boot without network; the card then is this one device, with its key.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @served_option
 def image(
     base: Path, out: Path, profile: str, form: Any, hostname: str, name: str | None, user: str | None,
-    ssh_keys: tuple[Path, ...], wifi: str | None, country: str, token_file: Path | None, stick: Path | None, yes: bool,
-    home: Path,
+    ssh_keys: tuple[Path, ...], wifi: str | None, country: str, token_file: Path | None, stick: Path | None,
+    enrolled: bool, yes: bool, home: Path,
 ) -> None:  # fmt: skip
     """Write a card or an image that makes a board a device of the fleet at its first boot.
 
@@ -248,16 +254,43 @@ def image(
         assert fleet is not None, "without a token it is needed"
         token = fleet.token(profile, name)
     network = Network(wifi, os.environ.get("EDGEOPS_WIFI_PASSWORD"), country) if wifi else None
-    asked = imaging.Card(
-        base=base, out=out, form=form, profile=profile, hostname=hostname, name=name, user=user,
-        ssh_keys=tuple(path.read_text(encoding="utf-8").strip() for path in ssh_keys), network=network, token=token,
-        stick=stick,
-    )  # fmt: skip
 
     def may_write(what: str) -> bool:
         return yes or click.confirm(f"Everything on {what} will be lost. Write to it?", err=True)
 
-    click.echo(imaging.make(asked, _cache(), may_write, _say))
+    with tempfile.TemporaryDirectory(prefix="edgeops-identity-") as folder:
+        identity = _identity(home, token, profile, name, Path(folder)) if enrolled else None
+        asked = imaging.Card(
+            base=base, out=out, form=form, profile=profile, hostname=hostname, name=name, user=user,
+            ssh_keys=tuple(path.read_text(encoding="utf-8").strip() for path in ssh_keys), network=network,
+            token=None if enrolled else token, identity=identity, stick=stick,
+        )  # fmt: skip
+        click.echo(imaging.make(asked, _cache(), may_write, _say))
+
+
+def _identity(home: Path, token: str, profile: str, name: str | None, folder: Path) -> Path:
+    """Enrol a device that has never run, and return its identity as one packed file."""
+    from edgeops.agent.enrolment import enrol_on_paper, request_on_paper
+    from edgeops.agent.store import StateDirectory
+    from edgeops.client.api import Api
+    from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
+    from edgeops.contracts.wire import decode
+
+    vouching = EnrolmentToken.from_text(token)
+    state = StateDirectory(folder / "state")
+    try:
+        request = request_on_paper(state, vouching, profile=profile, name=name)
+        answer = Api.from_home(home).enroll(decode(request, EnrolRequest, what="the request"))
+        device = enrol_on_paper(state, vouching, answer)
+    finally:
+        state.close()
+    _say(f"it is enrolled as {device.connection}")
+    packed = folder / "identity.tar.gz"
+    packed.touch(mode=0o600)
+    with tarfile.open(packed, "w:gz") as archive:
+        for part in ("identity", "trust"):
+            archive.add(folder / "state" / part, part)
+    return packed
 
 
 def _outcome(one: Outcome) -> tuple[object, ...]:

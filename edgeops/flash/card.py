@@ -120,19 +120,58 @@ def boot_partition(image: Path) -> Boot:
     Raises:
         EdgeopsError: E-FLASH-CARD; it has none.
     """
-    with image.open("rb") as file:
-        head = file.read(_SECTOR)
+    head = _head(image)
     if len(head) < _SECTOR or head[510:] != b"\x55\xaa":
         raise EdgeopsError("E-FLASH-CARD", f"{image} is no disk image", _NEXT)
     if head[54:57] == b"FAT" or head[82:85] == b"FAT":
         return Boot(image, 0)
+    offset = next((offset for offset, kind in partitions(image) if kind.upper() in _UPPER), None)
+    if offset is None:
+        raise EdgeopsError("E-FLASH-CARD", f"{image} has no FAT partition", _NEXT)
+    return Boot(image, offset)
+
+
+def partitions(image: Path) -> list[tuple[int, str]]:
+    """Return offset in bytes and type of an image's partitions; an image that is FAT as a whole has none.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; its table cannot be read.
+    """
+    head = _head(image)
+    if head[54:57] == b"FAT" or head[82:85] == b"FAT":
+        return []
     try:
         table = json.loads(_run("sfdisk", "--json", str(image)))["partitiontable"]
         sector = int(table.get("sectorsize", _SECTOR))
-        start = next(int(part["start"]) for part in table["partitions"] if str(part["type"]).upper() in _UPPER)
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise EdgeopsError("E-FLASH-CARD", f"{image} has no FAT partition", _NEXT) from error
-    return Boot(image, start * sector)
+        return [(int(part["start"]) * sector, str(part["type"])) for part in table.get("partitions", ())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EdgeopsError("E-FLASH-CARD", f"{image}: its partitions cannot be read", _NEXT) from error
+
+
+def _head(image: Path) -> bytes:
+    try:
+        with image.open("rb") as file:
+            return file.read(_SECTOR)
+    except OSError as error:
+        raise EdgeopsError("E-FLASH-CARD", f"{image}: {error.strerror}", _NEXT) from error
+
+
+def label_of(boot: Boot) -> str:
+    """Return the label of the boot partition; empty: it has none."""
+    done = subprocess.run(
+        [find_tool("mlabel"), "-s", "-i", boot.drive, "::"], capture_output=True, text=True, timeout=_WITHIN_S,
+        check=False, env=_ENV,
+    )  # fmt: skip
+    return done.stdout.partition(" is ")[2].split("(")[0].strip()
+
+
+def set_label(boot: Boot, label: str) -> None:
+    """Name the boot partition.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD.
+    """
+    _run("mlabel", "-i", boot.drive, f"::{label}")
 
 
 _UPPER = {kind.upper() for kind in _FAT}
@@ -141,7 +180,11 @@ _UPPER = {kind.upper() for kind in _FAT}
 def read_text(boot: Boot, name: str) -> str | None:
     """Return a file of the boot partition; None: there is none."""
     done = subprocess.run(
-        [_tool("mtype"), "-i", boot.drive, f"::{name}"], capture_output=True, timeout=_WITHIN_S, check=False, env=_ENV
+        [find_tool("mtype"), "-i", boot.drive, f"::{name}"],
+        capture_output=True,
+        timeout=_WITHIN_S,
+        check=False,
+        env=_ENV,
     )
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
@@ -164,7 +207,7 @@ def write_files(boot: Boot, texts: Mapping[str, str], large: Mapping[str, Path])
             sources[name].write_text(text, encoding="utf-8")
         for parent in sorted({name.rpartition("/")[0] for name in sources} - {""}):
             subprocess.run(
-                [_tool("mmd"), "-i", boot.drive, "-D", "s", f"::{parent}"], capture_output=True, timeout=_WITHIN_S,
+                [find_tool("mmd"), "-i", boot.drive, "-D", "s", f"::{parent}"], capture_output=True, timeout=_WITHIN_S,
                 check=False, env=_ENV,
             )  # fmt: skip
         for name, source in sorted(sources.items()):
@@ -244,10 +287,15 @@ def sha256_of(path: Path) -> str:
 
 # Cards of all sizes pass: mtools' own checks of geometry are for floppy disks.
 _ENV = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
-_PACKAGES = {"sfdisk": "fdisk", "lsblk": "util-linux"}
+_PACKAGES = {"sfdisk": "fdisk", "lsblk": "util-linux", "debugfs": "e2fsprogs"}
 
 
-def _tool(program: str) -> str:
+def find_tool(program: str) -> str:
+    """Return where a program is.
+
+    Raises:
+        EdgeopsError: E-DEPENDENCY; it is not installed.
+    """
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if path is None:
         package = _PACKAGES.get(program, "mtools")
@@ -257,7 +305,7 @@ def _tool(program: str) -> str:
 
 def _run(program: str, *words: str) -> str:
     done = subprocess.run(
-        [_tool(program), *words], capture_output=True, text=True, timeout=_WITHIN_S, check=False, env=_ENV
+        [find_tool(program), *words], capture_output=True, text=True, timeout=_WITHIN_S, check=False, env=_ENV
     )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no word"]

@@ -14,6 +14,8 @@ Format = Literal["cloud-init", "firstrun"]
 
 FOLDER = "edgeops"
 PAYLOAD, RELEASE, TOKEN, SCRIPT = "payload.tar.gz", "release.edgeops", "token", "install.sh"
+IDENTITY = "identity.tar.gz"
+BOOT = "/boot/firmware"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _COUNTRY = re.compile(r"[A-Z]{2}")
@@ -41,8 +43,10 @@ class FirstBoot(NamedTuple):
         name: Its name in the fleet; None: the fleet gives one.
         version: Of the payload: the folder's name.
         sha256: Of the payload.
-        has_token: Whether a token lies beside it.
+        has_identity: Whether an identity lies beside it, made where the card was; otherwise a token does.
         has_release: Whether a release lies beside it.
+        python: The Python that the payload is for.
+        boot: Where the board's system mounts the boot partition.
         where: Paths on the board.
     """
 
@@ -54,8 +58,10 @@ class FirstBoot(NamedTuple):
     name: str | None
     version: str
     sha256: str
-    has_token: bool
+    has_identity: bool
     has_release: bool
+    python: tuple[int, int] = (3, 11)
+    boot: str = BOOT
     where: Where = Where()
 
 
@@ -80,14 +86,10 @@ def check(wish: FirstBoot) -> None:
             raise EdgeopsError("E-CONFIG", f"{country!r} is no country code", "Two capital letters, such as DE.")
 
 
-def install_script(wish: FirstBoot, boot: str) -> str:
-    """Return the script that the first boot runs, again and again until it has succeeded once.
-
-    Args:
-        wish: What the board shall be.
-        boot: Folder on the board where the boot partition's folder `edgeops` is looked for first.
-    """
+def install_script(wish: FirstBoot) -> str:
+    """Return the script that the first boot runs, again and again until it has succeeded once."""
     where = wish.where
+    python = f"python{wish.python[0]}.{wish.python[1]}"
     service = [
         where.python, "-m", "edgeops", "agent", "install-service", "--state", where.state, "--user", steps.USER,
         "--python", where.python, "--profile", wish.profile, "--token-file", where.token,
@@ -95,26 +97,34 @@ def install_script(wish: FirstBoot, boot: str) -> str:
     ]  # fmt: skip
     lines = [
         "#!/bin/sh",
-        "# Written by `edgeops flash image`: makes this board a device of its fleet, then removes the token.",
+        "# Written by `edgeops flash image`: makes this board a device of its fleet, then removes what was secret.",
         "set -eu",
-        f'for here in {_quoted(boot)}/{FOLDER} /boot/firmware/{FOLDER} /boot/{FOLDER} "$(dirname "$0")"; do',
-        f'  [ -e "$here/{PAYLOAD}" ] && break',
-        "done",
+        'here=$(dirname "$0")',
         f'echo {_quoted(wish.sha256)}"  $here/{PAYLOAD}" | sha256sum -c - > /dev/null',
-        "python=$(command -v python3)",
+        f"python=$(command -v {python}) || {{",
+        f'  echo "edgeops: this card is for a system with {python}; write one for this system" >&2',
+        "  exit 1",
+        "}",
         _call(steps.UNPACK, where.prefix, wish.version, "$python", f"$here/{PAYLOAD}", ""),
         _call(steps.SWITCH, where.prefix, wish.version),
     ]
-    if wish.has_token:
-        lines.append(_call(steps.GIVE, steps.USER, where.state, where.token) + f' < "$here/{TOKEN}"')
-    lines.append(" ".join(_quoted(word) for word in service))
+    enrolled = f"{_quoted(where.state)}/identity/enrolment.json"
+    if wish.has_identity:
+        # Removed only once it has come to its place; after a cut between the two it is there already.
+        secret = f'"$here/{IDENTITY}"'
+        lines.append(f"[ -e {enrolled} ] || {_call(steps.BE, steps.USER, where.state)} < {secret}")
+    else:
+        secret = f'"$here/{TOKEN}"'
+        lines.append(f"[ -e {enrolled} ] || {_call(steps.GIVE, steps.USER, where.state, where.token)} < {secret}")
+    lines += [
+        " ".join(_quoted(word) for word in service),
+        f"until [ -e {enrolled} ]; do sleep 2; done",
+        # A card that is taken out tells nobody a secret that has served its turn.
+        f"rm -f {secret} {_quoted(where.token)}",
+        "sync",
+    ]
     if wish.has_release:
-        lines += [
-            f"until [ -e {_quoted(where.state)}/identity/enrolment.json ]; do sleep 2; done",
-            _call(steps.INSTALL, steps.USER, where.state, where.python, f"$here/{RELEASE}"),
-        ]
-    # A card that is taken out tells nobody a secret that has served its turn.
-    lines += [f'rm -f "$here/{TOKEN}"', f"rm -f {_quoted(where.token)}"] if wish.has_token and wish.has_release else []
+        lines.append(_call(steps.INSTALL, steps.USER, where.state, where.python, f"$here/{RELEASE}"))
     return "\n".join(lines) + "\n"
 
 
@@ -132,31 +142,36 @@ def files(wish: FirstBoot, form: Format, cmdline: str | None = None) -> dict[str
     check(wish)
     if form == "cloud-init":
         return {
-            f"{FOLDER}/{SCRIPT}": install_script(wish, "/boot/firmware"),
+            f"{FOLDER}/{SCRIPT}": install_script(wish),
             "meta-data": f"instance-id: edgeops-{wish.sha256[:16]}-{wish.hostname}\n",
             "user-data": _user_data(wish),
-            "network-config": _network_config(wish.network),
+            # A cable is set up by cloud-init itself, whatever the system calls it.
+            **({} if wish.network is None else {"network-config": _network_config(wish.network)}),
         }
     if cmdline is None:
         raise EdgeopsError("E-FLASH-CARD", "this image has no cmdline.txt", "Is it Raspberry Pi OS? Try cloud-init.")
     kept = " ".join(word for word in cmdline.split() if not word.startswith("systemd.run"))
     return {
-        f"{FOLDER}/{SCRIPT}": install_script(wish, "/boot/firmware"),
+        f"{FOLDER}/{SCRIPT}": install_script(wish),
         "custom.toml": _custom_toml(wish),
-        "firstrun.sh": _firstrun(wish),
-        "cmdline.txt": f"{kept} {_RUN_ONCE.format(path='/boot/firmware/firstrun.sh')}\n",
+        "firstrun.sh": _firstrun(wish.boot),
+        "cmdline.txt": f"{kept} {_RUN_ONCE.format(path=f'{wish.boot}/firstrun.sh')}\n",
     }
 
 
 def _user_data(wish: FirstBoot) -> str:
     """Return cloud-init's configuration. JSON is YAML, and quotes what needs it."""
+    # cloud-init does not wait: the service is done when the board has met its fleet, which may take days.
+    runcmd = [
+        ["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", "--no-block", "edgeops-firstboot.service"],
+    ]  # fmt: skip
     config: dict[str, object] = {
         "hostname": wish.hostname,
         "ssh_pwauth": False,
         "write_files": [
-            {"path": "/etc/systemd/system/edgeops-firstboot.service", "content": _UNIT.format(folder="/boot/firmware")}
+            {"path": "/etc/systemd/system/edgeops-firstboot.service", "content": _UNIT.format(folder=wish.boot)}
         ],
-        "runcmd": [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", "edgeops-firstboot.service"]],
+        "runcmd": runcmd,
     }
     if wish.user is not None:
         config["users"] = [
@@ -165,22 +180,23 @@ def _user_data(wish: FirstBoot) -> str:
                 "sudo": "ALL=(ALL) NOPASSWD:ALL", "ssh_authorized_keys": list(wish.ssh_keys),
             }
         ]  # fmt: skip
+        config["runcmd"] = [["systemctl", "enable", "--now", "--no-block", "ssh.service"], *runcmd]
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 
 
-def _network_config(network: Network | None) -> str:
-    config: dict[str, object] = {
+def _network_config(network: Network) -> str:
+    """Return netplan's configuration, which nothing but netplan turns into a wireless network."""
+    access = {} if network.password is None else {"password": network.password}
+    config = {
         "version": 2,
         "ethernets": {"cable": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
-    }
-    if network is not None:
-        access = {} if network.password is None else {"password": network.password}
-        config["wifis"] = {
+        "wifis": {
             "wlan0": {
                 "dhcp4": True, "optional": True, "regulatory-domain": network.country,
                 "access-points": {network.ssid: access},
             }
-        }  # fmt: skip
+        },
+    }  # fmt: skip
     return json.dumps(config, indent=1) + "\n"
 
 
@@ -199,15 +215,15 @@ def _custom_toml(wish: FirstBoot) -> str:
     return "\n".join(lines)
 
 
-def _firstrun(wish: FirstBoot) -> str:
+def _firstrun(boot: str) -> str:
     """Return the script that the kernel's command line names: it leaves a service, and itself behind."""
     return (
         "#!/bin/sh\nset -eu\n"
-        "boot=/boot/firmware; [ -e $boot/cmdline.txt ] || boot=/boot\n"
-        f"cat > /etc/systemd/system/edgeops-firstboot.service <<'END'\n{_UNIT.format(folder='/boot/firmware')}END\n"
+        f"cat > /etc/systemd/system/edgeops-firstboot.service <<'END'\n{_UNIT.format(folder=boot)}END\n"
         "systemctl enable edgeops-firstboot.service\n"
-        "sed -i 's| systemd.run.*||' $boot/cmdline.txt\n"
-        "rm -f $boot/firstrun.sh\n"
+        f"sed -i 's| systemd.run.*||' {boot}/cmdline.txt\n"
+        f"rm -f {boot}/firstrun.sh\n"
+        "sync\n"
     )
 
 

@@ -15,9 +15,11 @@ from edgeops.flash.facts import Board, Python
 from edgeops.flash.firstboot import FirstBoot, Format, Network
 from edgeops.flash.fit import choose
 from edgeops.flash.payload import Say, build
+from edgeops.flash.system import System, read_system
 from edgeops.profiles import registry
 
 _MIB = 1 << 20
+_SEED_LABEL = "CIDATA"
 _SYSTEM_PYTHON, _SYSTEM_GLIBC = (3, 11), (2, 36)
 
 
@@ -34,7 +36,8 @@ class Card(NamedTuple):
         user: Who may log in; None: nobody is made.
         ssh_keys: Public keys.
         network: A wireless network; None: a cable.
-        token: One-time enrolment token.
+        token: One-time enrolment token; None: there is an identity.
+        identity: What `edgeops agent enroll` left where the card is made, packed; None: there is a token.
         stick: An exported release; None: the fleet brings it.
     """
 
@@ -47,7 +50,8 @@ class Card(NamedTuple):
     user: str | None
     ssh_keys: tuple[str, ...]
     network: Network | None
-    token: str
+    token: str | None
+    identity: Path | None
     stick: Path | None
 
 
@@ -68,12 +72,21 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
     if device is not None and device.refused:
         raise EdgeopsError("E-FLASH-CARD", f"{device.path} ({device.model}): {device.refused}", "Name the card's own.")
     profile = registry.load(asked.profile)
-    board = expected_board(profile)
-    payload = build(board, choose(board, profile), cache, say)
+    card.boot_partition(asked.base)
+    system = read_system(asked.base)
+    say(
+        f"{asked.base.name}: {system.title}, {system.arch}" if system else f"{asked.base.name}: a system not known here"
+    )
+    board = expected_board(profile, system)
+    choice = choose(board, profile)
+    if system is not None:
+        check_system(system, asked.form, has_wireless=asked.network is not None)
+    payload = build(board, choice, cache, say)
     wish = FirstBoot(
         hostname=asked.hostname, user=asked.user, ssh_keys=asked.ssh_keys, network=asked.network, profile=asked.profile,
-        name=asked.name, version=payload.version, sha256=payload.sha256, has_token=True,
-        has_release=asked.stick is not None,
+        name=asked.name, version=payload.version, sha256=payload.sha256, has_identity=asked.identity is not None,
+        has_release=asked.stick is not None, python=choice.python.version,
+        boot=system.boot if system is not None else firstboot.BOOT,
     )  # fmt: skip
     firstboot.check(wish)
     if device is not None and not may_write(f"{device.path}, {device.model}, {device.size / 1e9:.1f} GB,"):
@@ -84,34 +97,90 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
         card.copy_image(asked.base, image)
         boot = card.boot_partition(image)
         texts = firstboot.files(wish, asked.form, card.read_text(boot, "cmdline.txt"))
-        token = Path(folder) / "token"
-        token.touch(mode=0o600)
-        token.write_text(asked.token, encoding="utf-8")
-        large = {
-            f"{firstboot.FOLDER}/{firstboot.PAYLOAD}": payload.file, f"{firstboot.FOLDER}/{firstboot.TOKEN}": token,
-        }  # fmt: skip
+        large = {f"{firstboot.FOLDER}/{firstboot.PAYLOAD}": payload.file}
+        if asked.identity is not None:
+            large[f"{firstboot.FOLDER}/{firstboot.IDENTITY}"] = asked.identity
+        else:
+            token = Path(folder) / "token"
+            token.touch(mode=0o600)
+            token.write_text(asked.token or "", encoding="utf-8")
+            large[f"{firstboot.FOLDER}/{firstboot.TOKEN}"] = token
         if asked.stick is not None:
             large[f"{firstboot.FOLDER}/{firstboot.RELEASE}"] = asked.stick
         say(f"writing {sum(file.stat().st_size for file in large.values()) // _MIB} MiB to its boot partition")
         card.write_files(boot, texts, large)
+        if asked.form == "cloud-init" and system is not None:
+            _let_it_be_found(boot, system)
         if device is not None:
             say(f"writing {device.path}, then reading it back")
-            digest = card.write_device(image, device)
+            digest = card.write_device(image, device, _percent(say))
         else:
             digest = card.sha256_of(image)
             card.replace(image, asked.out)
     return f"{asked.out}: {asked.form} for {asked.profile}, agent {payload.version}, sha256 {digest}"
 
 
-def expected_board(profile: Profile) -> Board:
-    """Return the board that a card is made for: nobody can ask it yet, so its profile and system speak for it."""
+def expected_board(profile: Profile, system: System | None) -> Board:
+    """Return the board that a card is made for: nobody can ask it yet, so its system and profile speak for it."""
+    python, glibc = _parsed(profile.python_min) or _SYSTEM_PYTHON, _parsed(profile.glibc_min) or _SYSTEM_GLIBC
+    pythons: tuple[Python, ...] = (Python(python, "python3"),)
+    if system is not None:
+        glibc, pythons = system.glibc, (Python(system.python, "python3"),) if system.python else ()
     return Board(
-        arch=profile.cpu.arch, os="the image's", glibc=_parsed(profile.glibc_min) or _SYSTEM_GLIBC, model=profile.title,
-        pythons=(Python(_parsed(profile.python_min) or _SYSTEM_PYTHON, "python3"),),
-        memory_mib=int(profile.memory.ram_mib), disk_mib=0, l4t=None, jetpack="", cuda="", tensorrt="", onnxruntime="",
-        power_mode="", clocks="", accelerators=(), systemd=0, systemd_runs=False, root="yes", clock_s=0, versions=(),
-        current="",
+        arch=system.arch if system is not None else profile.cpu.arch, os=system.title if system is not None else "",
+        glibc=glibc, model=profile.title, pythons=pythons, memory_mib=int(profile.memory.ram_mib), disk_mib=0, l4t=None,
+        jetpack="", cuda="", tensorrt="", onnxruntime="", power_mode="", clocks="", accelerators=(), systemd=0,
+        systemd_runs=False, root="yes", clock_s=0, versions=(), current="",
     )  # fmt: skip
+
+
+def check_system(system: System, form: Format, *, has_wireless: bool) -> None:
+    """Refuse a card whose system would not do what is written on it.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD.
+    """
+    if form == "firstrun":
+        return
+    if not system.has_cloud_init:
+        raise EdgeopsError(
+            "E-FLASH-CARD", f"{system.title} has no cloud-init", "Raspberry Pi OS before trixie: --format firstrun."
+        )
+    if has_wireless and not system.has_netplan:
+        raise EdgeopsError(
+            "E-FLASH-CARD",
+            f"{system.title} sets up no wireless network: its cloud-init has no netplan",
+            "Use a cable, or Raspberry Pi OS or Ubuntu.",
+        )
+
+
+def _let_it_be_found(boot: card.Boot, system: System) -> None:
+    """Let cloud-init look at the boot partition: by its label, unless it is told to anyway.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; it is mounted by the label that it has.
+    """
+    if system.is_seeded or card.label_of(boot).upper() == _SEED_LABEL:
+        return
+    if system.boot_label:
+        raise EdgeopsError(
+            "E-FLASH-CARD",
+            f"{system.title} looks for cloud-init's files at {_SEED_LABEL}, and needs the label {system.boot_label}",
+            "Use an image whose cloud-init looks at its boot partition.",
+        )
+    card.set_label(boot, _SEED_LABEL)
+
+
+def _percent(say: Say) -> card.Progress:
+    """Return what says each tenth of a long work."""
+    said = [-1]
+
+    def on_progress(done: int, whole: int) -> None:
+        if (tenth := 10 * done // max(1, whole)) != said[0]:
+            said[0] = tenth
+            say(f"{10 * tenth}% written and read back")
+
+    return on_progress
 
 
 def _parsed(version: str | None) -> tuple[int, int] | None:

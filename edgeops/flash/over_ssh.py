@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.flash import fit, steps
 from edgeops.flash.facts import Board
 from edgeops.flash.fit import Choice
 from edgeops.flash.link import Link, Login
 from edgeops.flash.payload import Payload, build
-from edgeops.flash.steps import Say, Where
+from edgeops.flash.steps import Say, Trouble, Where
 from edgeops.profiles import registry
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ async def plan(link: Link, wish: Wish, cache: Path, say: Say) -> Plan:
     Raises:
         EdgeopsError: E-FLASH-BOARD; it cannot be served. E-FLASH-WHEELS. E-FLASH-LINK. E-PROFILE-UNKNOWN and the like.
     """
-    board = await steps.probe(link, wish.where)
+    board = await persist(link, lambda: steps.probe(link, wish.where), say)
     say(f"{board.model or board.os}: {board.arch}, {board.memory_mib} MiB, {board.disk_mib} MiB free")
     profile = registry.load(wish.profile or fit.guess_profile(board, registry.names()))
     choice = fit.choose(board, profile)
@@ -127,7 +127,8 @@ async def flash(login: Login, wish: Wish, fleet: Fleet | None, cache: Path, say:
         say: Hears what goes on.
 
     Raises:
-        EdgeopsError: As `plan`. E-CONFIG; no token can be had. E-DEVICE; it does not come online in time.
+        EdgeopsError: As `plan`. E-CONFIG; no token can be had. E-TOKEN, E-ENROLL or E-TRUST-ROOT; the fleet does not
+            take it. E-DEVICE; it does not come online in time.
     """
     async with Link(login) as link:
         planned = await plan(link, wish, cache, say)
@@ -150,13 +151,20 @@ async def flash(login: Login, wish: Wish, fleet: Fleet | None, cache: Path, say:
                     "E-CONFIG", f"{login.host} is not enrolled", "Give --home, --context or --token-file."
                 )
             await step("give it a token", lambda: steps.give_token(link, where, token))
-        await step(
-            "install the service",
-            lambda: steps.install_service(link, where, planned.board, planned.choice.profile, wish.name),
-        )
+        before = await persist(link, lambda: steps.trouble(link, where), say) if device is None else None
+        try:
+            await step(
+                "install the service",
+                lambda: steps.install_service(link, where, planned.board, planned.choice.profile, wish.name),
+            )
+        except EdgeopsError as error:
+            # A service that cannot start says less than what keeps it from starting.
+            if error.code == "E-FLASH-BOARD" and device is None:
+                await _look_for_refusal(link, where, before, say)
+            raise
         online = None
         if wish.start:
-            device = await _await_enrolled(link, where, wish.online_within_s, say)
+            device = await _await_enrolled(link, where, before, wish.online_within_s, say)
             online = await _await_online(fleet, device, wish.online_within_s, say)
         release = ""
         if (stick := wish.stick) is not None:
@@ -191,7 +199,22 @@ async def persist(link: Link, do: Callable[[], Awaitable[T]], say: Say) -> T:
     raise AssertionError("the last try returns or raises")
 
 
-async def _await_enrolled(link: Link, where: Where, within_s: float, say: Say) -> str:
+async def _look_for_refusal(link: Link, where: Where, before: Trouble | None, say: Say) -> Trouble | None:
+    """Return why the board has not enrolled yet; raise where waiting does not help: it was refused.
+
+    Raises:
+        EdgeopsError: What refused it: E-TOKEN, E-ENROLL, E-TRUST-ROOT and the like. E-FLASH-LINK.
+    """
+    now = await persist(link, lambda: steps.trouble(link, where), say)
+    if now is None or now == before:
+        return None
+    if not now.code.startswith("E-NET-"):
+        code = now.code if now.code in ERROR_CODES else "E-DEVICE"
+        raise EdgeopsError(code, f"{link.login.host}: {now.what}", "Give another token: it goes on from here.")
+    return now
+
+
+async def _await_enrolled(link: Link, where: Where, before: Trouble | None, within_s: float, say: Say) -> str:
     """Wait until the board's agent says who it is."""
     deadline_s = time.monotonic() + within_s
     say("wait until it is enrolled")
@@ -199,10 +222,12 @@ async def _await_enrolled(link: Link, where: Where, within_s: float, say: Say) -
         device = await persist(link, lambda: steps.is_enrolled(link, where), say)
         if device is not None:
             return device
+        now = await _look_for_refusal(link, where, before, say)
         if time.monotonic() > deadline_s:
+            said = f": {now.what}" if now is not None else ""
             raise EdgeopsError(
                 "E-DEVICE",
-                f"{link.login.host} does not enrol in {within_s:.0f} s",
+                f"{link.login.host} does not enrol in {within_s:.0f} s{said}",
                 "On the board: journalctl -u edgeops-agent; does it reach the control plane?",
             )
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +66,22 @@ cat > "$token.new"
 chown "$user" "$token.new"
 mv "$token.new" "$token"
 """
+# An identity counts when its folder is there, so that comes last.
+BE = """
+user=$1 state=$2
+getent passwd "$user" > /dev/null || useradd --system --home-dir "$state" --shell /usr/sbin/nologin "$user"
+umask 077
+mkdir -p "$state"
+rm -rf "$state/.flash" "$state/trust" "$state/identity"
+mkdir "$state/.flash"
+tar -xzf - --no-same-owner -C "$state/.flash"
+chown -R "$user" "$state"
+sync
+mv "$state/.flash/trust" "$state/trust"
+mv "$state/.flash/identity" "$state/identity"
+rmdir "$state/.flash"
+sync
+"""
 _UNDO = """
 prefix=$1 state=$2 token=$3 purge=$4
 previous=$(readlink "$prefix/previous" || true)
@@ -89,6 +106,7 @@ install -o "$user" -m 600 "$file" "$state/.flash.edgeops"
 trap 'rm -f "$state/.flash.edgeops"' EXIT
 runuser -u "$user" -- "$python" -m edgeops agent install --state "$state" "$state/.flash.edgeops"
 """
+_TROUBLE = re.compile(r"not enrolled: (E-[A-Z-]{1,40}): (.{0,600})", re.DOTALL)
 _VERSIONS = """
 printf 'versions=%s\\n' "$(ls "$1/versions" 2>/dev/null | tr '\\n' ' ')"
 printf 'current=%s\\n' "$(readlink "$1/current" 2>/dev/null)"
@@ -107,6 +125,14 @@ class Where(NamedTuple):
     def python(self) -> str:
         """The interpreter of the version in use."""
         return f"{self.prefix}/current/bin/python"
+
+
+class Trouble(NamedTuple):
+    """A failed enrolment, as the board's own log has it: when by its clock, the error's code, and what happened."""
+
+    at_s: float
+    code: str
+    what: str
 
 
 async def probe(link: Link, where: Where) -> Board:
@@ -194,6 +220,24 @@ async def is_enrolled(link: Link, where: Where) -> str | None:
         return str(json.loads(done.out)["connection"] or "") or None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+async def trouble(link: Link, where: Where) -> Trouble | None:
+    """Return why the board could not enrol when it tried last; None: it has not failed.
+
+    Raises:
+        EdgeopsError: E-FLASH-LINK.
+    """
+    done = await link.run(where.python, "-m", "edgeops", "agent", "logs", "--state", where.state, "-n", "200", "--json")
+    for line in reversed(done.out.splitlines()):
+        try:
+            said = json.loads(line)
+            found = _TROUBLE.fullmatch(str(said["text"]))
+            if found:
+                return Trouble(float(said["at_s"]), found[1], found[2])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 async def install_service(link: Link, where: Where, board: Board, profile: str, name: str | None) -> str:

@@ -107,8 +107,14 @@ def install_packages(folder: Path) -> None:
     payload.install_wheels(payload.requirements_of(_EXTRAS), _FITS, folder)
 
 
-def debootstrap(folder: Path, packages: Sequence[str]) -> None:
-    """Make an arm64 Debian root folder, from where this machine gets its packages.
+def debootstrap(folder: Path, packages: Sequence[str], *, architecture: str = "arm64", suite: str = SUITE) -> None:
+    """Make a Debian root folder, from where this machine gets its packages.
+
+    Args:
+        folder: Where to.
+        packages: Beside the base system.
+        architecture: As Debian calls it.
+        suite: Debian's release.
 
     Raises:
         EdgeopsError: E-DEPENDENCY or E-TOOLCHAIN.
@@ -119,7 +125,17 @@ def debootstrap(folder: Path, packages: Sequence[str]) -> None:
         capture_output=True, text=True, check=False,
     ).stdout.split("\n")[0]  # fmt: skip
     include = f"--include={','.join(packages)}"
-    call([program, "--arch=arm64", "--variant=minbase", include, SUITE, str(folder), *([mirror] if mirror else [])])
+    call(
+        [
+            program,
+            f"--arch={architecture}",
+            "--variant=minbase",
+            include,
+            suite,
+            str(folder),
+            *([mirror] if mirror else []),
+        ]
+    )
 
 
 def call(command: list[str]) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -13,9 +14,17 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+from served_fleet import Serving
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.flash import over_ssh
 from edgeops.flash.link import Login
+from edgeops.flash.over_ssh import Flashed, Wish
 from edgeops.intake.cache import cache_dir
 
 _ENTER = """
@@ -28,10 +37,17 @@ for name in opt var/tmp; do
   mkdir -p "$1/$name"
   mount --bind "$1/$name" "/$name"
 done
+[ -z "$4" ] || mount -t tmpfs -o "size=$4m,mode=755" tmpfs /opt
+[ -z "$5" ] || mount -t tmpfs -o "size=$5m,mode=1777" tmpfs /var/tmp
+[ -z "$6" ] || printf 'root:%s\n' "$6" | chpasswd -c SHA512
+getent passwd op > /dev/null || useradd --no-create-home --home-dir / --shell /bin/sh op
+usermod --password '*' op
+install -m 644 "${3%/*}/authorized_keys" /etc/ssh/board_keys
 mkdir -p /run/sshd
 getent passwd sshd > /dev/null || useradd --system --home-dir /run/sshd --shell /usr/sbin/nologin sshd
 exec "$2" -D -e -f "$3"
 """
+WITHIN_S = 120.0
 UNIT = "etc/systemd/system/edgeops-agent.service"
 
 
@@ -49,17 +65,89 @@ def can_loop_back() -> bool:
     return os.geteuid() == 0 and sshd() is not None and shutil.which("ssh") is not None
 
 
+# A clock of its own for each process that loads this: what it was set to, and the time that has gone by since.
+_CLOCK = r"""
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *now) {
+  int done = (int)syscall(SYS_clock_gettime, id, now);
+  const char *shift = getenv("BOARD_CLOCK_SHIFT_S");
+  if (done == 0 && shift && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec += atol(shift);
+  return done;
+}
+time_t time(time_t *kept) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (kept) *kept = now.tv_sec;
+  return now.tv_sec;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+  struct timespec precise;
+  (void)zone;
+  clock_gettime(CLOCK_REALTIME, &precise);
+  now->tv_sec = precise.tv_sec;
+  now->tv_usec = precise.tv_nsec / 1000;
+  return 0;
+}
+"""
+
+
+def clock_at(clock_s: float, folder: Path) -> dict[str, str]:
+    """Return variables by which programs have that time now, seconds since 1970."""
+    library = folder / "clock.so"
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o", library]
+    subprocess.run(command, input=_CLOCK, text=True, check=True, capture_output=True)
+    return {"LD_PRELOAD": str(library), "BOARD_CLOCK_SHIFT_S": str(int(clock_s - time.time()))}
+
+
+class Api:
+    """The control plane, as flashing needs it."""
+
+    def __init__(self, serving: Serving, **token: Any) -> None:
+        self._api, self._token = serving.api, token
+
+    def token(self, profile: str, name: str | None) -> str:
+        return self._api.create_token(profile=profile, name=name, **self._token).token
+
+    def online(self, name: str) -> bool:
+        return any(device.connection == name and device.online for device in self._api.devices())
+
+
+def code(act: Callable[[], object]) -> str:
+    """Return the code of the error that this raises."""
+    with pytest.raises(EdgeopsError) as caught:
+        act()
+    return caught.value.code
+
+
+def flash(board: LoopbackBoard, wish: Wish, fleet: Api | None, cache: Path, **login: Any) -> Flashed:
+    return asyncio.run(over_ssh.flash(board.login._replace(**login), wish, fleet, cache))
+
+
 class LoopbackBoard:
     """The board. Use it as a context manager.
 
     Args:
         folder: For its changes, keys and log.
+        password: With which root may log in; empty: with the login's key alone.
+        opt_mib: Room in /opt; None: that of the disk.
+        tmp_mib: Room in /var/tmp; None: that of the disk.
+        clock_s: What its clock shows now, seconds since 1970; None: the time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, password: str = "", opt_mib: int | None = None, tmp_mib: int | None = None,
+        clock_s: float | None = None,
+    ) -> None:  # fmt: skip
+        self._options = ["" if given is None else str(given) for given in (opt_mib, tmp_mib, password)]
         self.folder, self.root = folder, folder / "root"
         self.root.mkdir(parents=True)
         folder.chmod(0o755)
+        self._environment = {} if clock_s is None else clock_at(clock_s, folder)
         for name in ("host_key", "login_key", "other_key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
         with socket.socket() as free:
@@ -70,9 +158,17 @@ class LoopbackBoard:
         shutil.copyfile(folder / "login_key.pub", folder / "authorized_keys")
         (folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
-            "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
+            "AuthorizedKeysFile /etc/ssh/board_keys\nStrictModes no\n"
+            f"PasswordAuthentication {'yes' if password else 'no'}\n"
+            f"PermitRootLogin {'yes' if password else 'prohibit-password'}\nSubsystem sftp internal-sftp\n"
         )
+        if self._environment:
+            with (folder / "sshd_config").open("a") as file:
+                file.write(
+                    "SetEnv " + " ".join(f'"{name}={value}"' for name, value in self._environment.items()) + "\n"
+                )
+        if password:
+            (folder / "authorized_keys").write_text("")
         program = sshd()
         assert program is not None
         self._program = program
@@ -102,7 +198,7 @@ class LoopbackBoard:
         with (self.folder / "sshd.log").open("ab") as log:
             self._sshd = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, "sh", str(self.root),
-                 self._program, str(self.folder / "sshd_config")],
+                 self._program, str(self.folder / "sshd_config"), *self._options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline_s = time.monotonic() + 20
@@ -162,8 +258,9 @@ class LoopbackBoard:
         self.run("install", "-d", "-m", "700", "-o", user[1], f"/var/lib/{state[1]}")
         with (self.folder / "agent.log").open("ab") as log:
             self._service = subprocess.Popen(
-                self.enter("runuser", "-u", user[1], "--", *shlex.split(command[1])), stdout=log, stderr=log
-            )
+                self.enter("runuser", "-u", user[1], "--", *shlex.split(command[1])), stdout=log, stderr=log,
+                env={**os.environ, **self._environment},
+            )  # fmt: skip
 
     def stop_service(self) -> None:
         if self._service is not None:

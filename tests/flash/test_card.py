@@ -19,6 +19,8 @@ from edgeops.flash import card, firstboot, imaging
 from edgeops.flash.card import Device
 from edgeops.flash.firstboot import FirstBoot, Network
 from edgeops.flash.payload import Payload
+from edgeops.flash.system import read, read_system
+from edgeops.profiles import registry
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,14 +28,14 @@ else:
     import tomli as tomllib
 
 MIB = 1 << 20
-NEEDED = {"mcopy": "mtools", "mkfs.vfat": "dosfstools", "sfdisk": "fdisk"}
+NEEDED = {"mcopy": "mtools", "mkfs.vfat": "dosfstools", "sfdisk": "fdisk", "debugfs": "e2fsprogs"}
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 MISSING = [package for name, package in NEEDED.items() if not shutil.which(name, path=PATH)]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"apt-get install --yes {' '.join(MISSING)}")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHIp3Yx4Zz8pVvVAbvEXAMPLEexampleEXAMPLEex me@host"
 WISH = FirstBoot(
     hostname="pi-1", user="op", ssh_keys=(KEY,), network=Network("Räume \"1\"", "se'cret \\ word", "DE"),
-    profile="raspberry-pi-4", name="pi-1", version="0.1.0-abc", sha256="ab" * 32, has_token=True, has_release=True,
+    profile="raspberry-pi-4", name="pi-1", version="0.1.0-abc", sha256="ab" * 32, has_identity=False, has_release=True,
 )  # fmt: skip
 
 
@@ -44,8 +46,8 @@ def tool(name: str, *words: object) -> str:
     return done.stdout
 
 
-def base_image(folder: Path, boot_mib: int = 40, label: str = "dos") -> Path:
-    """Make an image like Raspberry Pi OS's: a FAT boot partition with cmdline.txt, then another one."""
+def base_image(folder: Path, boot_mib: int = 40, label: str = "dos", system: Path | None = None) -> Path:
+    """Make an image like Raspberry Pi OS's: a FAT boot partition with cmdline.txt, then one with a system, if given."""
     path = folder / "base.img"
     with path.open("wb") as file:
         file.truncate((boot_mib + 8) * MIB)
@@ -63,7 +65,52 @@ def base_image(folder: Path, boot_mib: int = 40, label: str = "dos") -> Path:
     with path.open("r+b") as file:
         file.seek(2048 * 512)
         file.write(boot.read_bytes())
+    if system is not None:
+        tool("mke2fs", "-q", "-t", "ext4", "-E", f"offset={boot_mib * MIB}", "-d", system, path, "6M")
     return path
+
+
+STATUS = """\
+Package: libc6
+Status: install ok installed
+Architecture: {arch}
+Version: 2.41-12+deb13u1
+
+Package: python3
+Status: install ok installed
+Architecture: {arch}
+Version: {python}
+
+Package: {third}
+Status: install ok installed
+Architecture: all
+Version: 25.1.4-1
+
+Package: netplan.io
+Status: deinstall ok config-files
+Architecture: {arch}
+Version: 1.1.2-7
+"""
+
+
+def trixie(
+    folder: Path,
+    arch: str = "arm64",
+    python: str = "3.13.5-1",
+    third: str = "cloud-init",
+    fstab: str = "",
+    seed: str = "",
+) -> Path:
+    """Write the files of a system by which an image says what it holds."""
+    texts = {
+        "var/lib/dpkg/status": STATUS.format(arch=arch, python=python, third=third),
+        "usr/lib/os-release": 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n', "etc/fstab": fstab,
+        "etc/cloud/cloud.cfg.d/99_x.cfg": seed,
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
 
 
 @pytest.fixture
@@ -82,7 +129,7 @@ def asked(tmp_path: Path, **changed: Any) -> imaging.Card:
     values = {
         "base": tmp_path / "base.img", "out": tmp_path / "card.img", "form": "cloud-init", "profile": "raspberry-pi-4",
         "hostname": "pi-1", "name": "pi-1", "user": "op", "ssh_keys": (KEY,), "network": WISH.network,
-        "token": "eo1.secret", "stick": tmp_path / "release", **changed,
+        "token": "eo1.secret", "identity": None, "stick": tmp_path / "release", **changed,
     }  # fmt: skip
     return imaging.Card(**values)
 
@@ -162,7 +209,7 @@ def test_what_no_board_can_be_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_words_for_the_shell_stay_words(tmp_path: Path) -> None:
     """A name with quotes and commands runs nothing: the script is tried with a shell that prints its words."""
-    script = firstboot.install_script(WISH._replace(name="x'; touch HACKED; '"), "/boot/it's")
+    script = firstboot.install_script(WISH._replace(name="x'; touch HACKED; '"))
     line = next(line for line in script.splitlines() if "install-service" in line)
     said = subprocess.run(
         ["sh", "-c", f"set -- {line}; for word; do echo \"[$word]\"; done"], capture_output=True, text=True, check=True,
@@ -249,3 +296,79 @@ def test_a_card_is_read_back_and_a_small_or_bad_one_refused(tmp_path: Path, monk
     monkeypatch.setattr(card.os, "fsync", worn)
     with pytest.raises(EdgeopsError, match="reads back otherwise"):
         card.write_device(image, Device(disk, "card", 16 * MIB, ""))
+
+
+@needs_tools
+def test_a_card_is_made_for_the_system_that_it_holds(tmp_path: Path, small_payload: Payload) -> None:
+    """Python, C library, mount point and processor come from the image's own files, read without a mount."""
+    fstab = "PARTUUID=1-01 /boot/efi vfat defaults 0 2\n"
+    base = base_image(tmp_path, system=trixie(tmp_path / "system", fstab=fstab))
+    system = read_system(base)
+    assert system is not None
+    assert (system.title, system.arch, system.glibc, system.python, system.boot) == (
+        "Debian GNU/Linux 13 (trixie)", "aarch64", (2, 41), (3, 13), "/boot/efi",
+    )  # fmt: skip
+    assert (system.has_cloud_init, system.has_netplan, system.is_seeded) == (True, False, False)
+    board = imaging.expected_board(registry.load("raspberry-pi-4"), system)
+    assert (board.glibc, [python.version for python in board.pythons]) == ((2, 41), [(3, 13)])
+    make(tmp_path, network=None)
+    boot = card.boot_partition(tmp_path / "card.img")
+    script = card.read_text(boot, "edgeops/install.sh")
+    assert script is not None
+    assert "command -v python3.13" in script
+    assert "/bin/sh /boot/efi/edgeops/install.sh" in (card.read_text(boot, "user-data") or "")
+    assert card.read_text(boot, "network-config") is None
+    # Nothing else tells this system's cloud-init where to look.
+    assert card.label_of(boot) == "CIDATA"
+
+
+@needs_tools
+def test_a_boot_partition_that_is_looked_at_anyway_keeps_its_name(tmp_path: Path, small_payload: Payload) -> None:
+    seed = "# seedfrom: nothing\ndatasource:\n  NoCloud:\n    fs_label: system-boot\n"
+    fstab = "LABEL=system-boot /boot/firmware vfat defaults 0 1\n"
+    base_image(tmp_path, system=trixie(tmp_path / "system", fstab=fstab, seed=seed))
+    make(tmp_path, network=None)
+    assert card.label_of(card.boot_partition(tmp_path / "card.img")) == ""
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("system", "asked_for", "says"),
+    [
+        ({"arch": "armhf"}, {}, "it is armv7l, profile raspberry-pi-4 is aarch64"),
+        ({"python": "3.9.2-3"}, {"form": "firstrun"}, "it has Python 3.9"),
+        ({"third": "raspi-config"}, {}, "no cloud-init"),
+        ({}, {"network": Network("Lab", None, "DE")}, "no wireless network"),
+        ({"fstab": "LABEL=BOOT /boot/firmware vfat x 0 1\n", "seed": "# fs_label: x\n"}, {}, "needs the label BOOT"),
+    ],
+)  # fmt: skip
+def test_a_system_that_would_not_do_what_its_card_says_is_refused(
+    tmp_path: Path, small_payload: Payload, system: dict[str, Any], asked_for: dict[str, Any], says: str
+) -> None:
+    base_image(tmp_path, system=trixie(tmp_path / "system", **system))
+    with pytest.raises(EdgeopsError, match=says) as caught:
+        make(tmp_path, **{"network": None, **asked_for})
+    assert caught.value.next_step
+    assert not (tmp_path / "card.img").exists()
+
+
+@needs_tools
+def test_a_card_with_an_identity_holds_no_token(tmp_path: Path, small_payload: Payload) -> None:
+    base_image(tmp_path)
+    identity = tmp_path / "identity"
+    identity.write_bytes(b"packed")
+    make(tmp_path, token=None, identity=identity)
+    boot = card.boot_partition(tmp_path / "card.img")
+    assert card.read_text(boot, "edgeops/identity.tar.gz") == "packed"
+    assert card.read_text(boot, "edgeops/token") is None
+    script = card.read_text(boot, "edgeops/install.sh")
+    assert script is not None
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    assert "edgeops/token" not in script.replace("/etc/edgeops/token", "")
+
+
+def test_what_is_no_systems_files_is_no_system() -> None:
+    assert read("", "", "", ()) is None
+    assert read("Package: libc6\nStatus: install ok installed\nArchitecture: mips\nVersion: 2.1\n", "", "", ()) is None
+    said = STATUS.format(arch="amd64", python="3.11.2-1+b1", third="x").replace("2.41-12", "not a version")
+    assert read(said, "", "", ()) is None

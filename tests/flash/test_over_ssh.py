@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import inspect
 import io
 import os
+import re
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from adder_bundles import MODEL, PROFILE, small_bundle
-from loopback_board import LoopbackBoard, sshd
+from loopback_board import Api, LoopbackBoard, code, flash, sshd
 from served_fleet import Serving
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.flash import over_ssh, steps
 from edgeops.flash.link import Link
-from edgeops.flash.over_ssh import Flashed, Wish
-from edgeops.profiles import registry
+from edgeops.flash.over_ssh import Wish
 from edgeops.releases import assemble
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
@@ -31,51 +31,10 @@ from edgeops.trust.publisher import Publisher
 
 pytestmark = [
     pytest.mark.timeout(600),
+    pytest.mark.usefixtures("built_once"),
     pytest.mark.skipif(os.geteuid() != 0, reason="the board needs root: mounts of its own, and sshd"),
     pytest.mark.skipif(sshd() is None, reason="no sshd: apt-get install --yes openssh-server, or make test-system"),
 ]
-
-
-class Api:
-    """The control plane, as flashing needs it."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._api = serving.api
-
-    def token(self, profile: str, name: str | None) -> str:
-        return self._api.create_token(profile=profile, name=name).token
-
-    def online(self, name: str) -> bool:
-        return any(device.connection == name and device.online for device in self._api.devices())
-
-
-@pytest.fixture(autouse=True)
-def one_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile without its larger runtimes: a quarter of the packages."""
-    whole = registry.load(PROFILE)
-    runtimes = tuple(one for one in whole.runtimes if one.name == "onnxruntime")
-    monkeypatch.setattr(over_ssh.registry, "load", lambda _name: msgspec.structs.replace(whole, runtimes=runtimes))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("payloads")
-
-
-@pytest.fixture(autouse=True)
-def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same board gets the same payload: it is resolved and packed for the first test, and kept."""
-    real = over_ssh.build
-
-    def build(*given: Any) -> Any:
-        if not _BUILT:
-            _BUILT.append(real(*given))
-        return _BUILT[0]
-
-    monkeypatch.setattr(over_ssh, "build", build)
-
-
-_BUILT: list[Any] = []
 
 
 @pytest.fixture
@@ -84,18 +43,9 @@ def board(tmp_path: Path) -> Iterator[LoopbackBoard]:
         yield board
 
 
-def code(act: Callable[[], object]) -> str:
-    with pytest.raises(EdgeopsError) as caught:
-        act()
-    return caught.value.code
-
-
-def run(board: LoopbackBoard, wish: Wish, fleet: Api | None, cache: Path, **login: Any) -> Flashed:
-    said: list[str] = []
-    return asyncio.run(over_ssh.flash(board.login._replace(**login), wish, fleet, cache, said.append))
-
-
-def test_a_bare_board_becomes_a_device_that_serves_in_one_go(board: LoopbackBoard, tmp_path: Path, cache: Path) -> None:
+def test_a_bare_board_becomes_a_device_that_serves_in_one_go(
+    board: LoopbackBoard, tmp_path: Path, payloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     Publisher.init(home, "demo")
     assemble.create(home, [small_bundle(tmp_path / "bundle").directory], version="1.0.0")
@@ -108,14 +58,16 @@ def test_a_bare_board_becomes_a_device_that_serves_in_one_go(board: LoopbackBoar
     try:
         fleet = Api(serving)
         wish = Wish(name="board-1", stick=stick)
-        done = run(board, wish, fleet, cache)
+        cuts = cut_each(board, monkeypatch, ("install_release",))
+        done = flash(board, wish, fleet, payloads)
         assert (done.device, done.profile, done.online) == ("board-1", PROFILE, True)
         assert "confirmed" in done.release
+        assert sorted(cuts) == both(("install_release",))
         (device,) = serving.api.devices()
         assert (device.connection, device.online) == ("board-1", True)
         # Again: nothing is sent, no token is asked for, and the same version is in use.
         before = board.run("readlink", "/opt/edgeops/current")
-        again = run(board, wish._replace(stick=None), None, cache)
+        again = flash(board, wish._replace(stick=None), None, payloads)
         assert (again.device, again.version) == ("board-1", done.version)
         assert board.run("readlink", "/opt/edgeops/current") == before
         assert not board.exists("/opt/edgeops/previous")
@@ -142,19 +94,17 @@ async def go_back(board: LoopbackBoard, *, purge: bool = False) -> str:
         return await steps.undo(link, where, purge=purge)
 
 
-def test_a_connection_that_is_lost_at_any_step_costs_nothing(
-    board: LoopbackBoard, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every step is cut off once, before and after it did its work; sending goes on where it stopped."""
-    cuts: list[str] = []
+def cut_each(board: LoopbackBoard, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> list[str]:
+    """Cut the connection once before and once after each of these steps; return those that were, as they are."""
     monkeypatch.setattr(over_ssh, "_RETRY_FIRST_S", 0.05)
+    cuts: list[str] = []
 
     def cut(name: str) -> None:
         real = getattr(steps, name)
 
         async def cutting(*given: Any, **named: Any) -> Any:
-            if name not in cuts:
-                cuts.append(name)
+            if f"{name} before" not in cuts:
+                cuts.append(f"{name} before")
                 board.drop_sessions()
                 return await real(*given, **named)
             if f"{name} after" not in cuts:
@@ -166,11 +116,25 @@ def test_a_connection_that_is_lost_at_any_step_costs_nothing(
 
         monkeypatch.setattr(steps, name, cutting)
 
-    names = ("bring", "unpack", "clean", "switch", "is_enrolled", "give_token", "install_service")
     for name in names:
         cut(name)
-    done = run(board, Wish(token="eo1.none", start=False), None, cache)
-    assert sorted(cuts) == sorted([*names, *(f"{name} after" for name in names)])
+    return cuts
+
+
+def both(names: tuple[str, ...]) -> list[str]:
+    return sorted(f"{name} {when}" for name in names for when in ("before", "after"))
+
+
+def test_a_connection_that_is_lost_at_any_step_costs_nothing(
+    board: LoopbackBoard, payloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sending goes on where it stopped, too: see below. `install_release` is cut where a device is online."""
+    names = ("probe", "bring", "unpack", "clean", "switch", "is_enrolled", "give_token", "trouble", "install_service")
+    steps_of_flash = set(re.findall(r"\bsteps\.([a-z_]+)\(", inspect.getsource(over_ssh)))
+    assert steps_of_flash == {*names, "install_release"}
+    cuts = cut_each(board, monkeypatch, names)
+    done = flash(board, Wish(token="eo1.none", start=False), None, payloads)
+    assert sorted(cuts) == both(names)
     assert board.run("readlink", "/opt/edgeops/current").strip() == f"versions/{done.version}"
     said = board.run("/opt/edgeops/current/bin/edgeops", "--version")
     assert "edgeops, version" in said
@@ -196,14 +160,14 @@ def test_half_a_file_is_gone_on_with_and_a_wrong_half_is_not(board: LoopbackBoar
     asyncio.run(put(data + b"more"))
 
 
-def test_a_strange_host_key_and_a_wrong_key_are_refused(board: LoopbackBoard, tmp_path: Path, cache: Path) -> None:
+def test_a_strange_host_key_and_a_wrong_key_are_refused(board: LoopbackBoard, tmp_path: Path, payloads: Path) -> None:
     nobody = tmp_path / "nobody"
     nobody.write_text("")
     wish = Wish(start=False)
-    assert code(lambda: run(board, wish, None, cache, known_hosts=nobody)) == "E-FLASH-LOGIN"
-    assert code(lambda: run(board, wish, None, cache, fingerprint="SHA256:" + "A" * 43)) == "E-FLASH-LOGIN"
-    assert code(lambda: run(board, wish, None, cache, key_file=board.folder / "other_key")) == "E-FLASH-LOGIN"
-    assert code(lambda: run(board, wish, None, cache, port=9)) == "E-FLASH-LINK"
+    assert code(lambda: flash(board, wish, None, payloads, known_hosts=nobody)) == "E-FLASH-LOGIN"
+    assert code(lambda: flash(board, wish, None, payloads, fingerprint="SHA256:" + "A" * 43)) == "E-FLASH-LOGIN"
+    assert code(lambda: flash(board, wish, None, payloads, key_file=board.folder / "other_key")) == "E-FLASH-LOGIN"
+    assert code(lambda: flash(board, wish, None, payloads, port=9)) == "E-FLASH-LINK"
 
     async def looks() -> str:
         async with Link(board.login._replace(known_hosts=None, fingerprint=board.fingerprint)) as link:
@@ -225,7 +189,7 @@ def test_somebody_elses_folder_is_not_written_to(board: LoopbackBoard) -> None:
 
 
 def test_a_version_that_does_not_start_is_never_switched_to(
-    board: LoopbackBoard, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: LoopbackBoard, payloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = over_ssh.build
 
@@ -241,6 +205,6 @@ def test_a_version_that_does_not_start_is_never_switched_to(
         return good._replace(file=file, sha256=hashlib.sha256(data).hexdigest(), version="0-broken")
 
     monkeypatch.setattr(over_ssh, "build", broken)
-    assert code(lambda: run(board, Wish(token="eo1.none", start=False), None, cache)) == "E-FLASH-BOARD"
+    assert code(lambda: flash(board, Wish(token="eo1.none", start=False), None, payloads)) == "E-FLASH-BOARD"
     assert not board.exists("/opt/edgeops/current")
     assert not board.exists("/opt/edgeops/versions/0-broken")
