@@ -173,10 +173,11 @@ def batch(
     """
     from edgeops.flash.batch import Row, flash_all, read_plan
     from edgeops.flash.over_ssh import Flashed, flash
+    from edgeops.flash.payload import Packer
 
     rows = read_plan(plan)
     fleet = _fleet(home, _wish(name=None, **wished))
-    cache = _cache()
+    cache, packer = _cache(), Packer()
 
     async def one(row: Row) -> Flashed:
         login = _login(
@@ -184,7 +185,7 @@ def batch(
             row.host_key or host_key,
         )  # fmt: skip
         wish = _wish(name=row.name or None, **{**wished, "profile": row.profile or wished["profile"]})
-        return await flash(login, wish, fleet, cache, functools.partial(_say_of, row.host))
+        return await flash(login, wish, fleet, cache, functools.partial(_say_of, row.host), packer)
 
     outcomes = asyncio.run(flash_all(rows, one, at_once, _say))
     if as_json:

@@ -14,7 +14,7 @@ from edgeops.flash import fit, steps
 from edgeops.flash.facts import Board
 from edgeops.flash.fit import Choice
 from edgeops.flash.link import Link, Login
-from edgeops.flash.payload import Payload, build
+from edgeops.flash.payload import Packer, Payload
 from edgeops.flash.steps import Say, Trouble, Where
 from edgeops.profiles import registry
 
@@ -88,8 +88,8 @@ class Flashed(NamedTuple):
     notes: tuple[str, ...]
 
 
-async def plan(link: Link, wish: Wish, cache: Path, say: Say) -> Plan:
-    """Find out what is to be done. Nothing is changed on the board.
+async def plan(link: Link, wish: Wish, cache: Path, say: Say, packer: Packer | None = None) -> Plan:
+    """Find out what is to be done. Nothing is changed on the board; arguments are those of `flash`.
 
     Raises:
         EdgeopsError: E-FLASH-BOARD; it cannot be served. E-FLASH-WHEELS. E-FLASH-LINK. E-PROFILE-UNKNOWN and the like.
@@ -98,7 +98,7 @@ async def plan(link: Link, wish: Wish, cache: Path, say: Say) -> Plan:
     say(f"{board.model or board.os}: {board.arch}, {board.memory_mib} MiB, {board.disk_mib} MiB free")
     profile = registry.load(wish.profile or fit.guess_profile(board, registry.names()))
     choice = fit.choose(board, profile)
-    payload = await asyncio.to_thread(build, board, choice, cache, say)
+    payload = await asyncio.to_thread((packer or Packer()).build, board, choice, cache, say)
     is_there = payload.version in board.versions
     # Unpacked, and on its way.
     needed_mib = 0 if is_there else payload.unpacked_mib + (payload.file.stat().st_size >> 20)
@@ -116,7 +116,10 @@ async def plan(link: Link, wish: Wish, cache: Path, say: Say) -> Plan:
     return Plan(board, choice, payload, tuple(todo))
 
 
-async def flash(login: Login, wish: Wish, fleet: Fleet | None, cache: Path, say: Say = lambda _line: None) -> Flashed:
+async def flash(
+    login: Login, wish: Wish, fleet: Fleet | None, cache: Path, say: Say = lambda _line: None,
+    packer: Packer | None = None,
+) -> Flashed:  # fmt: skip
     """Make a board a device of the fleet. Done again, it brings the board up to date and changes nothing else.
 
     Args:
@@ -125,13 +128,14 @@ async def flash(login: Login, wish: Wish, fleet: Fleet | None, cache: Path, say:
         fleet: The control plane; None: only where the wish has a token, or the board is enrolled.
         cache: A folder for payloads.
         say: Hears what goes on.
+        packer: Shared by boards that are flashed together; None: this one is alone.
 
     Raises:
         EdgeopsError: As `plan`. E-CONFIG; no token can be had. E-TOKEN, E-ENROLL or E-TRUST-ROOT; the fleet does not
             take it. E-DEVICE; it does not come online in time.
     """
     async with Link(login) as link:
-        planned = await plan(link, wish, cache, say)
+        planned = await plan(link, wish, cache, say, packer)
         payload, where = planned.payload, wish.where
 
         async def step(name: str, do: Callable[[], Awaitable[T]]) -> T:

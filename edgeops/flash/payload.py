@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,12 +95,40 @@ def build(board: Board, choice: Choice, cache: Path, say: Say = lambda _line: No
         kept = cache / f"{sha256}.tar.gz"
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_suffix(".tmp")
-            shutil.copyfile(packed, temporary)
-            temporary.rename(kept)
+            # Others may keep the same file at the same time.
+            with tempfile.NamedTemporaryFile(dir=cache, prefix=".payload-", delete=False) as temporary:
+                shutil.copyfile(packed, temporary.name)
+            Path(temporary.name).rename(kept)
         except OSError as error:
             raise EdgeopsError("E-DISK-WRITE", f"{kept}: {error.strerror}", "Check the disk.") from error
     return Payload(kept, f"{__version__}-{sha256[:12]}", sha256, -(-size // _MIB), packages)
+
+
+class Packer:
+    """Builds what boards of one kind get once, though many of them ask at the same time. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kinds: dict[tuple[Platform, tuple[str, ...]], _Kind] = {}
+
+    def build(self, board: Board, choice: Choice, cache: Path, say: Say) -> Payload:
+        """As `build`; what another board of this kind has got is not resolved again.
+
+        Raises:
+            EdgeopsError: As `build`.
+        """
+        with self._lock:
+            kind = self._kinds.setdefault((platform_of(board, choice), choice.extras), _Kind())
+        with kind.lock:
+            if kind.payload is None:
+                kind.payload = build(board, choice, cache, say)
+            return kind.payload
+
+
+class _Kind:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.payload: Payload | None = None
 
 
 def requirements_of(extras: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from adder_bundles import PROFILE
 
-from edgeops.flash import over_ssh
+from edgeops.flash import payload
 from edgeops.profiles import registry
 
 _BUILT: dict[Path, Any] = {}
@@ -33,11 +33,11 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def built_once(monkeypatch: pytest.MonkeyPatch, one_runtime: None, payloads: Path) -> None:
     """The same board gets the same payload: it is resolved and packed for the first test, and kept."""
-    real = over_ssh.build
+    real = payload.build
 
     def build(board: Any, choice: Any, *_: Any) -> Any:
         if payloads not in _BUILT:
             _BUILT[payloads] = real(board, choice, payloads)
         return _BUILT[payloads]
 
-    monkeypatch.setattr(over_ssh, "build", build)
+    monkeypatch.setattr(payload, "build", build)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.flash import facts, fit
+from edgeops.flash import facts, fit, payload
 from edgeops.flash.batch import read_plan
 from edgeops.flash.facts import Board, Python
 from edgeops.flash.payload import platforms
@@ -116,6 +117,27 @@ def test_wheels_are_no_newer_than_the_boards_glibc() -> None:
     assert tags[0] == "manylinux_2_31_aarch64"
     assert "manylinux_2_32_aarch64" not in tags
     assert "manylinux2014_aarch64" in tags
+
+
+def test_boards_of_one_kind_share_one_payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight at the same time: resolved once for each kind, and once more where it went wrong."""
+    made: list[tuple[int, int]] = []
+
+    def build(board: Board, choice: fit.Choice, *_: Any) -> payload.Payload:
+        made.append(choice.python.version)
+        if len(made) == 1:
+            raise EdgeopsError("E-FLASH-WHEELS", "no network for a moment")
+        return payload.Payload(tmp_path, "1", "ab", 1, ())
+
+    monkeypatch.setattr(payload, "build", build)
+    packer = payload.Packer()
+    with pytest.raises(EdgeopsError):
+        packer.build(PI, choose(PI), tmp_path, str)
+    others = PI._replace(pythons=(Python((3, 12), "/usr/bin/python3.12"),))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        boards = [PI, others] * 4
+        assert len(set(pool.map(lambda one: packer.build(one, choose(one), tmp_path, str), boards))) == 1
+    assert sorted(made) == [(3, 11), (3, 11), (3, 12)]
 
 
 @pytest.mark.parametrize(

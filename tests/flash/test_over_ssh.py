@@ -1,14 +1,19 @@
-"""A board on loopback becomes a device in one go: real sshd, packages and control plane, and cuts at any step."""
+"""Boards on loopback become devices in one go: real sshd, packages and control plane, cuts at any step, bad boards."""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import gzip
 import hashlib
 import inspect
 import io
+import json
 import os
 import re
+import shutil
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -17,11 +22,14 @@ from typing import Any
 
 import pytest
 from adder_bundles import MODEL, PROFILE, small_bundle
+from click.testing import CliRunner
+from fake_device import join
 from loopback_board import Api, LoopbackBoard, code, flash, sshd
 from served_fleet import Serving
 
+from edgeops.cli import flash as cli
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.flash import over_ssh, steps
+from edgeops.flash import over_ssh, payload, steps
 from edgeops.flash.link import Link
 from edgeops.flash.over_ssh import Wish
 from edgeops.releases import assemble
@@ -34,6 +42,7 @@ pytestmark = [
     pytest.mark.usefixtures("built_once"),
     pytest.mark.skipif(os.geteuid() != 0, reason="the board needs root: mounts of its own, and sshd"),
     pytest.mark.skipif(sshd() is None, reason="no sshd: apt-get install --yes openssh-server, or make test-system"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="clocks are compiled: apt-get install --yes gcc libc6-dev"),
 ]
 
 
@@ -191,7 +200,7 @@ def test_somebody_elses_folder_is_not_written_to(board: LoopbackBoard) -> None:
 def test_a_version_that_does_not_start_is_never_switched_to(
     board: LoopbackBoard, payloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = over_ssh.build
+    real = payload.build
 
     def broken(*given: Any) -> Any:
         good = real(*given)
@@ -204,7 +213,134 @@ def test_a_version_that_does_not_start_is_never_switched_to(
         file.write_bytes(data)
         return good._replace(file=file, sha256=hashlib.sha256(data).hexdigest(), version="0-broken")
 
-    monkeypatch.setattr(over_ssh, "build", broken)
+    monkeypatch.setattr(payload, "build", broken)
     assert code(lambda: flash(board, Wish(token="eo1.none", start=False), None, payloads)) == "E-FLASH-BOARD"
     assert not board.exists("/opt/edgeops/current")
     assert not board.exists("/opt/edgeops/versions/0-broken")
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    home = tmp_path_factory.mktemp("fleet") / "home"
+    Publisher.init(home, "demo")
+    serving = Serving(home, "auto")
+    serving.start()
+    yield serving
+    serving.stop()
+
+
+def flash_batch(serving: Serving, boards: dict[str, LoopbackBoard], folder: Path, *options: str) -> dict[str, Any]:
+    """Flash a table of boards by the command; return its status, its error and what it printed."""
+    known = folder / "known_hosts"
+    known.write_text("".join((board.folder / "known_hosts").read_text() for board in boards.values()))
+    result = CliRunner().invoke(
+        cli.command,
+        ["batch", str(folder / "plan.csv"), "--home", str(serving.home), "--known-hosts", str(known), *options],
+    )
+    assert isinstance(result.exception, EdgeopsError | None)
+    return {"status": result.exception.exit_status if result.exception else 0, "error": str(result.exception),
+            "out": result.stdout}  # fmt: skip
+
+
+@pytest.mark.parametrize("good", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_in_a_batch_bad_boards_are_told_apart_and_the_good_become_devices(
+    good: int, serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(over_ssh, "TRIES", 2)
+    monkeypatch.setattr(over_ssh, "_RETRY_FIRST_S", 0.05)
+    monkeypatch.setenv("EDGEOPS_SSH_PASSWORD", "the right one")
+    asked: dict[str, dict[str, Any]] = {
+        "other-password": {"password": "another one"}, "small": {"opt_mib": 64}, "other-key": {}, "arm": {},
+        "right-password": {"password": "the right one", "opt_mib": 64},
+        **{f"good-{good}-{number}": {"clock_s": 60.0} for number in range(good)},
+    }  # fmt: skip
+    with contextlib.ExitStack() as all_boards:
+        boards = {
+            name: all_boards.enter_context(LoopbackBoard(tmp_path / name, **given)) for name, given in asked.items()
+        }
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            dead = free.getsockname()[1]
+        rows = ["host,port,key,host_key,profile,name", f"127.0.0.1,{dead},,,,dead"]
+        for name, board in boards.items():
+            strange = "SHA256:" + "A" * 43 if name == "other-key" else ""
+            profile = "raspberry-pi-4" if name == "arm" else ""
+            rows.append(f"127.0.0.1,{board.port},{board.login.key_file},{strange},{profile},{name}")
+        (tmp_path / "plan.csv").write_text("\n".join(rows) + "\n")
+        devices = [name for name in boards if name.startswith("good")]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for name in devices:
+                pool.submit(boards[name].start_service)
+            said = flash_batch(serving, boards, tmp_path, "--json", "--at-once", "4")
+        found = dict(zip(["dead", *boards], json.loads(said["out"]), strict=True))
+        assert said["status"] == 4
+        assert f"6 of {6 + good} failed: 127.0.0.1" in said["error"]
+        assert {name: one["code"] for name, one in found.items()} == {
+            "dead": "E-FLASH-LINK", "other-password": "E-FLASH-LOGIN", "small": "E-FLASH-BOARD",
+            "other-key": "E-FLASH-LOGIN", "arm": "E-FLASH-BOARD", "right-password": "E-FLASH-BOARD",
+            **dict.fromkeys(devices, ""),
+        }  # fmt: skip
+        assert "refuses root" in found["other-password"]["said"]
+        assert "host key" in found["other-key"]["said"]
+        assert "MiB are free" in found["small"]["said"]
+        assert "MiB are free" in found["right-password"]["said"]
+        assert "it is x86_64, profile raspberry-pi-4 is aarch64" in found["arm"]["said"]
+        assert [found[name]["done"]["device"] for name in devices] == devices
+        assert all("its clock is wrong" in " ".join(found[name]["done"]["notes"]) for name in devices)
+        online = {device.connection for device in serving.api.devices() if device.online}
+        assert set(devices) <= online
+        assert not online & {"dead", *boards.keys() - set(devices)}
+        for name in boards.keys() - set(devices):
+            assert not boards[name].exists("/opt/edgeops"), name
+            assert not boards[name].exists("/etc/edgeops"), name
+
+
+def test_two_rows_for_one_board_are_refused_before_any_is_touched(serving: Serving, tmp_path: Path) -> None:
+    with LoopbackBoard(tmp_path / "board") as board:
+        row = f"127.0.0.1,{board.port},{board.login.key_file}\n"
+        (tmp_path / "plan.csv").write_text("host,port,key\n" + row + row)
+        said = flash_batch(serving, {"board": board}, tmp_path)
+        assert said["status"] == 2
+        assert f"two boards have the address 127.0.0.1:{board.port}" in said["error"]
+        assert not board.exists("/opt/edgeops")
+
+
+@pytest.mark.full
+def test_a_board_in_1970_is_told_of_tokens_that_do_not_hold_and_joins_with_one_that_does(
+    serving: Serving, tmp_path: Path, payloads: Path
+) -> None:
+    """Expired, used by another board, of no fleet; each time the board is left as it was, and goes on from there."""
+    expired = serving.api.create_token(profile=PROFILE, name="old", valid_s=0.001).token
+    used = serving.api.create_token(profile=PROFILE, name="first").token
+    join(tmp_path / "first", used, profile=PROFILE, name="first")
+    with LoopbackBoard(tmp_path / "board", clock_s=60.0) as board:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for token in (expired, used):
+                running = pool.submit(board.start_service)
+                with pytest.raises(EdgeopsError, match="unknown, used or expired") as caught:
+                    flash(board, Wish(token=token, name="late"), Api(serving), payloads)
+                assert caught.value.code == "E-TOKEN"
+                running.result()
+                board.stop_service()
+                board.run("rm", "/etc/systemd/system/edgeops-agent.service")
+                assert {one.connection for one in serving.api.devices()} >= {"first"}
+                assert not board.exists("/var/lib/edgeops/identity/enrolment.json")
+            pool.submit(board.start_service)
+            done = flash(board, Wish(name="late"), Api(serving), payloads)
+        assert (done.device, done.online) == ("late", True)
+        assert any("its clock is wrong" in note for note in done.notes)
+        board.stop_service()
+
+
+def test_a_user_without_sudo_another_processor_and_a_full_disk_are_refused(tmp_path: Path, payloads: Path) -> None:
+    with LoopbackBoard(tmp_path / "board", tmp_mib=4) as board:
+        wish = Wish(token="eo1.none", start=False)
+        with pytest.raises(EdgeopsError, match="sudo asks for a password") as caught:
+            flash(board, wish, None, payloads, user="op")
+        assert caught.value.code == "E-FLASH-BOARD"
+        with pytest.raises(EdgeopsError, match="profile jetson-orin-nano is aarch64"):
+            flash(board, wish._replace(profile="jetson-orin-nano"), None, payloads)
+        with pytest.raises(EdgeopsError, match="Is there room"):
+            flash(board, wish, None, payloads)
+        assert not board.exists("/opt/edgeops")
+    assert code(lambda: flash(board, wish, None, payloads)) == "E-FLASH-LINK"
