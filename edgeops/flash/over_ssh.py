@@ -23,6 +23,8 @@ T = TypeVar("T")
 TRIES = 6
 _RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 15.0
 _LOOK_EVERY_S = 1.0
+# Why a board has not enrolled, and may yet.
+_MAY_PASS = {"E-NET-UNREACHABLE", "E-NET-RESPONSE", "E-DISK-FULL"}
 
 
 class Fleet(Protocol):
@@ -212,7 +214,7 @@ async def _look_for_refusal(link: Link, where: Where, before: Trouble | None, sa
     now = await persist(link, lambda: steps.trouble(link, where), say)
     if now is None or now == before:
         return None
-    if not now.code.startswith("E-NET-"):
+    if now.code not in _MAY_PASS:
         code = now.code if now.code in ERROR_CODES else "E-DEVICE"
         raise EdgeopsError(code, f"{link.login.host}: {now.what}", "Give another token: it goes on from here.")
     return now
