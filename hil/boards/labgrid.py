@@ -42,7 +42,12 @@ class LabgridBoard(SshBoard):
         super().__init__(spec.name, spec.profile, Login("", 22, ""), spec.python, spec.boot_within_s)
         known_hosts = Path(spec.known_hosts or _KNOWN_HOSTS).expanduser().absolute()
         bench = Bench(spec.name, _file(spec.environment), spec.target, str(known_hosts), spec.state or "")
-        self._labgrid = _process(bench, self._private, wait_s)
+        self._place = Path(tempfile.mkdtemp(prefix="eo-"))
+        try:
+            self._labgrid = _process(bench, self._place, wait_s)
+        except BaseException:
+            shutil.rmtree(self._private, ignore_errors=True)
+            raise
 
     @property
     def cut(self) -> str:
@@ -77,11 +82,11 @@ class LabgridBoard(SshBoard):
         try:
             super().close()
         finally:
-            self._labgrid.close()
+            _close(self._labgrid, self._place)
 
     def _connect(self) -> None:
         there = self._labgrid.call("connect", Connected, _CONNECT_WITHIN_S)
-        if not Path(there.control).is_relative_to(self._private):
+        if not Path(there.control).is_relative_to(self._place):
             raise broken(self.name, f"labgrid names a connection that is not this run's: {there.control}")
         if there.host.startswith("-") or there.user.startswith("-"):
             raise broken(self.name, f"labgrid names no host or user: {there.user}@{there.host}")
@@ -143,10 +148,7 @@ class LabgridMcuBoard(SerialBoard):
 
     def close(self) -> None:
         """Switch it off, and give its places back."""
-        try:
-            self._labgrid.close()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        _close(self._labgrid, self._folder)
 
 
 def _file(name: str) -> Path:
@@ -160,3 +162,11 @@ def _process(bench: Bench, folder: Path, wait_s: float) -> LabgridProcess:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _close(process: LabgridProcess, folder: Path) -> None:
+    """End the process; its folder stays until it has, since its sockets are there."""
+    try:
+        process.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

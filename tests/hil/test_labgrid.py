@@ -376,6 +376,51 @@ class TestPlaces:
         with open_board(spec, tmp_path, 30) as board:
             board.power_on()
 
+    def test_where_labgrids_process_is_killed_another_one_switches_off_and_gives_back(
+        self, tmp_path: Path, lab: Coordinator, sshd_board: LoopbackBoard
+    ) -> None:
+        with open_board(self.spec(tmp_path, lab, sshd_board), tmp_path) as board:
+            board.power_on()
+            (worker,) = [
+                one
+                for one in psutil.Process().children()
+                if str(labgrid_process.WORKER) in (one.cmdline() if runs(one.pid) else [])
+            ]
+            worker.kill()
+            worker.wait(10)
+            assert lab.holder
+            assert switched(tmp_path) == ["on"]
+        assert lab.holder == ""
+        assert switched(tmp_path)[-1] == "off"
+
+    def test_a_coordinator_that_goes_leaves_the_board_off(
+        self, tmp_path: Path, lab: Coordinator, sshd_board: LoopbackBoard
+    ) -> None:
+        """Nobody can take the place back, which is said; the board is switched off all the same."""
+        board = LabgridBoard(self.spec(tmp_path, lab, sshd_board), tmp_path)
+        board.power_on()
+        lab.__exit__()
+        with pytest.raises(EdgeopsError) as caught:
+            board.close()
+        assert caught.value.code == "E-HIL-BOARD"
+        assert switched(tmp_path)[0] == "on"
+        assert switched(tmp_path)[-1] == "off"
+
+    @pytest.mark.parametrize(("wrong", "code"), [("port", "E-HIL-BOARD"), ("place", "E-HIL-RIG")])
+    def test_a_coordinator_or_a_place_that_is_not_there_is_named(
+        self, tmp_path: Path, lab: Coordinator, sshd_board: LoopbackBoard, wrong: str, code: str
+    ) -> None:
+        spec = self.spec(tmp_path, lab, sshd_board)
+        file = Path(spec.environment)
+        if wrong == "port":
+            file.write_text(file.read_text().replace(str(lab.port), str(free_port())))
+        else:
+            file.write_text(file.read_text().replace("name: bench", "name: bank"))
+        with pytest.raises(EdgeopsError, match="coordinator") as caught:
+            open_board(spec, tmp_path)
+        assert caught.value.code == code
+        assert switched(tmp_path) == []
+
     def test_the_pytest_plugin_takes_a_place_for_each_test_and_fails_where_it_is_held(
         self, tmp_path: Path, lab: Coordinator, sshd_board: LoopbackBoard
     ) -> None:

@@ -93,7 +93,7 @@ def gone(pid: int) -> bool:
 def test_an_answer_that_is_none_breaks_the_board_and_leaves_nothing_running(
     tmp_path: Path, answer: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labgrid_process, "_OPEN_WITHIN_S", 2.0)
+    monkeypatch.setattr(labgrid_process, "_OPEN_WITHIN_S", 1.0)
     monkeypatch.setattr(labgrid_process, "_END_WITHIN_S", 0.1)
     peer = Peer(tmp_path, {"open": answer})
     with pytest.raises(EdgeopsError) as caught:
@@ -116,7 +116,7 @@ def test_where_the_process_cannot_switch_off_another_one_does(
     tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one hangs or dies at `off`: it is killed with its emulator, and a second one switches off."""
-    monkeypatch.setattr(labgrid_process, "_OFF_WITHIN_S", 2.0)
+    monkeypatch.setattr(labgrid_process, "_OFF_WITHIN_S", 1.0)
     peer = Peer(tmp_path, {"1 off": trouble})
     process = peer.open()
     process.switch_off()
