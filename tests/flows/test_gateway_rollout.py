@@ -15,7 +15,7 @@ from cables import Cable
 from mcu_bundles import MODEL, mcu_bundle
 from served_fleet import BROKERS, Serving, run, wait_for
 
-from edgeops.client.resources import RolloutWish, UnitInfo
+from edgeops.client.resources import GatesInfo, RolloutWish, UnitInfo
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.releases import assemble, blob_signing, publish
@@ -176,3 +176,15 @@ def test_a_unit_that_is_unplugged_comes_to_what_is_desired_when_it_is_back(plant
     plant.cable.plug()
     wait_for(lambda: plant.serving.api.rollout(made.id).state == RolloutState.SUCCEEDED, "it does not come to it")
     assert plant.board_runs() == "1.1.0"
+
+
+def test_what_the_unit_says_of_its_inferences_trips_a_gate_and_it_goes_back(plant: Plant):
+    plant.release("1.0.0", 1, linux=False)
+    plant.roll_out("1.0.0", RolloutState.SUCCEEDED)
+    plant.release("1.1.0", 2, linux=False)
+    # No board is that quick; its self-test has no budget to hold it against.
+    gates = GatesInfo(latency_p95_ms_max=1e-6)
+    slow = plant.roll_out("1.1.0", RolloutState.REVERTED, gates=gates, bake_s=1.0, on_failure="revert")
+    assert "latency_p95_ms_max" in run(plant.serving, "rollout", "explain", str(slow))
+    plant.settled(DeploymentState.CONFIRMED, "1.0.0")
+    assert plant.board_runs() == "1.0.0"
