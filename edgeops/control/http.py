@@ -70,6 +70,16 @@ class _WithPeer(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["edgeops.peer"] = self._peer  # type: ignore[typeddict-unknown-key]
 
+    def shutdown(self) -> None:
+        """End the connection once its answer is out; at once if it has nothing under way.
+
+        TLS would wait for the client's goodbye, and one that keeps the connection for later gives none.
+        """
+        idle = self.cycle is None or self.cycle.response_complete
+        super().shutdown()
+        if idle and self.transport.get_write_buffer_size() == 0:
+            self.transport.abort()
+
 
 class HttpServers:
     """Serves listeners until stopped.
