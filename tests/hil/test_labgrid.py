@@ -58,7 +58,12 @@ def run(board: LabgridSpec | LabgridMcuSpec, tested: Path, **effort: float) -> B
 
 def emulators_of(pid: int) -> set[int]:
     """The emulators that a process and its children run."""
-    return {one.pid for one in psutil.Process(pid).children(recursive=True) if one.name().startswith("qemu-system")}
+    found = set()
+    for one in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.name().startswith("qemu-system"):
+                found.add(one.pid)
+    return found
 
 
 def runs(pid: int) -> bool:
@@ -100,6 +105,19 @@ class TestMicrocontroller:
         result = run(m4(other), mcu_bundle(tmp_path / "bundle").directory)
         assert result.verdict is Verdict.BROKEN
         assert "another board answers: cortex-m3, expected cortex-m4" in result.checks[0].said
+
+    def test_a_board_that_boots_into_garbage_is_broken_and_off(self, tmp_path: Path) -> None:
+        environment = mcu_environment(tmp_path)
+        (tmp_path / "garbage").write_bytes(b"\xde\xad\xbe\xef" * 4096)
+        lines = environment.read_text().splitlines()
+        environment.write_text(
+            "\n".join(f"  firmware: {tmp_path}/garbage" if line.startswith("  firmware:") else line for line in lines)
+        )
+        result = run(m4(environment, boot_within_s=2.0), mcu_bundle(tmp_path / "bundle").directory)
+        assert (result.verdict, result.checks[0].check, result.checks[0].code) == (
+            Verdict.BROKEN, "boot", "E-HIL-BOARD",
+        )  # fmt: skip
+        assert not emulators_of(os.getpid())
 
     def test_an_emulator_that_dies_is_broken_and_the_next_power_on_brings_it_back(self, tmp_path: Path) -> None:
         """QEMUDriver itself never notices that its emulator is gone: another process of labgrid's has to."""
