@@ -58,7 +58,18 @@ def main() -> int:
     parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     wish = parser.parse_args()
-    names = wish.targets or ["metadata", "envelope", "certificate", "bundle", "stick", "topic", "token", FIRMWARE]
+    names = wish.targets or [
+        "metadata",
+        "envelope",
+        "certificate",
+        "bundle",
+        "stick",
+        "topic",
+        "token",
+        "image",
+        "blob",
+        FIRMWARE,
+    ]
     if wish.only:
         fuzz(names[0], wish.seconds, wish.corpus)
     for name in names:

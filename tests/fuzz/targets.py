@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import shutil
+import struct
 import tempfile
 import warnings
 import zipfile
@@ -34,6 +35,7 @@ from edgeops.contracts.deployment import DESIRED_TYPE, TELEMETRY_BATCH_TYPE, TEL
 from edgeops.contracts.enrolment import EnrolmentToken
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import ModelWindow, QuantileSketch, Telemetry, TelemetryBatch
+from edgeops.contracts.tensors import TensorSpec
 from edgeops.contracts.topics import parse_topic, unit_topic
 from edgeops.contracts.wire import decode, encode
 from edgeops.control.ingest.statements import check_statement
@@ -43,6 +45,7 @@ from edgeops.trust import certificates, desired, envelopes, reported
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
 from edgeops.trust.tuf_client import Target
+from firmware_bridge import blobs, mcuboot
 
 SIGNER = SIGNERS[0]
 DEVICE = CryptoSigner.generate_ecdsa()
@@ -304,8 +307,36 @@ def token(data: bytes) -> None:
     _codes_only(lambda: decode(choose.rest(), Desired, what="desired"))
 
 
+@functools.cache
+def boot_image() -> tuple[bytes, int]:
+    """An MCUboot image with protected TLVs, and how much of it its hash names."""
+    body, protected = bytes(range(64)), struct.pack("<HHHHI", 0x6908, 12, 0x50, 4, 7)
+    header = struct.pack("<4sIHHIIBBHI4x", mcuboot.MARK, 0, 32, len(protected), len(body), 0, 1, 2, 3, 0)
+    hashed = header + body + protected
+    tlvs = struct.pack("<HH32s", 0x10, 32, hashlib.sha256(hashed).digest()) + struct.pack("<HH64s", 0x24, 64, bytes(64))
+    return hashed + struct.pack("<HH", 0x6907, 4 + len(tlvs)) + tlvs, len(hashed)
+
+
+def image(data: bytes) -> None:
+    """An MCUboot image that reads is what its hash names."""
+    whole, hashed = boot_image()
+    changed = Choices(data).changed_bytes(whole)
+    if _codes_only(lambda: mcuboot.read(changed)):
+        assert changed[:hashed] == whole[:hashed]
+
+
+def blob(data: bytes) -> None:
+    """A model blob that reads has the code that its header names."""
+    spec = TensorSpec(name="x", dtype="int8", shape=(1, 4))
+    whole = blobs.pack(blobs.Header(blobs.Cpu.CORTEX_M4, blobs.HEADER_SIZE, 16, 16, spec, spec, "m"), bytes(range(80)))
+    changed = Choices(data).changed_bytes(whole)
+    if _codes_only(lambda: blobs.read(changed)):
+        assert changed[blobs.HEADER_SIZE :].startswith(bytes(range(80)))
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    function.__name__: function for function in (metadata, envelope, certificate, bundle, stick, topic, token)
+    function.__name__: function
+    for function in (metadata, envelope, certificate, bundle, stick, topic, token, image, blob)
 }
 
 
