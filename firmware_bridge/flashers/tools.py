@@ -39,8 +39,10 @@ class _Tool(ABC):
     def probe(self) -> Found:
         """Ask the board; see `Flasher.probe`."""
         said = self._run(self._probe_command())
-        told = [line.partition(":") for line in said.splitlines() if ": " in line]
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        told = [line.partition(":") for line in lines if ": " in line]
         facts = {key.strip(): value.strip() for key, _, value in told if len(key) <= _LONGEST_FACT}
+        facts = facts or {f"line {number}": line for number, line in enumerate(lines[-8:], 1)}
         return Found(facts.get(self.names_board, "") or self._chip or self.module, facts)
 
     def plan(self, image: bytes) -> list[str]:
