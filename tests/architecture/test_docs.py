@@ -64,3 +64,11 @@ def test_the_look_at_commands_can_fail():
     words = commands_in("`edgeops no-such-command --x`")[0]
     assert words[1:] == ["no-such-command", "--x"]
     assert root.get_command(click.Context(root), words[1]) is None
+
+
+def test_every_test_that_the_docs_name_exists():
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^\s*(?:async )?def (test_\w+)\(", sources, re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)(?:\[[\w ]+\])?`", page.read_text())}
+    assert len(named) > 100
+    assert named - there == set()
