@@ -264,6 +264,14 @@ def test_a_database_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path:
         house.database.close()
 
 
+def settled(look: Callable[[], int]) -> None:
+    """Wait until a number has not changed for a second."""
+    before, now = -1, look()
+    while before != now:
+        time.sleep(1.0)
+        before, now = now, look()
+
+
 def kept(house: House) -> set[int]:
     found: set[int] = set()
 
@@ -312,6 +320,8 @@ def test_a_worker_that_is_killed_loses_nothing_that_was_acknowledged(
             return set(session.scalars(select(TelemetryWindow.seq)))
 
     try:
+        # What devices say when they come is taken in: the next batch is of windows.
+        settled(lambda: note.stat().st_size)
         blocker = sqlite3.connect(home / "control.sqlite", isolation_level=None, timeout=40)
         blocker.execute("BEGIN IMMEDIATE")
         noted = note.stat().st_size
