@@ -88,7 +88,7 @@ def told(database: Database) -> tuple[int, int]:
     return sum(model.requests for window in windows for model in window.models), summed or 0
 
 
-@pytest.mark.parametrize("deaths", [3, pytest.param(40, marks=pytest.mark.full)])
+@pytest.mark.parametrize("deaths", [3, pytest.param(15, marks=pytest.mark.full)])
 @pytest.mark.timeout(1200)
 def test_a_flapping_broker_loses_and_doubles_nothing_and_the_rollout_ends(
     serving: Serving, tmp_path: Path, proof: Callable[[str], None], deaths: int
