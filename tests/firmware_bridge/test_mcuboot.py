@@ -228,7 +228,7 @@ def test_an_image_that_is_flashed_runs_on_trial_and_the_next_reset_ends_it(signe
 def test_an_upload_survives_resets_that_make_the_server_forget_it(signer: Signer, device: McubootDevice):
     device.reset_after_uploads = 9
     data = signer.sign()
-    with SmpLink(SerialPort(device.url), answer_within_s=0.3) as link:
+    with SmpLink(SerialPort(device.url), answer_within_s=1.0) as link:
         link.upload(data)
     assert device.slots[1] == data
 
