@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -261,6 +262,25 @@ def test_what_the_boot_loader_does_not_take_leaves_what_ran(signers: dict[str, S
     assert running(device) == "1.0.0"
     with pytest.raises(EdgeopsError, match="did not take the image"):
         one.confirm(data)
+
+
+class EqualToAll(bytes):
+    def __ne__(self, _other: object) -> bool:
+        return False
+
+
+def test_without_the_look_at_its_hash_a_changed_image_is_sent(
+    signer: Signer, device: McubootDevice, monkeypatch: pytest.MonkeyPatch
+):
+    """Negative control; and the boot loader is the last to look."""
+    data = changed(signer.sign(), 9_000, b"\0\0\0\0")
+    with pytest.raises(EdgeopsError, match="not those that its hash names"):
+        way(device).write(data)
+    monkeypatch.setattr(mcuboot, "hashlib", SimpleNamespace(new=lambda *_: SimpleNamespace(digest=EqualToAll)))
+    way(device).write(data)
+    assert device.slots[1] == data
+    device.reset()
+    assert running(device) == "1.0.0"
 
 
 def test_refusals_of_the_server_are_told_in_words(signer: Signer, device: McubootDevice):
