@@ -21,14 +21,17 @@ _LEAVES = {
     "desired": ("1, retained", "signed envelope: what the unit should run"),
     "cmd": (
         "1",
-        "a signed command for [samples](agent.md#samples-of-inputs) or [measurements](agent.md#measurements); expires; "
-        "`id` is its idempotency key",
+        "a signed command for [samples](agent.md#samples-of-inputs), [measurements](agent.md#measurements) or, to rigs,"
+        " [a run](hil.md#before-a-fleets-rollouts); expires; `id` is its idempotency key",
     ),
-    "reported": ("1, retained", "signed by the device: observed generation, slots, versions, capabilities"),
+    "reported": (
+        "1, retained",
+        "signed by the device: observed generation, slots, versions, capabilities; by a rig: its boards, what it does",
+    ),
     "progress": ("1", "monotonic step per generation and component; terminal states"),
     "telemetry": ("1", "one window of sketches, or a batch of them; `boot_id`, `seq`"),
     "log": ("0", "log lines, rate-limited"),
-    "res": ("1", "signed by the device: how far it is with a command, and the answer, in parts"),
+    "res": ("1", "signed by the device or rig: how far it is with a command, and the answer, in parts"),
 }
 
 
@@ -44,7 +47,7 @@ def errors() -> str:
 
 def topics() -> str:
     """Return the reference of MQTT topics."""
-    lines = ["# MQTT topics", "", "Devices read only `desired` and `cmd`, and write only the rest.", ""]
+    lines = ["# MQTT topics", "", "Devices and rigs read only `desired` and `cmd`, and write only the rest.", ""]
     lines += ["| topic | direction | QoS | content |", "|---|---|---|---|"]
     for leaf in DOWN_LEAVES + UP_LEAVES:
         topic = unit_topic("fleet", "connection", "unit", leaf, "id" if leaf in ("cmd", "res") else None)

@@ -23,6 +23,14 @@ _RIGS = click.option(
     show_envvar=True,
     help="A folder with rig files beside those that edgeops brings; may be given again.",
 )
+_CHECKS = click.option(
+    "--check",
+    "checks",
+    multiple=True,
+    metavar="NAME",
+    callback=lambda _context, _option, names: _known_checks(names),
+    help="Only this check, and what it needs before it; repeatable.",
+)
 _MARKS = {"passed": "✓", "failed": "✗", "broken": "!", "skipped": "-"}
 
 
@@ -150,6 +158,7 @@ def measure(
 @click.option(
     "--soak", "soak_s", type=click.FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end."
 )
+@_CHECKS
 @click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
@@ -168,6 +177,7 @@ def run(
     samples: int,
     cuts: int,
     soak_s: float,
+    checks: tuple[str, ...],
     wait_s: float,
     report: Path | None,
     junit: Path | None,
@@ -196,7 +206,11 @@ def run(
         tested = of_release(home, *release, scratch / "tested") if release else of_bundles(bundles, scratch / "tested")
         subjects = with_context(tested, of_bundles(before, scratch / "before"), read_labelled(handover))
         request = Request(
-            subjects, Effort(runs, samples, cuts, soak_s), boards, "soak" if soak_s >= 3600 else "release", wait_s
+            subjects,
+            Effort(runs, samples, cuts, soak_s, only=checks),
+            boards,
+            "soak" if soak_s >= 3600 else "release",
+            wait_s,
         )
         found = run_rig(
             described,
@@ -210,6 +224,108 @@ def run(
     else:
         print_table(("board", "profile", "check", "result", "what"), _rows(found))
     _end(found)
+
+
+@command.command("serve")
+@click.argument("rig")
+@_RIGS
+@click.option(
+    "--state",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    envvar="EDGEOPS_RIG_STATE",
+    show_envvar=True,
+    help="The daemon's state directory.",
+)
+@click.option("--token", help="Enrolment token. Other users of this machine may see it: prefer --token-file.")
+@click.option("--token-file", type=click.Path(path_type=Path, dir_okay=False), help="Enrolment token; read to enrol.")
+@click.option(
+    "--handover",
+    "handovers",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    help="Labelled data of a model, to be asked; repeatable.",
+)
+@click.option("--runs", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Timed inferences.")
+@click.option("--samples", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Labelled samples.")
+@click.option("--cuts", type=click.IntRange(0, 1000), default=3, show_default=True, help="Power cuts.")
+@click.option(
+    "--soak", "soak_s", type=click.FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end."
+)
+@_CHECKS
+@click.option("--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
+def serve(
+    rig: str,
+    folders: tuple[Path, ...],
+    root: Path,
+    token: str | None,
+    token_file: Path | None,
+    handovers: tuple[Path, ...],
+    runs: int,
+    samples: int,
+    cuts: int,
+    soak_s: float,
+    checks: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Stand before a fleet's rollouts: run what they ask for on the boards of RIG, until SIGTERM.
+
+    The first time it joins the fleet with a token of `edgeops device token --rig`. Its verdicts count once the fleet
+    trusts its key: `edgeops hil key`, `edgeops release trust-rig`.
+    """
+    import logging
+
+    from edgeops.agent.enrolment import enrol, enrolled
+    from edgeops.agent.store import StateDirectory
+    from edgeops.contracts.enrolment import ConnectionKind, EnrolmentToken
+    from hil.checks.plan import Effort
+    from hil.rig import find_rig, read_rig
+    from hil.standing.daemon import RigDaemon, Standing
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    file = find_rig(rig, folders).resolve()
+    described = read_rig(file)
+    if "release" not in described.purposes:
+        raise EdgeopsError("E-HIL-RIG", f"rig {described.name} is for {', '.join(described.purposes)}, not for release")
+    for folder in handovers:
+        _check_labelled(folder)
+    state = StateDirectory(root)
+    try:
+        enrolment = enrolled(state)
+        if enrolment is None:
+            text = token_file.read_text() if token_file is not None and token_file.is_file() else token
+            if text is None:
+                raise EdgeopsError(
+                    "E-CONFIG", f"{root} is not enrolled", f"Give --token-file; `edgeops device token --rig {rig}`."
+                )
+            enrolment = enrol(
+                state, EnrolmentToken.from_text(text), profile="", name=described.name, kind=ConnectionKind.RIG
+            )
+        elif enrolment.connection != described.name:
+            raise EdgeopsError("E-CONFIG", f"{root} is that of rig {enrolment.connection}, not of {described.name}")
+        effort = Effort(runs, samples, cuts, soak_s, only=checks)
+        daemon = RigDaemon(state, enrolment, Standing(described, file, effort, handovers))
+        click.echo(f"rig {described.name} stands in fleet {enrolment.fleet}")
+        daemon.run()
+    finally:
+        state.close()
+
+
+def _known_checks(names: tuple[str, ...]) -> tuple[str, ...]:
+    from hil.checks.plan import CHECKS
+
+    if unknown := sorted(set(names) - set(CHECKS)):
+        raise click.BadParameter(f"{', '.join(unknown)}: there are {', '.join(CHECKS)}")
+    return names
+
+
+def _check_labelled(folder: Path) -> None:
+    from hil.subjects import read_labelled
+
+    read_labelled(folder)
 
 
 def _write(found: RigResult, report: Path | None, junit: Path | None, evidence: Path | None) -> None:

@@ -6,9 +6,18 @@ import json
 import logging
 from pathlib import Path
 
+import msgspec
+
 from edgeops import __version__, durable
 from edgeops.agent.store import StateDirectory
-from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse, OfflineAnswer
+from edgeops.contracts.enrolment import (
+    BrokerAddress,
+    ConnectionKind,
+    EnrolmentToken,
+    EnrolRequest,
+    EnrolResponse,
+    OfflineAnswer,
+)
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.wire import Wire, decode, encode
@@ -61,7 +70,14 @@ def read_enrolment(identity: Path) -> Enrolment | None:
         ) from error
 
 
-def enrol(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: str | None) -> Enrolment:
+def enrol(
+    state: StateDirectory,
+    token: EnrolmentToken,
+    *,
+    profile: str,
+    name: str | None,
+    kind: ConnectionKind = ConnectionKind.DEVICE,
+) -> Enrolment:
     """Enrol the device: CA, first root, key, certificate; `enrolment.json` comes last and makes it count.
 
     A cut at any point leaves a device that enrols again with the same key.
@@ -69,15 +85,17 @@ def enrol(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: s
     Args:
         state: The state directory.
         token: From the operator.
-        profile: The device's profile.
+        profile: The device's profile; empty for a rig.
         name: A wish.
+        kind: What joins.
 
     Raises:
         EdgeopsError: E-TRUST-ROOT; the server's CA or first root is not the one that the token names, and nothing was
             kept. E-TOKEN or E-ENROLL; the server refuses. E-NET-UNREACHABLE or E-NET-RESPONSE. E-DISK-FULL or
             E-DISK-WRITE.
     """
-    check_name(profile, "profile")
+    if kind is ConnectionKind.DEVICE:
+        check_name(profile, "profile")
     base = f"{token.server.rstrip('/')}/bootstrap"
     # The one connection that is not verified: what it brings counts only if the token names its hash.
     ca_pem = unverified_get(f"{base}/ca.pem", max_bytes=MAX_CA_BYTES)
@@ -89,7 +107,7 @@ def enrol(state: StateDirectory, token: EnrolmentToken, *, profile: str, name: s
     tuf = TufClient(state.trust, token.server, TufFetcher(http), Clock(state.trust / CLOCK_FILE))
     tuf.bootstrap(root, token.root_sha256)
     identity = DeviceIdentity.create(state.identity)
-    request = _request(token, identity, profile, name)
+    request = msgspec.structs.replace(_request(token, identity, profile, name), kind=kind)
     answer = _ask(http, f"{base}/enrol", request)
     return _take(state, token, identity, answer, ca_pem)
 

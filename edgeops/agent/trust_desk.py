@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
+
+from securesystemslib.signer import Key
 
 from edgeops.contracts.deployment import Component, Desired, Slot, kind_of
 from edgeops.contracts.errors import EdgeopsError
@@ -109,6 +111,16 @@ class TrustDesk:
                 now_s=self._clock.now(),
             )
         )
+
+    def command(self, verify: Callable[[Mapping[str, Key], float], T]) -> T:
+        """Return what `verify` makes of a command by the keys of desired state and the time rule, for whoever else may
+        be commanded; keys are looked for as for a desired state.
+
+        Raises:
+            Postponed: The server had to be asked, and could not, or its metadata is not valid now.
+            EdgeopsError: As `verify`; asking again would not help.
+        """
+        return self._with_newest_keys(lambda: verify(self._tuf.desired_keys(), self._clock.now()))
 
     def candidates(self, wanted: Sequence[Candidate]) -> list[CandidateTarget]:
         """Return the files of bundles that were published to be measured.

@@ -304,13 +304,28 @@ def _write_samples(found: list[Sample], out: Path) -> None:
 @click.option("--name", help="The device gets this name.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for the device; repeatable.")
 @click.option("--valid-s", type=float, help="How long it may be used, in seconds [one day].")
+@click.option("--rig", metavar="NAME", help="It is for the rig of this name: `edgeops hil serve`.")
 def token(
-    home: Path, profile: str | None, name: str | None, labels: tuple[str, ...], valid_s: float | None, as_json: bool
+    home: Path,
+    profile: str | None,
+    name: str | None,
+    labels: tuple[str, ...],
+    valid_s: float | None,
+    rig: str | None,
+    as_json: bool,
 ) -> None:
-    """Make a one-time token with which one device can join."""
+    """Make a one-time token with which one device, or one rig, can join."""
     from edgeops.client.api import Api
 
-    created = Api.from_home(home).create_token(profile=profile, name=name, labels=parse_labels(labels), valid_s=valid_s)
+    if rig is not None and (profile or name):
+        raise EdgeopsError("E-CONFIG", "a rig joins under its own name, and without a profile", "Give --rig alone.")
+    created = Api.from_home(home).create_token(
+        profile=profile,
+        name=rig or name,
+        labels=parse_labels(labels),
+        valid_s=valid_s,
+        kind="device" if rig is None else "rig",
+    )
     if as_json:
         print_json(created)
     else:

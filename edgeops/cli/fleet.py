@@ -111,6 +111,36 @@ def _moment(at_s: float) -> str:
     return datetime.datetime.fromtimestamp(at_s, datetime.timezone.utc).isoformat(timespec="minutes")
 
 
+@command.command("rigs")
+@served_option
+@json_option
+def rigs(home: Path, as_json: bool) -> None:
+    """List the rigs that can stand before rollouts, with their boards."""
+    from edgeops.client.api import Api
+
+    found = Api.from_home(home).rigs()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("rig", "online", "key trusted", "board", "kind", "profile", "does", "refused last"),
+        [
+            (
+                one.rig,
+                "revoked" if one.revoked_at_s is not None else "yes" if one.online else "NO",
+                "yes" if one.trusted else "NO",
+                board.name if board is not None else "",
+                board.kind if board is not None else "",
+                board.profile if board is not None else "",
+                one.doing,
+                one.rejected_last,
+            )
+            for one in found
+            for board in (one.boards or (None,))
+        ],
+    )
+
+
 @command.command("audit")
 @served_option
 @json_option

@@ -17,6 +17,7 @@ from edgeops.cli.options import served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rigs import Verdict
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def command() -> None:
 @click.option("--shadow", type=float, metavar="SHARE", help="Run beside what serves first, on this share of requests.")
 @click.option("--shadow-cpu", default=0.25, show_default=True, help="How much of one processor a shadow may take.")
 @click.option("--agreement-min", type=float, help="Smallest share of requests on which the shadow agrees.")
+@click.option("--rig", "rigs", multiple=True, metavar="LIST", help="No device gets it before these rigs passed it.")
+@click.option("--rig-timeout-s", default=3600.0, show_default=True, help="How long a rig has for its verdict.")
+@click.option("--rig-gone-s", default=300.0, show_default=True, help="How long a rig that is asked may be away.")
 @click.option("--override-holds", is_flag=True, help="Devices wait for no window, application or temperature.")
 @click.option("--approval", is_flag=True, help="It starts only after somebody else has approved it.")
 @click.option("--start", is_flag=True, help="Start it at once.")
@@ -100,6 +104,7 @@ def _wish(
     labels: tuple[str, ...],
     shadow: float | None,
     shadow_cpu: float,
+    rigs: tuple[str, ...],
     **rest: Any,
 ) -> RolloutWish:
     """Return the wish that the options make.
@@ -121,6 +126,7 @@ def _wish(
         ),
         gates=GatesInfo(**gates),
         shadow=None if shadow is None else Shadow(share=shadow, cpu=shadow_cpu),
+        rigs=tuple(name for words in rigs for name in _listed(words)),
         devices=devices,
         profiles=profiles,
         labels=parse_labels(labels),
@@ -171,16 +177,17 @@ def status(home: Path, rollout_id: int | None, watch: bool, junit: Path | None, 
 @json_option
 @click.argument("rollout_id", type=int)
 def explain(home: Path, rollout_id: int, as_json: bool) -> None:
-    """Say why a rollout stands where it stands: gates with their figures, and devices that did not get through."""
+    """Say why a rollout stands where it stands: rigs, gates with figures, and devices that did not get through."""
     from edgeops.client.api import Api
 
     api = Api.from_home(home)
     rollout = api.rollout(rollout_id)
     troubled = [member for member in api.members(rollout_id) if member.code or member.state == DeploymentState.HELD]
     if as_json:
-        print_json({"rollout": rollout, "devices": troubled})
+        print_json({"rollout": rollout, "devices": troubled, "rigs": api.rollout_rigs(rollout_id)})
         return
     _show(rollout, as_json)
+    _explain_rigs(api, rollout)
     print_table(
         ("group", "profile", "gate", "value", "at least", "at most", "limit", "over", "verdict"),
         [
@@ -200,6 +207,24 @@ def explain(home: Path, rollout_id: int, as_json: bool) -> None:
         )
         if len(troubled) > TROUBLED_SHOWN:
             click.echo(f"and {len(troubled) - TROUBLED_SHOWN} more; --json lists all")
+
+
+def _explain_rigs(api: Api, rollout: RolloutInfo) -> None:
+    """Show what each rig was asked and answered, with the checks that did not pass."""
+    if not rollout.rigs:
+        return
+    for run in api.rollout_rigs(rollout.id):
+        said = "given up, asked anew" if run.given_up_at_s is not None else run.verdict or "no answer yet"
+        why = f": {run.said}" if run.said else ""
+        click.echo(f"rig {run.rig}, asked for the {run.attempt}. time, for {', '.join(run.profiles)}: {said}{why}")
+        rows = [
+            (board.board, board.profile, check.check, check.verdict.value, check.said)
+            for board in (run.result.boards if run.result is not None else ())
+            for check in board.checks
+            if check.verdict is not Verdict.PASSED
+        ]
+        if rows:
+            print_table(("board", "profile", "check", "result", "what"), rows)
 
 
 @command.command("watch")
@@ -320,6 +345,9 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
             for group in plan.groups
         ],
     )
+    for rig, runs in plan.rigs.items():
+        click.echo(f"group 0: rig {rig} runs it first, for {', '.join(runs)}")
+    _warn_uncovered(plan.uncovered_profiles)
     if plan.control:
         click.echo(
             f"control arm of the first group: {plan.control} devices, which keep what they have until it is through"
@@ -332,6 +360,11 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
         click.echo("no device has got this model by a rollout yet: how long they need is not known")
     else:
         click.echo(f"devices needed {plan.typical_s:.1f} s so far (median, measured)")
+
+
+def _warn_uncovered(profiles: tuple[str, ...]) -> None:
+    if profiles:
+        click.echo(f"not covered: no rig has a board of {', '.join(profiles)}")
 
 
 def _name(member: MemberInfo) -> str:
@@ -363,6 +396,15 @@ def _show(rollout: RolloutInfo, as_json: bool) -> None:
     click.echo(f"rollout {rollout.id}: {rollout.model} {rollout.version} is {rollout.state}")
     if rollout.reason:
         click.echo(f"  {rollout.reason}")
+    if rollout.rigs:
+        print_table(
+            ("group", "rig", "profiles", "online", "stands", "what"),
+            [
+                ("0", one.rig, ", ".join(one.profiles), "yes" if one.online else "NO", one.state, one.said)
+                for one in rollout.rigs
+            ],
+        )
+        _warn_uncovered(rollout.uncovered_profiles)
     rows = [
         (
             group.label,

@@ -55,6 +55,10 @@ def _drawn(rollout: RolloutInfo) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     for title in ("group", "", "confirmed", "failed", "on the way", "held", "silent"):
         table.add_column(title, justify="left" if title in ("group", "") else "right")
+    for rig in rollout.rigs:
+        bar = ProgressBar(total=1, completed=int(rig.answered_at_s is not None), width=30)
+        word = rig.state if rig.state in ("passed", "waiting", "unasked") else f"[red]{rig.state}[/red]"
+        table.add_row(f"0 (rig {rig.rig})", bar, word)
     for group in rollout.groups:
         counts = list(group.profiles.values())
         total = sum(map(_all, counts))

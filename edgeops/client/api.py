@@ -116,9 +116,10 @@ class Api:
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         valid_s: float | None = None,
+        kind: str = "device",
     ) -> resources.TokenCreated:
-        """Make a one-time token with which one device can join; narrowed to a profile or name if given."""
-        wish: dict[str, Any] = {"profile": profile, "name": name, "labels": dict(labels or {})}
+        """Make a one-time token with which one device can join, or the rig of that name; narrowed to what is given."""
+        wish: dict[str, Any] = {"profile": profile, "name": name, "labels": dict(labels or {}), "kind": kind}
         if valid_s is not None:
             wish["valid_s"] = valid_s
         return self._call("POST", "/api/v1/enrolment-tokens", resources.TokenCreated, wish)
@@ -334,6 +335,18 @@ class Api:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
         yield from self._pages(f"/api/v1/rollouts/{rollout_id}/members", list[resources.MemberInfo])
+
+    def rollout_rigs(self, rollout_id: int) -> list[resources.RigRunInfo]:
+        """Return what the rigs of a rollout were asked and answered, in order.
+
+        Raises:
+            EdgeopsError: E-ROLLOUT-UNKNOWN.
+        """
+        return self._items(f"/api/v1/rollouts/{rollout_id}/rigs", list[resources.RigRunInfo])[0]
+
+    def rigs(self) -> list[resources.RigInfo]:
+        """Return the rigs by name."""
+        return self._items("/api/v1/rigs", list[resources.RigInfo])[0]
 
     def approve_rollout(self, rollout_id: int) -> resources.RolloutInfo:
         """Say as a second person that a draft may start.

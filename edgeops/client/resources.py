@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeops.contracts.access import Role
 from edgeops.contracts.measurement import Measurements
+from edgeops.contracts.rigs import RigResult
 from edgeops.contracts.telemetry import DeviceWindow
 from edgeops.contracts.wire import Wire
 
@@ -30,6 +31,7 @@ class Token(Wire, frozen=True, kw_only=True):
     expires_at_s: float
     used_at_s: float | None
     used_by: str | None
+    kind: str = "device"
 
 
 class ApiTokenCreated(Wire, frozen=True, kw_only=True):
@@ -279,6 +281,9 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
         approval: It starts only after somebody else has approved it.
         override_holds: Devices do not wait for maintenance window, application, temperature and the like.
         shadow: Each group runs it beside what serves first; None: it serves at once.
+        rigs: No device gets it before each of these rigs has passed it.
+        rig_timeout_s: How long a rig has for its verdict.
+        rig_gone_s: How long a rig that is asked may be away.
         start: Start it at once.
     """
 
@@ -300,6 +305,9 @@ class RolloutWish(Wire, frozen=True, kw_only=True):
     approval: bool = False
     override_holds: bool = False
     shadow: Shadow | None = None
+    rigs: tuple[str, ...] = ()
+    rig_timeout_s: float = 3600.0
+    rig_gone_s: float = 300.0
     start: bool = False
 
 
@@ -362,6 +370,8 @@ class RolloutPlan(Wire, frozen=True, kw_only=True):
     first_start_s: float
     least_s: float
     typical_s: float | None
+    rigs: dict[str, tuple[str, ...]] = {}
+    uncovered_profiles: tuple[str, ...] = ()
 
 
 class CountsInfo(Wire, frozen=True, kw_only=True):
@@ -404,6 +414,65 @@ class FigureInfo(Wire, frozen=True, kw_only=True):
     upper: float | None = None
 
 
+class RolloutRigInfo(Wire, frozen=True, kw_only=True):
+    """A rig of group 0, and where its newest run for the rollout stands."""
+
+    rig: str
+    online: bool
+    state: str
+    said: str
+    profiles: tuple[str, ...]
+    attempt: int
+    id: str | None
+    asked_at_s: float | None
+    deadline_s: float | None
+    answered_at_s: float | None
+
+
+class RigRunInfo(Wire, frozen=True, kw_only=True):
+    """What a rig was asked for a rollout, and its answer: `statement` as the rig's own key signed it."""
+
+    id: str
+    rig: str
+    attempt: int
+    profiles: tuple[str, ...]
+    asked_at_s: float
+    expires_at_s: float
+    sent_at_s: float | None
+    given_up_at_s: float | None
+    answered_at_s: float | None
+    verdict: str
+    said: str
+    result: RigResult | None
+    statement: str | None
+    envelope: str | None
+    certificate_pem: str | None
+
+
+class RigBoardInfo(Wire, frozen=True, kw_only=True):
+    """A board of a rig."""
+
+    name: str
+    kind: str
+    profile: str
+
+
+class RigInfo(Wire, frozen=True, kw_only=True):
+    """A rig that is enrolled; `trusted`: the fleet has its key."""
+
+    rig: str
+    online: bool
+    trusted: bool
+    enrolled_at_s: float
+    revoked_at_s: float | None
+    last_seen_s: float | None
+    version: str
+    boards: tuple[RigBoardInfo, ...]
+    doing: str
+    rejected_messages: int
+    rejected_last: str
+
+
 class RolloutInfo(Wire, frozen=True, kw_only=True):
     """A rollout, where it stands and why."""
 
@@ -413,6 +482,8 @@ class RolloutInfo(Wire, frozen=True, kw_only=True):
     state: str
     reason: str
     gates: GatesInfo | None
+    rigs: tuple[RolloutRigInfo, ...] = ()
+    uncovered_profiles: tuple[str, ...] = ()
     groups: tuple[GroupInfo, ...]
     figures: tuple[FigureInfo, ...]
     stopped_profiles: dict[str, str]

@@ -8,9 +8,17 @@ import binascii
 import msgspec
 
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.contracts.wire import Wire, WireEnum, decode, encode
 
 _TOKEN_PREFIX = "eo1."  # noqa: S105  a format mark, not a secret
+
+
+class ConnectionKind(WireEnum):
+    """What joins a fleet: a device that runs releases, or a rig that tries them before."""
+
+    DEVICE = "device"
+    RIG = "rig"
+    UNKNOWN = "unknown"
 
 
 class EnrolmentToken(Wire, frozen=True, kw_only=True):
@@ -52,13 +60,17 @@ class EnrolmentToken(Wire, frozen=True, kw_only=True):
 
 
 class EnrolRequest(Wire, frozen=True, kw_only=True):
-    """A device's request: the token's secret, a wish for a name, its profile, and a CSR (PEM) for its own key."""
+    """A device's request: the token's secret, a wish for a name, its profile, and a CSR (PEM) for its own key.
+
+    A rig has no profile: its boards have.
+    """
 
     secret: str
     csr_pem: str
     profile: str
     name: str | None = None
     agent_version: str = ""
+    kind: ConnectionKind = ConnectionKind.DEVICE
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

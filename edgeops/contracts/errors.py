@@ -142,6 +142,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "E-HIL-BUSY": ErrorCode(Fault.ENVIRONMENT, "Another run uses the board."),
     "E-HIL-CHECK": ErrorCode(Fault.GATE, "A release did not pass a check on a board."),
     # Control plane
+    "E-RIG-UNKNOWN": ErrorCode(Fault.USAGE, "No rig of this name is enrolled."),
+    "E-RIG-UNFIT": ErrorCode(Fault.USAGE, "A rig cannot stand before this rollout."),
+    "E-RIG-VERDICT": ErrorCode(Fault.PEER, "A rig's verdict is not an answer to what it was asked."),
     "E-DEVICE": ErrorCode(Fault.ENVIRONMENT, "Something keeps this device from serving or from being updated."),
     "E-COMMAND-UNKNOWN": ErrorCode(Fault.USAGE, "No such command was given to this device, or it has no answer yet."),
     "E-DEVICE-FLOOD": ErrorCode(Fault.PEER, "A device sends more messages than any device needs to."),

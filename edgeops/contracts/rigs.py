@@ -90,6 +90,8 @@ class RigResult(Wire, frozen=True, kw_only=True):
         edgeops: The version that ran it.
         host: The machine that ran it.
         boards: As in the rig file.
+        fleet: Whose command it answers; empty: nobody's, a person ran it.
+        command: That command's id.
     """
 
     rig: str
@@ -99,6 +101,8 @@ class RigResult(Wire, frozen=True, kw_only=True):
     edgeops: str
     host: str
     boards: tuple[BoardResult, ...]
+    fleet: str = ""
+    command: str = ""
     schema_version: int = msgspec.field(default=1, name="schema")
 
     @property

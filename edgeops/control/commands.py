@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import Reported
+from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import (
     SAMPLES_FEATURE,
@@ -54,7 +55,7 @@ def ask_for_samples(
     check_samples(wish)
     with database.write() as session:
         device = session.get(Device, connection, with_for_update=True)
-        if device is None or device.revoked_at_s is not None:
+        if device is None or device.revoked_at_s is not None or device.kind != ConnectionKind.DEVICE:
             raise _unknown(connection)
         unit = session.get(Unit, (connection, SELF_UNIT))
         said = None if unit is None or unit.reported is None else decode(unit.reported, Reported, what="stored report")

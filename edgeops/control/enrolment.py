@@ -10,14 +10,14 @@ from typing import NamedTuple, Protocol
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest
+from edgeops.contracts.enrolment import ConnectionKind, EnrolmentToken, EnrolRequest
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control import audit
 from edgeops.control.assignment import new_unit
 from edgeops.control.database import Database
-from edgeops.control.models import Device, EnrolmentTokenRow
+from edgeops.control.models import Device, EnrolmentTokenRow, RigRow
 from edgeops.trust import certificates
 from edgeops.trust.authority import CLIENT_PREFIX, requested_key
 
@@ -36,11 +36,15 @@ class CertificateIssuer(Protocol):
 
 
 class TokenScope(NamedTuple):
-    """What a token allows: a profile and a name if they are given, and the labels that its device gets."""
+    """What a token allows: a profile and a name if they are given, and the labels that its device gets.
+
+    One for a rig has a name, the rig's, and no profile.
+    """
 
     profile: str | None = None
     name: str | None = None
     labels: Mapping[str, str] = {}
+    kind: ConnectionKind = ConnectionKind.DEVICE
 
 
 class FirstTrust(NamedTuple):
@@ -80,11 +84,14 @@ def issue_token(
     """Make a one-time token.
 
     Raises:
-        EdgeopsError: E-NAME; a name or label is not valid. E-CONFIG; an impossible life time or too many labels.
+        EdgeopsError: E-NAME; a name or label is not valid. E-CONFIG; an impossible life time, too many labels, or a
+            rig without a name or with a profile.
     """
     if not 0 < valid_s <= TOKEN_VALID_MAX_S:
         raise EdgeopsError("E-CONFIG", f"a token cannot be valid for {valid_s} s", "Give at most 90 days.")
     check_labels(scope.labels)
+    if scope.kind is ConnectionKind.RIG and (scope.name is None or scope.profile is not None):
+        raise EdgeopsError("E-CONFIG", "a rig joins under its own name, and without a profile", "Name the rig.")
     for value, what in ((scope.profile, "profile"), (scope.name, "device name")):
         if value is not None:
             check_name(value, what)
@@ -100,6 +107,7 @@ def issue_token(
         expires_at_s=now_s + valid_s,
         used_at_s=None,
         used_by=None,
+        kind=scope.kind,
     )
     with database.write() as session:
         session.add(row)
@@ -125,7 +133,8 @@ def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, 
     """
     if len(request.csr_pem) > MAX_CSR_BYTES:
         raise EdgeopsError("E-ENROLL", "the certificate request is too large")
-    check_name(request.profile, "profile")
+    if request.kind is not ConnectionKind.RIG:
+        check_name(request.profile, "profile")
     with database.write() as session:
         token = session.scalars(
             select(EnrolmentTokenRow).where(EnrolmentTokenRow.secret_sha256 == _hash(request.secret)).with_for_update()
@@ -134,14 +143,17 @@ def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, 
             raise _refused()
         if token.used_by is not None:
             return _again(session, token, request, now_s)
+        if token.kind != request.kind:
+            raise EdgeopsError("E-ENROLL", f"the token is for a {token.kind}, this is a {request.kind}")
         if token.profile is not None and token.profile != request.profile:
             raise EdgeopsError("E-ENROLL", f"the token is for profile {token.profile}, not {request.profile}")
+        profile = "" if request.kind is ConnectionKind.RIG else request.profile
         connection = _name(session, request, token)
         certificate_pem = issuer.issue_device(request.csr_pem.encode(), connection)
         session.add(
             Device(
                 connection=connection,
-                profile=request.profile,
+                profile=profile,
                 labels=token.labels,
                 certificate_pem=certificate_pem.decode(),
                 enrolled_at_s=now_s,
@@ -152,15 +164,23 @@ def enrol(database: Database, issuer: CertificateIssuer, request: EnrolRequest, 
                 last_seen_s=None,
                 rejected_messages=0,
                 rejected_last="",
+                kind=request.kind,
             )
         )
         session.flush()
-        session.add(new_unit(connection, SELF_UNIT, profile=request.profile, now_s=now_s))
+        if request.kind is ConnectionKind.RIG:
+            session.add(RigRow(connection=connection, gone_since_s=now_s))
+        else:
+            session.add(new_unit(connection, SELF_UNIT, profile=profile, now_s=now_s))
         token.used_at_s, token.used_by = now_s, connection
         audit.record(
-            session, at_s=now_s, actor=f"token/{token.id}", action="device.enrol", subject=f"device/{connection}"
+            session,
+            at_s=now_s,
+            actor=f"token/{token.id}",
+            action=f"{request.kind}.enrol",
+            subject=f"device/{connection}",
         )
-    return Enrolled(connection, certificate_pem, request.profile)
+    return Enrolled(connection, certificate_pem, profile)
 
 
 def _again(session: Session, token: EnrolmentTokenRow, request: EnrolRequest, now_s: float) -> Enrolled:
@@ -170,7 +190,9 @@ def _again(session: Session, token: EnrolmentTokenRow, request: EnrolRequest, no
         EdgeopsError: E-TOKEN; another key, or the device was revoked since. E-ENROLL; the request is not acceptable.
     """
     device = session.get(Device, token.used_by)
-    if device is None or device.revoked_at_s is not None or device.profile != request.profile:
+    profile = "" if request.kind is ConnectionKind.RIG else request.profile
+    joined_as = None if device is None else (device.kind, device.profile)
+    if device is None or device.revoked_at_s is not None or joined_as != (request.kind, profile):
         raise _refused()
     given = device.certificate_pem.encode()
     joined_with = certificates.read(given, what="device certificate").public_key()

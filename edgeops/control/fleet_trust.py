@@ -6,17 +6,20 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+from securesystemslib.signer import Key
+
 from edgeops import durable
 from edgeops.contracts.bundle import DriftReference
 from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import MeasureCommand
 from edgeops.contracts.release import Release
+from edgeops.contracts.rig_runs import RigCommand
 from edgeops.contracts.samples import SamplesCommand
 from edgeops.control.enrolment import CONTROL_IDENTITY
-from edgeops.releases import catalog
+from edgeops.releases import catalog, rig_results
 from edgeops.trust import desired as desired_state
-from edgeops.trust import measure_commands
+from edgeops.trust import measure_commands, rig_commands
 from edgeops.trust import samples as sample_commands
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher
@@ -109,6 +112,19 @@ class FleetTrust:
         """Return the signed envelope of a wish for figures; the key is that of desired state."""
         self._look_for_another_key()
         return measure_commands.issue(command, self._signer)
+
+    def sign_rig(self, command: RigCommand) -> bytes:
+        """Return the signed envelope of a command to a rig; the key is that of desired state."""
+        self._look_for_another_key()
+        return rig_commands.issue(command, self._signer)
+
+    def rig_keys(self) -> dict[str, Key]:
+        """Return the keys of the rigs that the fleet trusts, by name.
+
+        Raises:
+            EdgeopsError: E-TRUST-KEY; one cannot be read.
+        """
+        return rig_results.trusted(self._home)
 
     def desired_keyid(self) -> str:
         """Return the id of the key that signs desired state now: `edgeops trust rotate` may have changed it."""

@@ -15,9 +15,12 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from edgeops.contracts.enrolment import ConnectionKind
 
 # SQLite numbers rows by itself only in INTEGER columns; PostgreSQL should have eight bytes.
 _ROW_ID = BigInteger().with_variant(Integer(), "sqlite")
@@ -42,6 +45,7 @@ class Base(DeclarativeBase):
 class Device(Base):
     """One MQTT identity: who it is, and when it was last heard.
 
+    `kind`: a device, or a rig, which has neither profile nor units: nothing is ever assigned to it.
     `figures` is the newest `DeviceWindow`, by the time that the device gave it (`figures_at_s`, its own clock).
     `dropped_windows`: telemetry that its queue had to give up.
     """
@@ -69,6 +73,7 @@ class Device(Base):
     figures: Mapped[bytes | None] = mapped_column(LargeBinary)
     figures_at_s: Mapped[float | None]
     dropped_windows: Mapped[int] = mapped_column(BigInteger, default=0)
+    kind: Mapped[str] = mapped_column(Word(16), default=ConnectionKind.DEVICE, index=True)
 
 
 class Unit(Base):
@@ -252,6 +257,7 @@ class EnrolmentTokenRow(Base):
     expires_at_s: Mapped[float]
     used_at_s: Mapped[float | None]
     used_by: Mapped[str | None] = mapped_column(_NAME)
+    kind: Mapped[str] = mapped_column(Word(16), default=ConnectionKind.DEVICE)
 
 
 class ApiToken(Base):
@@ -454,6 +460,52 @@ class AskedMeasurement(Base):
         Index("ix_measurements_connection", "connection", "created_at_s"),
         Index("ix_measurements_expires_at_s", "expires_at_s"),
     )
+
+
+class RigRow(Base):
+    """What a rig said of itself last. `gone_since_s`: since when it is known not to be connected; None: it is.
+
+    `ended_boots` are lives of its daemon before the newest: a report of one is a replay.
+    """
+
+    __tablename__ = "rigs"
+
+    connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"), primary_key=True)
+    boot_id: Mapped[str] = mapped_column(String(64), default="")
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    ended_boots: Mapped[list[str]] = mapped_column(JSON, default=list)
+    report: Mapped[bytes | None] = mapped_column(LargeBinary)
+    reported_at_s: Mapped[float | None]
+    gone_since_s: Mapped[float | None]
+
+
+class RigRun(Base):
+    """A rig was asked to run a rollout's release, for the `attempt`-th time. It is asked again until it has answered.
+
+    `answer` is its signed envelope, `certificate_pem` vouches for that, and `statement` in it is what the rig's own key
+    signed. From `given_up_at_s` on no answer counts any more: the rollout asks anew.
+    """
+
+    __tablename__ = "rig_runs"
+
+    id: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"))
+    connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"), index=True)
+    attempt: Mapped[int]
+    bundles: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at_s: Mapped[float]
+    expires_at_s: Mapped[float]
+    sent_at_s: Mapped[float | None]
+    given_up_at_s: Mapped[float | None]
+    answered_at_s: Mapped[float | None]
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary)
+    certificate_pem: Mapped[str] = mapped_column(Text, default="")
+    statement: Mapped[bytes | None] = mapped_column(LargeBinary)
+    verdict: Mapped[str] = mapped_column(Word(16), default="")
+    reason: Mapped[str] = mapped_column(Text, default="")
+
+    # Two workers that decide at once cannot both ask.
+    __table_args__ = (UniqueConstraint("rollout_id", "connection", "attempt"),)
 
 
 class AuditEntry(Base):

@@ -16,10 +16,12 @@ from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import SamplesCommand
 from edgeops.contracts.topics import unit_topic
-from edgeops.control import commands
+from edgeops.control import commands, measuring
 from edgeops.control.assignment import components_of
 from edgeops.control.database import Database
+from edgeops.control.fleet_trust import FleetTrust
 from edgeops.control.models import Device, Unit
+from edgeops.control.rigs import runs
 from edgeops.transport.mqtt import MqttLink
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class DesiredPublisher:
         keyid: The key that `sign` signs with now; when it is another one, all is published again.
         link: The control plane's MQTT link.
         look_every_s: How often to look without being woken.
-        send_measurements: Sends what else waits for devices, over this link.
+        send_commands: Sends what else waits for devices and rigs, over this link.
     """
 
     def __init__(
@@ -65,9 +67,9 @@ class DesiredPublisher:
         link: Callable[[], MqttLink],
         *,
         look_every_s: float = LOOK_EVERY_S,
-        send_measurements: Callable[[MqttLink], None] = lambda link: None,
+        send_commands: Callable[[MqttLink], None] = lambda link: None,
     ) -> None:
-        self._look_every_s, self._send_measurements = look_every_s, send_measurements
+        self._look_every_s, self._send_commands = look_every_s, send_commands
         self._database, self._fleet, self._sign, self._keyid, self._link = database, fleet, sign, keyid, link
         self._sign_samples = sign_samples
         # What was signed before this process began is published again when its link is made.
@@ -118,12 +120,23 @@ class DesiredPublisher:
                     self._all_again.clear()
                 more = publish_batch(self._database, self._fleet, self._sign, self._link(), time.time())
                 commands.publish_due(self._database, self._fleet, self._sign_samples, self._link(), time.time())
-                self._send_measurements(self._link())
+                self._send_commands(self._link())
             except EdgeopsError as error:
                 log.error("desired state could not be published: %s", error)
                 more = None
             if not more:
                 self._wake.wait(RETRY_AFTER_S if more is None else self._look_every_s)
+
+
+def send_commands(database: Database, trust: FleetTrust, link: MqttLink) -> None:
+    """Send what devices are asked to measure, and what rigs are asked to run.
+
+    Raises:
+        EdgeopsError: The database cannot be used; what was sent will be sent again.
+    """
+    now_s = time.time()
+    measuring.send_waiting(database, trust.fleet, trust.sign_measure, link, now_s)
+    runs.send_waiting(database, trust.fleet, trust.sign_rig, link, now_s)
 
 
 def want_all_again(database: Database) -> None:

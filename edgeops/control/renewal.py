@@ -6,7 +6,7 @@ import functools
 
 from sqlalchemy import select
 
-from edgeops.contracts.enrolment import RenewalMessage
+from edgeops.contracts.enrolment import ConnectionKind, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control import audit
@@ -68,11 +68,11 @@ def want_renewal(database: Database, connection: str, *, actor: str, now_s: floa
     """Have a device renew its certificate as soon as it hears of it, by its desired state.
 
     Raises:
-        EdgeopsError: E-DEVICE-UNKNOWN; no such device, or revoked.
+        EdgeopsError: E-DEVICE-UNKNOWN; no such device, revoked, or a rig: that has no desired state.
     """
     with database.write() as session:
         device = session.get(Device, connection, with_for_update=True)
-        if device is None or device.revoked_at_s is not None:
+        if device is None or device.revoked_at_s is not None or device.kind != ConnectionKind.DEVICE:
             raise EdgeopsError(
                 "E-DEVICE-UNKNOWN", f"there is no device {connection[:80]!r}", "See `edgeops device list`."
             )

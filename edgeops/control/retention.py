@@ -1,4 +1,5 @@
-"""How long the registry keeps what devices said. Totals, generations and the audit log are kept for good."""
+"""How long the registry keeps what devices said. Totals, generations, what rigs answered and the audit log are
+kept for good."""
 
 from __future__ import annotations
 

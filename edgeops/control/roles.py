@@ -28,8 +28,7 @@ from edgeops.control.database import Database
 from edgeops.control.enrolment import CONTROL_IDENTITY
 from edgeops.control.fleet_trust import FleetTrust
 from edgeops.control.ingest.worker import Ingest, ingest_filters
-from edgeops.control.measuring import send_waiting
-from edgeops.control.publishing import DesiredPublisher
+from edgeops.control.publishing import DesiredPublisher, send_commands
 from edgeops.control.rollout.engine import RolloutEngine
 from edgeops.transport.mqtt import MqttLink, TlsFiles
 
@@ -172,7 +171,7 @@ class RoleWorker:
             trust.desired_keyid,
             lambda: link,
             look_every_s=LOOK_EVERY_S,
-            send_measurements=lambda link: send_waiting(database, trust.fleet, trust.sign_measure, link, time.time()),
+            send_commands=lambda link: send_commands(database, trust, link),
         )
         engine = RolloutEngine(database, publisher.wake, look_every_s=LOOK_EVERY_S)
         link = MqttLink(

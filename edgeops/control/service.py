@@ -37,11 +37,10 @@ from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
 from edgeops.control.http import HttpServers, Listener, bind
 from edgeops.control.ingest.worker import TAKEN, Ingest, ingest_filters, nobody_is_online
-from edgeops.control.measuring import send_waiting
 from edgeops.control.monitoring.metrics import FleetCollector, exposition
 from edgeops.control.monitoring.webhooks import Watchman, read_config
 from edgeops.control.own_certificates import OwnCertificates, Users
-from edgeops.control.publishing import DesiredPublisher
+from edgeops.control.publishing import DesiredPublisher, send_commands
 from edgeops.control.retention import prune
 from edgeops.control.revocation import Gatekeeper, revoked_serials
 from edgeops.control.roles import READY_NAME, Role, RoleWorker, check_role
@@ -251,15 +250,15 @@ class ControlPlane:
                 trust.sign_samples,
                 trust.desired_keyid,
                 lambda: self._link,
-                send_measurements=lambda link: send_waiting(
-                    self._database, trust.fleet, trust.sign_measure, link, time.time()
-                ),
+                send_commands=lambda link: send_commands(self._database, trust, link),
             )
             self._engine = RolloutEngine(self._database, self._publisher.wake)
         else:
             leaves = [leaf for leaf in TAKEN if leaf not in SHARED_LEAVES]
         persistent = self._broker.kind == "mosquitto"
-        self._ingest = Ingest(self._database, trust.fleet, self._on_commit, live_presence_only=persistent)
+        self._ingest = Ingest(
+            self._database, trust.fleet, self._on_commit, live_presence_only=persistent, rig_keys=trust.rig_keys
+        )
         self._watchman = Watchman(self._database, *read_config(self._home))
         self._collector = FleetCollector(
             self._database,
@@ -320,6 +319,7 @@ class ControlPlane:
             approval=self._options.approval,
             releases=trust.releases,
             references=trust.drift_references,
+            trusted_rigs=trust.rig_keys,
             wake=self._on_commit,
             shut_out=self._gatekeeper.shut_out,
             health=self._health,

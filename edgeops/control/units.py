@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control.models import Device, Unit
@@ -56,7 +57,7 @@ def enrolled(session: Session, *conditions: ColumnElement[bool]) -> list[Subject
     rows = session.execute(
         select(Device, Unit)
         .join(Unit, Unit.connection == Device.connection)
-        .where(Device.revoked_at_s.is_(None), *conditions)
+        .where(Device.revoked_at_s.is_(None), Device.kind == ConnectionKind.DEVICE, *conditions)
         .order_by(Unit.connection, Unit.unit != SELF_UNIT, Unit.unit)
     )
     return [Subject(device, unit) for device, unit in rows]

@@ -15,7 +15,7 @@ from edgeops.trust import envelopes, keys
 
 MAX_RESULT_BYTES = 8 << 20
 _RIGS = "rigs"
-_NEXT = "edgeops hil key RIG on the rig, then edgeops release trust-rig."
+NEXT = "edgeops hil key RIG on the rig, then edgeops release trust-rig."
 
 
 def trust(home: Path, name: str, public_key: Path) -> str:
@@ -62,9 +62,23 @@ def verified(home: Path, data: bytes, what: str) -> RigResult:
     result = decode(payload, RigResult, what=what)
     own = trusted(home).get(result.rig)
     if own is None:
-        raise EdgeopsError("E-TRUST-SIGNATURE", f"{what}: rig {result.rig!r} is not trusted", _NEXT)
-    envelopes.unseal(data, RIG_RESULT_TYPE, {str(own.keyid): own}, max_bytes=MAX_RESULT_BYTES)
-    return result
+        raise EdgeopsError("E-TRUST-SIGNATURE", f"{what}: rig {result.rig!r} is not trusted", NEXT)
+    return verified_by(own, data, what)
+
+
+def verified_by(key: Key, data: bytes, what: str) -> RigResult:
+    """Return a result that one key has signed.
+
+    Args:
+        key: The rig's.
+        data: The signed statement.
+        what: For the error's reader.
+
+    Raises:
+        EdgeopsError: E-TRUST-SIGNATURE; by another key, or it is another statement. E-WIRE-MALFORMED or E-WIRE-SIZE.
+    """
+    payload = envelopes.unseal(data, RIG_RESULT_TYPE, {str(key.keyid): key}, max_bytes=MAX_RESULT_BYTES)
+    return decode(payload, RigResult, what=what)
 
 
 def check_result(home: Path, file: Path, digests: frozenset[str]) -> tuple[str, bytes]:

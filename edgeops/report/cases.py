@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeops.client.resources import FigureInfo, RolloutInfo
+from edgeops.client.resources import FigureInfo, RolloutInfo, RolloutRigInfo
 from edgeops.contracts.errors import EdgeopsError, Fault
 from edgeops.contracts.evidence import Evidence, GateResult
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
@@ -35,7 +35,7 @@ def of_evidence(suite: str, evidence: Evidence, scheme: str) -> tuple[Case, ...]
 
 
 def of_rollout(rollout: RolloutInfo) -> tuple[Case, ...]:
-    """Return a case for every gate of every group as it was evaluated last, and one for the rollout's end."""
+    """Return a case for each rig, for every gate of every group as it was evaluated last, and for the rollout's end."""
     suite = f"rollout.{rollout.model}.{rollout.version}"
     if rollout.state == RolloutState.SUCCEEDED:
         outcome = Outcome.PASSED
@@ -48,7 +48,14 @@ def of_rollout(rollout: RolloutInfo) -> tuple[Case, ...]:
         Case(f"{suite}.{profile}", "profile", Outcome.FAILED, f"was stopped: {reason}", kind="gate")
         for profile, reason in sorted(rollout.stopped_profiles.items())
     )
-    return (*(_figure(suite, figure) for figure in rollout.figures), *stopped, whole)
+    rigs = (_rig(suite, rig) for rig in rollout.rigs)
+    return (*rigs, *(_figure(suite, figure) for figure in rollout.figures), *stopped, whole)
+
+
+def _rig(suite: str, rig: RolloutRigInfo) -> Case:
+    outcome = {"passed": Outcome.PASSED, "waiting": Outcome.SKIPPED, "unasked": Outcome.SKIPPED}
+    message = f"rig {rig.rig} is {rig.state}: {rig.said}"
+    return Case(f"{suite}.group-0", rig.rig, outcome.get(rig.state, Outcome.FAILED), message, kind="gate")
 
 
 def of_error(suite: str, error: EdgeopsError) -> Case:

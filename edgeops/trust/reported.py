@@ -1,4 +1,4 @@
-"""What a device says, signed by its own key: reported state, progress, telemetry alone and in batches, answers."""
+"""What a device or rig says, signed by its own key: reports, progress, telemetry alone and in batches, answers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from edgeops.contracts.deployment import (
 )
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import MeasureAnswer
+from edgeops.contracts.rig_runs import RIG_ANSWER_TYPE, RIG_REPORT_TYPE, RigAnswer, RigReport
 from edgeops.contracts.samples import SAMPLES_ANSWER_TYPE, SamplesAnswer
 from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, Telemetry, TelemetryBatch
 from edgeops.contracts.wire import decode, encode
 from edgeops.trust import envelopes
 
-Said = Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer | MeasureAnswer
-Statement = TypeVar("Statement", Reported, Progress, Telemetry, TelemetryBatch, SamplesAnswer, MeasureAnswer)
+Said = Reported | Progress | Telemetry | TelemetryBatch | SamplesAnswer | MeasureAnswer | RigReport | RigAnswer
+Statement = TypeVar(
+    "Statement", Reported, Progress, Telemetry, TelemetryBatch, SamplesAnswer, MeasureAnswer, RigReport, RigAnswer
+)
 _TYPES: dict[type[Said], str] = {
     Reported: REPORTED_TYPE,
     Progress: PROGRESS_TYPE,
@@ -31,6 +34,8 @@ _TYPES: dict[type[Said], str] = {
     TelemetryBatch: TELEMETRY_BATCH_TYPE,
     SamplesAnswer: SAMPLES_ANSWER_TYPE,
     MeasureAnswer: MEASUREMENT_TYPE,
+    RigReport: RIG_REPORT_TYPE,
+    RigAnswer: RIG_ANSWER_TYPE,
 }
 
 

@@ -59,7 +59,7 @@ class LinuxChecks:
             Step("update", self._update, True), Step("accuracy", self._accuracy), Step("rollback", self._rollback),
             Step("corrupted-download", self._corrupted), Step("power-cut", self._power_cut), Step("soak", self._soak),
         ]  # fmt: skip
-        yield from run_steps(steps, lambda name: self._say(f"{self._board.name}: {name}"))
+        yield from run_steps(steps, lambda name: self._say(f"{self._board.name}: {name}"), self._effort.only)
 
     # Without the agent
 

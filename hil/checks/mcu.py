@@ -125,7 +125,8 @@ class McuChecks:
         ]  # fmt: skip
         # A soak looks for just that, and is not begun anew.
         cycled = [step._replace(check=functools.partial(self._awake, step.check)) for step in steps[1:-1]]
-        yield from run_steps([steps[0], *cycled, steps[-1]], lambda name: self._say(f"{self._board.name}: {name}"))
+        made = [steps[0], *cycled, steps[-1]]
+        yield from run_steps(made, lambda name: self._say(f"{self._board.name}: {name}"), self._effort.only)
 
     def _awake(self, check: Callable[[], Found]) -> Found:
         """Make a check; a board that falls silent in it is power-cycled, and the check is made once more.

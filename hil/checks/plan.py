@@ -12,6 +12,20 @@ from edgeops.contracts.rigs import CheckResult, Figure, Figures, Verdict
 from edgeops.intake.handover import LoadedHandover
 
 Say = Callable[[str], object]
+CHECKS = (
+    "boot",
+    "size",
+    "golden",
+    "latency",
+    "memory",
+    "install",
+    "update",
+    "accuracy",
+    "rollback",
+    "corrupted-download",
+    "power-cut",
+    "soak",
+)
 
 
 class Subject(NamedTuple):
@@ -41,6 +55,7 @@ class Effort(NamedTuple):
         cuts: Power cuts.
         soak_s: Seconds of the soak; 0: none.
         accuracy_drop_max: How far accuracy on the board may lie below that of the compile host's evidence.
+        only: Only these checks, and those that they need; empty: all.
     """
 
     runs: int = 50
@@ -48,6 +63,7 @@ class Effort(NamedTuple):
     cuts: int = 3
     soak_s: float = 0.0
     accuracy_drop_max: float = 0.02
+    only: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):

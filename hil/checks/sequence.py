@@ -5,7 +5,7 @@ Nothing is asked of a board that was lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from edgeops.contracts.rigs import CheckResult, Verdict
@@ -26,15 +26,20 @@ class Step(NamedTuple):
     is_needed: bool = False
 
 
-def run_steps(steps: Sequence[Step], say: Callable[[str], object]) -> Iterator[CheckResult]:
+def run_steps(steps: Sequence[Step], say: Callable[[str], object], only: Collection[str] = ()) -> Iterator[CheckResult]:
     """Make checks one after the other; yield each result as it is there.
 
     Args:
         steps: The checks.
         say: Hears the name of each before it begins.
+        only: Only these, and what they need before them; empty: all.
     """
+    last = max((index for index, step in enumerate(steps) if step.name in only), default=len(steps))
     missing = ""
-    for step in steps:
+    for index, step in enumerate(steps):
+        if only and step.name not in only and not (step.is_needed and index < last):
+            yield attempt(step.name, lambda: skipped("it was left out (--check)"))
+            continue
         if missing:
             why = f"{missing} did not pass"
             yield attempt(step.name, lambda: skipped(why))  # noqa: B023  called at once

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from registry_fleet import obey_all
+from registry_fleet import obey_all, rigs_pass
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
@@ -84,7 +84,7 @@ def meet_before_carrying_out(folder: Path, within_s: float) -> None:
 
 
 def work(where: str, kill_at: int | None, *, mutant: str = "", meeting: str = "") -> int:
-    """Carry out what is running; devices confirm at once. Return how many points there were to die at."""
+    """Carry out what is running; rigs pass and devices confirm at once. Return how many points there were to die at."""
     if mutant == "no transaction":
         database_module._begin_sqlite = lambda connection: None  # type: ignore[assignment]
     elif mutant == "no lock":
@@ -99,6 +99,7 @@ def work(where: str, kill_at: int | None, *, mutant: str = "", meeting: str = ""
                 while (step := advance(database, rollout_id, NOW)) is not None and step.published is not None:
                     if step.decision.action.value == "wait":
                         break
+                rigs_pass(database, NOW)
                 obey_all(database, NOW)
             except EdgeopsError as error:
                 # Two workers at once: the other one had the database for longer than we wait.

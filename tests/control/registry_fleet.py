@@ -19,13 +19,17 @@ from edgeops.contracts.deployment import (
     Reported,
     Slot,
 )
+from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.release import Release, ReleaseTarget, target_path
+from edgeops.contracts.rig_runs import ROLLOUT_FEATURE, RigAnswer, RigBoard, RigReport
+from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import DeviceWindow, ModelWindow, Telemetry
 from edgeops.control.assignment import components_of, new_unit
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
-from edgeops.control.models import Device, Unit
+from edgeops.control.models import Device, RigRow, RigRun, Rollout, Unit
+from edgeops.control.rigs import runs
 
 FLEET = "f1"
 MODEL = "lines"
@@ -70,6 +74,50 @@ def add_devices(
             session.flush()
             session.add(new_unit(name, "self", profile=profile, now_s=enrolled_at_s))
     return names
+
+
+def add_rig(database: Database, name: str, profiles: tuple[str, ...] = PROFILES) -> None:
+    """Let a rig be there that has said that it has a board of each of these profiles."""
+    boards = tuple(RigBoard(name=f"b-{profile}", kind="local", profile=profile) for profile in profiles)
+    report = RigReport(
+        fleet=FLEET, connection=name, unit="self", boot_id="b1", seq=1, at_s=0.0, version="0.1.0", boards=boards,
+        features=(ROLLOUT_FEATURE,),
+    )  # fmt: skip
+    with database.write() as session:
+        session.add(
+            Device(
+                connection=name, profile="", labels={}, certificate_pem="", enrolled_at_s=0.0, agent_version="",
+                online=True, rejected_messages=0, rejected_last="", kind=ConnectionKind.RIG,
+            )
+        )  # fmt: skip
+        session.flush()
+        session.add(RigRow(connection=name))
+        session.flush()
+        runs.take_report(session, report, 0.0)
+
+
+def rigs_pass(database: Database, now_s: float) -> int:
+    """Every rig that was asked and has not answered passes what it was asked for; return how many did."""
+    with database.read() as session:
+        waiting = session.scalars(select(RigRun).where(RigRun.answered_at_s.is_(None))).all()
+        commands = [runs.command_of(run, session.get_one(Rollout, run.rollout_id), FLEET) for run in waiting]
+    for command in commands:
+        check = CheckResult(check="golden", verdict=Verdict.PASSED, said="they hold")
+        result = RigResult(
+            rig=command.connection, run="r", at_s=now_s, duration_s=1.0, edgeops="0.1.0", host="h", fleet=FLEET,
+            command=command.id,
+            boards=tuple(
+                BoardResult(
+                    board=f"b-{bundle.profile}", kind="local", profile=bundle.profile, model=command.model,
+                    release=command.version, digest=bundle.digest, checks=(check,),
+                )
+                for bundle in command.bundles
+            ),
+        )  # fmt: skip
+        answer = RigAnswer(fleet=FLEET, connection=command.connection, unit="self", id=command.id, statement="{}")
+        with database.write() as session:
+            runs.take(session, command.connection, runs.SignedRigAnswer(answer, result, b"{}", ""), now_s)
+    return len(commands)
 
 
 def release(version: str, number: int = 1, profiles: tuple[str, ...] = PROFILES) -> Release:

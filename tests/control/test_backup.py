@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
 import sqlite3
 import tarfile
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +169,17 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+def damaged(data: bytes, at: int) -> bytes:
+    """Flip the first bit from there on that means something: in runs of zeros some only name another source."""
+    while True:
+        changed = flipped(data, at)
+        try:
+            gzip.decompress(changed)
+        except (OSError, EOFError, zlib.error):
+            return changed
+        at += 1
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -174,7 +187,7 @@ def flipped(data: bytes, at: int) -> bytes:
         lambda data: os.urandom(5000),
         lambda data: data[:1000],
         lambda data: data[:-1],
-        lambda data: flipped(data, len(data) // 2),
+        lambda data: damaged(data, len(data) // 2),
         lambda data: flipped(data, len(data) - 6),
     ],
     ids=["empty", "foreign", "cut", "without its last byte", "one bit in the middle", "one bit of its checksum"],

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pytest
 from crash_worker import NOW, main, opened, work
 from postgres_server import administration
-from registry_fleet import add_devices, open_registry, release
+from registry_fleet import add_devices, add_rig, open_registry, release, rigs_pass
 from sqlalchemy import URL, make_url, select
 
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
-from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutMember, Unit
+from edgeops.control.models import AuditEntry, Generation, RigRun, Rollout, RolloutMember, Unit
+from edgeops.control.rigs import runs
 from edgeops.control.rollout import execute, manage
 from edgeops.control.rollout.decide import decide
 from edgeops.control.rollout.policy import Gates, Policy
@@ -31,7 +32,7 @@ CONTEXT.set_forkserver_preload(["edgeops.control.rollout.execute", "edgeops.cont
 
 
 class Begun(NamedTuple):
-    """A registry with a rollout that was just started, and how copies of it come and go."""
+    """A registry with a rollout that was just started, behind a rig, and how copies of it come and go."""
 
     kind: str
     copy: Callable[[str], str]
@@ -40,8 +41,11 @@ class Begun(NamedTuple):
 
 def begin(database: Database) -> None:
     add_devices(database, DEVICES)
-    policy = Policy(groups=GROUPS, gates=Gates(timeout_s=100))
-    manage.create(database, release("1.0.0"), policy, Selection(), actor="test", now_s=NOW, start=True)
+    add_rig(database, "bench")
+    policy = Policy(groups=GROUPS, gates=Gates(timeout_s=100), rigs=("bench",))
+    manage.create(
+        database, release("1.0.0"), policy, Selection(), actor="test", now_s=NOW, start=True, trusted_rigs=["bench"]
+    )
     database.close()
 
 
@@ -107,6 +111,14 @@ def faults(where: str) -> list[str]:
         starts = Counter(
             row.detail["group"] for row in session.scalars(select(AuditEntry)) if row.action == "rollout.start-group"
         )
+        asked = [(run.connection, run.attempt, run.verdict) for run in session.scalars(select(RigRun))]
+        if asked != [("bench", 1, "passed")]:
+            found.append(f"the rig was asked as {asked}")
+        acts = [row.action for row in session.scalars(select(AuditEntry).order_by(AuditEntry.id))]
+        if acts.count("rollout.ask-rigs") != 1 or acts.count("rollout.rig-verdict") != 1:
+            found.append(f"the rig was asked or heard otherwise than once: {acts}")
+        elif acts.index("rollout.rig-verdict") > acts.index("rollout.start-group"):
+            found.append("a group was started before the rig had passed the release")
         found += [f"group {group} was started {times} times" for group, times in starts.items() if times != 1]
         if len(starts) != len(GROUPS):
             found.append(f"{len(starts)} groups were started")
@@ -147,7 +159,7 @@ def test_death_at_every_point_loses_and_repeats_nothing(begun: Begun, name: str,
 def test_without_transactions_death_leaves_a_fault(begun: Begun, name: str) -> None:
     """The negative control: the same deaths, with every statement committed by itself, must be noticed."""
     noticed = []
-    for point in range(4, 60):
+    for point in range(60, 80):
         where = begun.copy(f"m{point}-{name}")
         die_at(where, point, "no transaction")
         database = opened(where)
@@ -180,9 +192,27 @@ def both(where: str, *, kill_at: int | None = None, mutant: str = "", meeting: s
 def test_two_workers_at_once_start_each_group_once(begun: Begun, name: str, tmp_path: Path, mutant: str) -> None:
     """They decide at the same time if they can. SQLite has one writer at a time; on PostgreSQL it is the lock alone."""
     where = begun.copy(f"two-{name}")
+    if mutant:
+        pass_rig(where)  # see below for what comes before
     assert both(where, mutant=mutant, meeting=str(tmp_path)) == [0, 0]
     found = faults(where)
     assert any("was started 2 times" in fault for fault in found) if mutant else found == []
+    begun.drop(where)
+
+
+def pass_rig(where: str) -> None:
+    database = opened(where)
+    execute.advance(database, 1, NOW)
+    rigs_pass(database, NOW)
+    database.close()
+
+
+@pytest.mark.parametrize("begun", ["postgresql"], indirect=True)
+def test_two_workers_without_the_lock_ask_a_rig_once_all_the_same(begun: Begun, name: str, tmp_path: Path) -> None:
+    """Whom to ask is found out again where it is written, behind the first change of the rollout's row."""
+    where = begun.copy(f"twice-{name}")
+    assert both(where, mutant="no lock", meeting=str(tmp_path)) == [0, 0]
+    assert [fault for fault in faults(where) if "rig" in fault] == []
     begun.drop(where)
 
 
@@ -218,6 +248,7 @@ def test_one_of_two_workers_that_dies_anywhere_loses_and_repeats_nothing(
 def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Begun, name: str) -> None:
     """The negative control of the lock: two workers that decide first and lock later both start the group."""
     where = begun.copy(f"stale-{name}")
+    pass_rig(where)
     database = opened(where)
     stale = []
     for _ in range(2):
@@ -229,3 +260,16 @@ def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Begun, nam
     database.close()
     work(where, None)
     assert any("was started 2 times" in fault for fault in faults(where))
+
+
+@pytest.mark.parametrize("begun", ["sqlite"], indirect=True)
+def test_asking_outside_the_decision_asks_a_rig_twice(begun: Begun, name: str) -> None:
+    """The negative control: who asks without looking asks once more, and that is noticed."""
+    where = begun.copy(f"asked-{name}")
+    database = opened(where)
+    for _ in range(2):
+        with database.write() as session:
+            runs.ask(session, session.get_one(Rollout, 1), ["bench"], 100.0, NOW)
+    database.close()
+    work(where, None)
+    assert any("the rig was asked as" in fault for fault in faults(where))

@@ -62,6 +62,16 @@ from edgeops.contracts.provenance import (
     Statement,
 )
 from edgeops.contracts.release import Release, ReleaseTarget, TargetCustom, target_path
+from edgeops.contracts.rig_runs import (
+    ROLLOUT_FEATURE,
+    RigAnswer,
+    RigBoard,
+    RigBundle,
+    RigCommand,
+    RigDoing,
+    RigReport,
+)
+from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict
 from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import DeviceWindow, LinkFigures, ModelWindow, ShadowFigures, Telemetry, TelemetryBatch
@@ -197,6 +207,34 @@ ONE_OF_EACH: dict[str, Wire] = {
     "renewal-message": RenewalMessage(connection="pi-1", envelope="{}"),
     "renewal-request": RenewalRequest(fleet="demo", connection="pi-1", csr_pem="PEM"),
     "renewal-answer": RenewalAnswer(certificate_pem="PEM"),
+    "rig-command": RigCommand(
+        fleet="demo", connection="bench", unit="self", id="c1", issued_at_s=T0, expires_at_s=T0 + 3600, rollout=7,
+        attempt=1, model="m", version="1.1.0",
+        bundles=(RigBundle(profile="cortex-m4", target="m/1.1.0/cortex-m4.edgeops", digest=DIGEST),),
+    ),
+    "rig-answer": RigAnswer(
+        fleet="demo", connection="bench", unit="self", id="c1", statement="{}", code="E-TRUST-TARGET", what="gone"
+    ),
+    "rig-report": RigReport(
+        fleet="demo", connection="bench", unit="self", boot_id="b1", seq=3, at_s=T0, version="0.1.0",
+        boards=(RigBoard(name="m4", kind="qemu-cortex-m", profile="cortex-m4"),), features=(ROLLOUT_FEATURE,),
+        doing=RigDoing(id="c1", said="m4: update"),
+    ),
+    "rig-result": RigResult(
+        rig="bench", run="r1", at_s=T0, duration_s=12.5, edgeops="0.1.0", host="h", fleet="demo", command="c1",
+        boards=(
+            BoardResult(
+                board="m4", kind="qemu-cortex-m", profile="cortex-m4", model="m", release="1.1.0", digest=DIGEST,
+                cut="its supply", timing=True, console="…",
+                checks=(
+                    CheckResult(
+                        check="golden", verdict=Verdict.FAILED, said="they differ", code="E-SELFTEST-GOLDEN",
+                        figures={"vectors": 12}, duration_s=0.5,
+                    ),
+                ),
+            ),
+        ),
+    ),
     "measure-command": MeasureCommand(
         fleet="demo", connection="pi-1", unit="self", id="c1", issued_at_s=T0, expires_at_s=T0 + 3600,
         bundles=(Candidate(target=candidate_path("m", DIGEST), digest=DIGEST),), threads=4, runs=100,

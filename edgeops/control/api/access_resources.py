@@ -12,11 +12,12 @@ from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
 
 
 class TokenRequest(Request):
-    """A wish for an enrolment token."""
+    """A wish for an enrolment token. One for a rig names it."""
 
     profile: Name | None = None
     name: Name | None = None
     labels: Labels = {}
+    kind: Literal["device", "rig"] = "device"
     valid_s: Annotated[float, Field(gt=0, le=TOKEN_VALID_MAX_S)] = TOKEN_VALID_S
 
 
@@ -44,6 +45,7 @@ class Token(BaseModel):
     expires_at_s: float
     used_at_s: float | None
     used_by: str | None
+    kind: str
 
 
 class Tokens(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from edgeops.__about__ import __version__
 from edgeops.contracts.access import Permission, Role
 from edgeops.contracts.bundle import DriftReference
 from edgeops.contracts.drift import histograms_of
-from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
+from edgeops.contracts.enrolment import ConnectionKind, EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.wire import decode, encode
@@ -30,6 +30,7 @@ from edgeops.control.api import (
     registry,
     repeats,
     resources,
+    rigs,
     samples,
     telemetry,
     views,
@@ -67,6 +68,7 @@ def api_app(control: ControlApi) -> FastAPI:
     app.include_router(registry.device_groups_router(control, door), dependencies=readers)
     app.include_router(_rollouts(control, door), dependencies=readers)
     app.include_router(_fleet(control, door), dependencies=readers)
+    app.include_router(rigs.router(control.database, control.trusted_rigs), dependencies=readers)
     app.include_router(telemetry.router(control.database), dependencies=readers)
     operate = may(door, Permission.ROLL_OUT)
     app.include_router(samples.router(control.database, control.wake, operate), dependencies=readers)
@@ -122,7 +124,7 @@ def _enrolment_tokens(control: ControlApi, door: access.Doorkeeper) -> APIRouter
         issued = enrolment.issue_token(
             control.database,
             control.trust(),
-            enrolment.TokenScope(wish.profile, wish.name, wish.labels),
+            enrolment.TokenScope(wish.profile, wish.name, wish.labels, ConnectionKind(wish.kind)),
             actor=caller.name,
             now_s=time.time(),
             valid_s=wish.valid_s,
@@ -170,6 +172,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             start=wish.start,
             references={profile: dict(histograms_of(one)) for profile, one in references.items()},
             limits={profile: manage.DriftLimits(one.samples, one.calibration) for profile, one in references.items()},
+            trusted_rigs=trusted(policy),
         )
         control.wake()
         return shown(rollout_id)
@@ -177,7 +180,13 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     @router.post("/plan", summary="Say what a rollout would do, without creating it", dependencies=[proposer])
     def plan(wish: resources.RolloutRequest) -> resources.RolloutPlan:
         with control.database.read() as session:
-            return views.rollout_plan(session, *understood(wish), now_s=time.time())
+            release, policy, selection = understood(wish)
+            return views.rollout_plan(
+                session, release, policy, selection, now_s=time.time(), trusted_rigs=trusted(policy)
+            )
+
+    def trusted(policy: Policy) -> Collection[str]:
+        return control.trusted_rigs() if policy.rigs else ()
 
     def understood(wish: resources.RolloutRequest) -> tuple[Release, Policy, Selection]:
         release = _release(control.releases(), wish.model, wish.version)
@@ -193,6 +202,9 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             control=wish.control,
             override_holds=wish.override_holds,
             shadow=None if wish.shadow is None else Shadow(**wish.shadow.model_dump()),
+            rigs=tuple(wish.rigs),
+            rig_timeout_s=wish.rig_timeout_s,
+            rig_gone_s=wish.rig_gone_s,
         )
         selection = Selection(
             devices=tuple(wish.devices),

@@ -45,6 +45,7 @@ class ControlApi(NamedTuple):
         token: The bearer token of the home's owner, who is an admin.
         approval: No rollout starts that a second person has not approved.
         releases: Returns the published releases.
+        trusted_rigs: Returns the keys of the rigs that the fleet trusts, by name.
         references: Returns what a release's bundles were compiled with, by profile.
         wake: Says that a rollout or a desired state changed, or a device joined.
         shut_out: Ends a revoked device's session and keeps it out.
@@ -65,6 +66,7 @@ class ControlApi(NamedTuple):
     approval: bool
     releases: Callable[[], Sequence[Release]]
     references: Callable[[Release], Mapping[str, DriftReference]]
+    trusted_rigs: Callable[[], Mapping[str, object]]
     wake: Callable[[], None]
     shut_out: Callable[[str], None]
     health: Callable[[], resources.Health]

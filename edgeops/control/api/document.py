@@ -12,11 +12,13 @@ from edgeops.contracts.deployment import Reported
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, RenewalAnswer, RenewalMessage
 from edgeops.contracts.measurement import Measurements
 from edgeops.contracts.release import Release
+from edgeops.contracts.rigs import RigResult
 from edgeops.contracts.telemetry import DeviceWindow
 from edgeops.control.api import conditions, problems, repeats
 
 _CONTRACTS = (
-    Reported, DeviceWindow, Release, Measurements, EnrolRequest, EnrolResponse, RenewalMessage, RenewalAnswer,
+    Reported, DeviceWindow, Release, Measurements, RigResult, EnrolRequest, EnrolResponse, RenewalMessage,
+    RenewalAnswer,
 )  # fmt: skip
 
 

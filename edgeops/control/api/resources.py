@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from edgeops.contracts.rig_runs import MAX_VALID_S as MAX_RIG_S
 from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
 from edgeops.contracts.samples import MAX_VALID_S as MAX_VALID_SAMPLES_S
 from edgeops.control.commands import VALID_S as SAMPLES_VALID_S
-from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES
+from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES, MAX_RIGS
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 UNIT_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62})?$"
@@ -278,6 +279,9 @@ class RolloutRequest(Request):
     approval: bool = False
     override_holds: bool = False
     shadow: ShadowResource | None = None
+    rigs: Annotated[list[Name], Field(max_length=MAX_RIGS)] = []
+    rig_timeout_s: Annotated[float, Field(gt=0, le=MAX_RIG_S)] = 3600.0
+    rig_gone_s: Annotated[float, Field(gt=0, le=MAX_RIG_S)] = 300.0
     start: bool = False
 
 
@@ -363,7 +367,10 @@ class PlannedGroupResource(BaseModel):
 
 
 class RolloutPlan(BaseModel):
-    """What a rollout would do. `typical_s`: median time that devices needed for this model so far; null: none did."""
+    """What a rollout would do. `typical_s`: median time that devices needed for this model so far; null: none did.
+
+    `rigs`: the profiles that each rig runs it for first; `uncovered_profiles` of its devices no rig has a board of.
+    """
 
     model: str
     version: str
@@ -375,6 +382,8 @@ class RolloutPlan(BaseModel):
     first_start_s: float
     least_s: float
     typical_s: float | None
+    rigs: dict[str, list[str]]
+    uncovered_profiles: list[str]
 
 
 class CountsResource(BaseModel):
@@ -417,8 +426,31 @@ class FigureResource(BaseModel):
     upper: float | None = None
 
 
+class RolloutRigResource(BaseModel):
+    """A rig of group 0: where its newest run for the rollout stands.
+
+    `state`: `unasked`, `waiting`, `passed`, `failed`, `broken` (it could not find out) or `refused` (it ran nothing).
+    `said`: boards and checks behind that, or what it does now. `attempt`: how often it was asked.
+    """
+
+    rig: str
+    online: bool
+    state: Literal["unasked", "waiting", "passed", "failed", "broken", "refused"]
+    said: str
+    profiles: list[str]
+    attempt: int
+    id: str | None
+    asked_at_s: float | None
+    deadline_s: float | None
+    answered_at_s: float | None
+
+
 class RolloutResource(BaseModel):
-    """A rollout, where it stands and why. `gates` null: they cannot be read; such a rollout stops."""
+    """A rollout, where it stands and why. `gates` null: they cannot be read; such a rollout stops.
+
+    `uncovered_profiles` of its devices no rig has a board of: they get the release when the rigs have passed it for
+    others.
+    """
 
     id: int
     model: str
@@ -426,6 +458,8 @@ class RolloutResource(BaseModel):
     state: str
     reason: str
     gates: GatesResource | None
+    rigs: list[RolloutRigResource]
+    uncovered_profiles: list[str]
     groups: list[GroupResource]
     figures: list[FigureResource]
     stopped_profiles: dict[str, str]

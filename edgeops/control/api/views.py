@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,11 +10,13 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import Component, ComponentReport, Failure, Reported, SelfTestFigures
+from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.control.api import access_resources, resources
+from edgeops.control.api.rigs import rollout_rigs
 from edgeops.control.assignment import components_in, components_of
 from edgeops.control.groups import manage as groups
 from edgeops.control.models import (
@@ -35,7 +37,7 @@ from edgeops.control.models import (
 from edgeops.control.renewal import certificate_until_s
 from edgeops.control.rollout.execute import read_view
 from edgeops.control.rollout.freeze import frozen
-from edgeops.control.rollout.plan import plan
+from edgeops.control.rollout.plan import plan, uncovered
 from edgeops.control.rollout.policy import Policy, read_policy
 from edgeops.control.rollout.selection import Selection
 from edgeops.control.units import Subject, split_name
@@ -54,7 +56,8 @@ def device_page(
     Raises:
         EdgeopsError: E-QUERY; `where` cannot be read.
     """
-    query = select(Device).where(Device.connection > after).order_by(Device.connection).limit(limit + 1)
+    query = select(Device).where(Device.connection > after, Device.kind == ConnectionKind.DEVICE)
+    query = query.order_by(Device.connection).limit(limit + 1)
     if profile is not None:
         query = query.where(Device.profile == profile)
     if online is not None:
@@ -227,6 +230,7 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
     stopped = session.scalars(
         select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None))
     )
+    rigs = rollout_rigs(session, rollout, policy, view) if policy is not None else []
     return resources.RolloutResource(
         id=rollout.id,
         model=rollout.model,
@@ -234,6 +238,8 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
         state=rollout.state,
         reason=rollout.reason,
         gates=resources.GatesResource(**msgspec.to_builtins(gates)) if gates else None,
+        rigs=rigs,
+        uncovered_profiles=list(uncovered([rig.profiles for rig in rigs], view.profiles)),
         groups=groups,
         figures=[resources.FigureResource(**figure) for figure in rollout.figures],
         stopped_profiles={row.profile: row.reason for row in stopped},
@@ -248,14 +254,20 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
 
 
 def rollout_plan(
-    session: Session, release: Release, policy: Policy, selection: Selection, *, now_s: float
+    session: Session,
+    release: Release,
+    policy: Policy,
+    selection: Selection,
+    *,
+    now_s: float,
+    trusted_rigs: Collection[str] = (),
 ) -> resources.RolloutPlan:
     """Return what a rollout would do.
 
     Raises:
         EdgeopsError: What creating it would raise.
     """
-    made = plan(session, release, policy, selection, now_s)
+    made = plan(session, release, policy, selection, now_s, trusted_rigs)
     return resources.RolloutPlan(
         model=release.model,
         version=release.version,
@@ -267,6 +279,8 @@ def rollout_plan(
         first_start_s=made.first_start_s,
         least_s=made.least_s,
         typical_s=made.typical_s,
+        rigs=made.rigs,
+        uncovered_profiles=list(made.uncovered),
     )
 
 

@@ -17,7 +17,9 @@ from edgeops.contracts.deployment import (
     Progress,
     Reported,
 )
+from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rig_runs import RigReport
 from edgeops.contracts.samples import SamplesAnswer
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import Telemetry
@@ -39,6 +41,8 @@ from edgeops.control.models import (
     TelemetryWindow,
     Unit,
 )
+from edgeops.control.rigs import runs
+from edgeops.control.rigs.runs import SignedRigAnswer
 
 MAX_UNITS = 64
 REPUBLISH_AFTER_S = 60.0
@@ -102,8 +106,8 @@ class Batch:
 
         Raises:
             EdgeopsError: E-REPORT-STALE; a report of an earlier boot than one that was already accepted.
-                E-WIRE-MALFORMED; more units than a connection may have. What `commands.take_result` and
-                `measuring.take` raise. Nothing that it reports was taken.
+                E-WIRE-MALFORMED; more units than a connection may have. What `commands.take_result`,
+                `measuring.take`, `runs.take` and `runs.take_report` raise. Nothing that it reports was taken.
         """
         if isinstance(statement, SamplesAnswer):
             commands.take_result(self._session, statement, self._now_s)
@@ -111,12 +115,22 @@ class Batch:
             return
         if isinstance(statement, Presence):
             device.online, device.presence_at_s = statement.online, self._now_s
+            if device.kind == ConnectionKind.RIG:
+                runs.take_presence(self._session, device.connection, online=statement.online, now_s=self._now_s)
             if statement.online:
                 self._reached(device, SELF_UNIT)
             return
         if isinstance(statement, SignedAnswer):
             measuring.take(self._session, device.connection, statement, self._now_s)
             self._reached(device, SELF_UNIT)
+            return
+        if isinstance(statement, (RigReport, SignedRigAnswer)):
+            device.last_seen_s = self._now_s
+            if isinstance(statement, RigReport):
+                device.agent_version = _text(statement.version, 64)
+                runs.take_report(self._session, statement, self._now_s)
+            else:
+                runs.take(self._session, device.connection, statement, self._now_s)
             return
         unit = self._unit(statement)
         if isinstance(statement, Reported):

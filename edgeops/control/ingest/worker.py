@@ -7,13 +7,15 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from securesystemslib.signer import Key
 from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
 from edgeops.contracts.deployment import Presence
+from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import UnitTopic, control_filters, parse_topic
 from edgeops.control.database import Database
@@ -69,11 +71,19 @@ class Ingest:
         live_presence_only: The broker keeps retained messages and this worker's session over its own death: a retained
             `online` may be of a device that died meanwhile, while what was said since comes as a live message. Only
             with a session that is new to the broker nothing came live, and what it retains is all there is.
+        rig_keys: Returns the keys of the rigs that the fleet trusts, by name.
     """
 
     def __init__(
-        self, database: Database, fleet: str, on_change: Callable[[], None], *, live_presence_only: bool = False
+        self,
+        database: Database,
+        fleet: str,
+        on_change: Callable[[], None],
+        *,
+        live_presence_only: bool = False,
+        rig_keys: Callable[[], Mapping[str, Key]] = dict,
     ) -> None:
+        self._rig_keys = rig_keys
         self._database, self._fleet, self._on_change = database, fleet, on_change
         self._live_presence_only = live_presence_only
         self._queue: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
@@ -227,14 +237,28 @@ class Ingest:
                     Device.revoked_at_s,
                     Device.previous_certificate_pem,
                     Device.renewed_at_s,
+                    Device.kind,
                 ).where(Device.connection.in_(connections))
+            ).all()
+        has_rigs = any(row.kind == ConnectionKind.RIG for row in rows)
+        rig_keys = self._keys_of_rigs() if has_rigs else {}
+        return {
+            connection: Known(
+                pem,
+                revoked is not None,
+                previous if renewed is not None and renewed > counts_since_s else "",
+                ConnectionKind(kind),
+                rig_keys.get(connection),
             )
-            return {
-                connection: Known(
-                    pem, revoked is not None, previous if renewed is not None and renewed > counts_since_s else ""
-                )
-                for connection, pem, revoked, previous, renewed in rows
-            }
+            for connection, pem, revoked, previous, renewed, kind in rows
+        }
+
+    def _keys_of_rigs(self) -> Mapping[str, Key]:
+        try:
+            return self._rig_keys()
+        except EdgeopsError as error:
+            log.error("no rig is believed: %s", error)
+            return {}
 
     def _check(
         self, topic: UnitTopic, message: Message, known: dict[str, Known], said: Counter[str]

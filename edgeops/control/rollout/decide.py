@@ -1,4 +1,12 @@
-"""What a rollout does next: a pure function of what devices reported. When in doubt it stops.
+"""What a rollout does next: a pure function of what rigs and devices reported. When in doubt it stops.
+
+Before the first group come the rigs, if there are any: group 0.
+
+    a rig is not asked yet             ask it
+    a rig failed the release           what a tripped gate does
+    a rig could not find out, is away, or its time is over: pause
+    every rig passed it                the first group
+    otherwise                          wait
 
 For each group, and for each profile in it, only devices that were heard of since their group began are counted:
 one that is offline for weeks neither passes a gate nor stalls it for ever.
@@ -27,6 +35,7 @@ from typing import NamedTuple
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.rollout.policy import Gates, Policy, read_policy
 from edgeops.control.rollout.regression import AGREEMENT, TELEMETRY_GATES, Arms, Measured, measure, measure_shadow
+from edgeops.control.rollout.rig_gate import RigsWord, RigView, check_rigs, stand_of
 from edgeops.control.rollout.schedule import opens_at
 
 
@@ -34,6 +43,7 @@ class Action(enum.Enum):
     """What to do with a rollout."""
 
     WAIT = "wait"
+    ASK_RIGS = "ask-rigs"
     START_GROUP = "start-group"
     TIME_OUT = "time-out"
     FINISH = "finish"
@@ -45,6 +55,12 @@ class Action(enum.Enum):
 
 
 _ON_FAILURE = {"stop": Action.STOP, "pause": Action.PAUSE, "revert": Action.REVERT}
+_ON_RIGS = {
+    RigsWord.PASSED: None,
+    RigsWord.UNASKED: Action.ASK_RIGS,
+    RigsWord.WAITING: Action.WAIT,
+    RigsWord.TROUBLED: Action.PAUSE,
+}
 
 
 class Counts(NamedTuple):
@@ -134,12 +150,14 @@ class RolloutView(NamedTuple):
         groups: All groups in order.
         stopped_profiles: Profiles that a gate stopped earlier; they are judged no more.
         requests: Profile → what its requests came to since the rollout began.
+        rigs: The rigs of the policy.
     """
 
     policy: bytes
     groups: Sequence[GroupView]
     stopped_profiles: frozenset[str] = frozenset()
     requests: Mapping[str, Arms] = {}
+    rigs: Sequence[RigView] = ()
 
     @property
     def profiles(self) -> frozenset[str]:
@@ -227,15 +245,27 @@ def decide(view: RolloutView, now_s: float) -> Decision:
     try:
         policy = read_policy(view.policy)
         _check(view, now_s)
+        check_rigs(view.rigs, policy)
     except EdgeopsError as error:
         return Decision(Action.STOP, f"the gates cannot be evaluated: {error.what}")
     position = next((index for index, group in enumerate(view.groups) if not group.finished), None)
     if position is None:
         return _after(view, len(view.groups) - 1, view.stopped_profiles)
     group = view.groups[position]
+    if policy.rigs and all(one.window_from_s is None for one in view.groups):
+        before = _before_groups(view, policy, now_s)
+        if before is not None:
+            return before
     if group.window_from_s is None:
         return _start(view, position, policy, f"group {group.label} is next", now_s)
     return _judge(view, position, policy, now_s)._replace(profiles_go_back=policy.on_failure == "revert")
+
+
+def _before_groups(view: RolloutView, policy: Policy, now_s: float) -> Decision | None:
+    """Say what comes before the first group; None: every rig has passed the release."""
+    stand = stand_of(view.rigs, policy, now_s)
+    action = _ON_FAILURE[policy.on_failure] if stand.word is RigsWord.FAILED else _ON_RIGS[stand.word]
+    return None if action is None else Decision(action, f"group 0: {stand.reason}", until_s=stand.until_s)
 
 
 def _start(view: RolloutView, position: int, policy: Policy, reason: str, now_s: float) -> Decision:

@@ -29,12 +29,23 @@ from edgeops.control.assignment import assign, components_of
 from edgeops.control.database import Database
 from edgeops.control.ingest import rollups
 from edgeops.control.ingest.arms import CANARY
-from edgeops.control.models import ArmRollup, Device, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
+from edgeops.control.models import (
+    ArmRollup,
+    Device,
+    RigRun,
+    Rollout,
+    RolloutGroup,
+    RolloutMember,
+    RolloutProfile,
+    Unit,
+)
+from edgeops.control.rigs import runs
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
 from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.policy import MAX_RETRIES, read_policy
 from edgeops.control.rollout.regression import Arms, Requests
 from edgeops.control.rollout.reverting import give_back
+from edgeops.control.rollout.rig_gate import RigView
 from edgeops.control.units import unit_name
 
 log = logging.getLogger(__name__)
@@ -111,6 +122,38 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
         ],
         stopped_profiles=frozenset(stopped),
         requests=_requests(session, rollout),
+        rigs=_rigs(session, rollout),
+    )
+
+
+def _rigs(session: Session, rollout: Rollout) -> list[RigView]:
+    """Return how the rigs of group 0 stand."""
+    try:
+        names = read_policy(rollout.policy).rigs
+    except EdgeopsError:
+        return []  # `decide` will stop it
+    if not names:
+        return []
+    asked, known = runs.newest(session, rollout.id), runs.known(session, names)
+    bundled = select(RolloutProfile.profile).where(RolloutProfile.rollout_id == rollout.id)
+    profiles = set(session.scalars(bundled))
+    return [_rig(name, known.get(name), asked.get(name), profiles) for name in names]
+
+
+def _rig(name: str, rig: runs.Known | None, run: RigRun | None, profiles: set[str]) -> RigView:
+    if rig is None:
+        return RigView(name, cannot="it is not enrolled")
+    if run is None or run.given_up_at_s is not None:
+        return RigView(name, cannot=rig.cannot(profiles), gone_since_s=rig.gone_since_s)
+    doing = rig.report.doing if rig.report is not None else None
+    return RigView(
+        name,
+        asked_at_s=run.created_at_s,
+        verdict=run.verdict or None,
+        reason=run.reason,
+        cannot="it is revoked" if rig.revoked else "",
+        gone_since_s=rig.gone_since_s,
+        doing=doing.said[:200] if doing is not None and doing.id == run.id else "",
     )
 
 
@@ -205,6 +248,12 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         session.get_one(RolloutGroup, (rollout.id, decision.finish_group)).finished_at_s = now_s
     if decision.action is Action.WAIT:
         return going_back
+    if decision.action is Action.ASK_RIGS:
+        policy = read_policy(rollout.policy)
+        asked = runs.ask(session, rollout, _unasked(session, rollout), policy.rig_timeout_s, now_s)
+        if asked:
+            _note(session, rollout, "rollout.ask-rigs", now_s, rigs=asked)
+        return True  # a command is to be sent
     if decision.action is Action.START_GROUP:
         assert decision.group is not None
         return _start_group(session, rollout, decision.group, now_s) or going_back
@@ -233,6 +282,10 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         only_open = decision.action is Action.STOP
         going_back |= give_back(session, rollout, now_s, only_open=only_open).back > 0
     return going_back
+
+
+def _unasked(session: Session, rollout: Rollout) -> list[str]:
+    return [rig.name for rig in _rigs(session, rollout) if rig.asked_at_s is None]
 
 
 def _start_group(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:

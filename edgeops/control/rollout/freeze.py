@@ -12,6 +12,7 @@ from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.models import Freeze, Rollout, RolloutGroup
+from edgeops.control.rigs import runs
 
 _ONLY = 1
 
@@ -51,7 +52,7 @@ def freeze(database: Database, *, reason: str, actor: str, now_s: float) -> None
 
 
 def thaw(database: Database, *, actor: str, now_s: float) -> None:
-    """Let rollouts go on; groups that were under way get their whole time anew."""
+    """Let rollouts go on; groups that were under way get their whole time anew, and so do rigs whose time ran out."""
     with database.write() as session:
         row = session.get(Freeze, _ONLY, with_for_update=True)
         if row is None:
@@ -68,4 +69,6 @@ def thaw(database: Database, *, actor: str, now_s: float) -> None:
         )
         for group in session.scalars(under_way):
             group.window_from_s = now_s
+        for rollout_id in session.scalars(select(Rollout.id).where(Rollout.state == RolloutState.RUNNING)):
+            runs.give_up(session, rollout_id, now_s, only_expired=True)
         audit.record(session, at_s=now_s, actor=actor, action="fleet.thaw", subject="fleet")

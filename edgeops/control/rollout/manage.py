@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.ingest.arms import CANARY, CONTROL
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile
+from edgeops.control.rigs import runs
 from edgeops.control.rollout.execute import hold_no_longer
 from edgeops.control.rollout.freeze import check_not_frozen
 from edgeops.control.rollout.order import fair_order
@@ -44,6 +45,7 @@ def create(
     start: bool = False,
     references: Mapping[str, Mapping[str, Sequence[int]]] = MappingProxyType({}),
     limits: Mapping[str, DriftLimits] = MappingProxyType({}),
+    trusted_rigs: Collection[str] = (),
 ) -> int:
     """Make a rollout in state draft; it fixes which device comes in which group. With `start` it runs at once.
 
@@ -57,6 +59,7 @@ def create(
         start: Start it at once.
         references: Profile → what its bundle was compiled with, for the gate on drift.
         limits: Profile → from where on drift is no chance.
+        trusted_rigs: The rigs whose keys the fleet trusts.
 
     Returns:
         The rollout's id.
@@ -64,11 +67,13 @@ def create(
     Raises:
         EdgeopsError: E-ROLLOUT-INVALID; impossible gates or groups, or a named device that the release has no bundle
             for. E-DEVICE-UNKNOWN; a named device is not enrolled. E-QUERY or E-GROUP; the selection's query cannot be
-            read, or its group is not there. Nothing is written.
+            read, or its group is not there. E-RIG-UNKNOWN or E-RIG-UNFIT; a rig cannot stand before it. Nothing is
+            written.
     """
     with database.write() as session:
         chosen = candidates(session, release, selection, now_s)
         groups = check_policy(policy, len(chosen))
+        runs.find(session, policy.rigs, [target.profile for target in release.targets], trusted_rigs)
         _check_references(policy, {candidate.profile for candidate in chosen}, references)
         ordered = fair_order(chosen, f"{release.model}/{release.version}")
         rollout = Rollout(
@@ -130,6 +135,7 @@ def create(
             subject=f"rollout/{rollout.id}",
             release=f"{release.model} {release.version}",
             devices=len(ordered),
+            **({"rigs": list(policy.rigs)} if policy.rigs else {}),
         )
         if start:
             _start(session, rollout.id, actor, now_s)
@@ -189,12 +195,15 @@ def pause(database: Database, rollout_id: int, *, actor: str, now_s: float) -> N
 def resume(database: Database, rollout_id: int, *, actor: str, now_s: float) -> None:
     """Let a paused rollout go on; the group that is under way gets its whole time anew.
 
+    Rigs that have not passed the release are asked again, but those that are connected and still run it.
+
     Raises:
         EdgeopsError: E-ROLLOUT-UNKNOWN. E-ROLLOUT-STATE; it is not paused.
     """
     with database.write() as session:
         rollout = _change(session, rollout_id, (RolloutState.PAUSED,), RolloutState.RUNNING, actor, now_s)
         rollout.reason = f"resumed by {actor}"
+        runs.give_up(session, rollout_id, now_s)
         under_way = select(RolloutGroup).where(
             RolloutGroup.rollout_id == rollout_id,
             RolloutGroup.window_from_s.is_not(None),

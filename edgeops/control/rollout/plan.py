@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import select
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.release import Release
 from edgeops.control.models import Device, Rollout, RolloutGroup, RolloutMember
+from edgeops.control.rigs import runs
 from edgeops.control.rollout.order import fair_order
 from edgeops.control.rollout.policy import Policy, check_policy, control_size
 from edgeops.control.rollout.schedule import opens_at
@@ -39,6 +41,8 @@ class RolloutPlan(NamedTuple):
         least_s: How long it takes at least, by what its groups must serve, in seconds.
         typical_s: Median time from a group's start to a device's confirmation in this model's rollouts so far; None:
             there were none.
+        rigs: Rig of group 0 → the profiles that it runs the release for.
+        uncovered: Profiles of its devices that no rig has a board of; empty without rigs.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -47,10 +51,19 @@ class RolloutPlan(NamedTuple):
     first_start_s: float
     least_s: float
     typical_s: float | None
+    rigs: dict[str, list[str]] = {}
+    uncovered: tuple[str, ...] = ()
 
 
-def plan(session: Session, release: Release, policy: Policy, selection: Selection, now_s: float) -> RolloutPlan:
-    """Return what a rollout would do.
+def plan(
+    session: Session,
+    release: Release,
+    policy: Policy,
+    selection: Selection,
+    now_s: float,
+    trusted_rigs: Collection[str] = (),
+) -> RolloutPlan:
+    """Return what a rollout would do; the arguments are those of `manage.create`.
 
     Raises:
         EdgeopsError: What creating it would raise.
@@ -65,6 +78,8 @@ def plan(session: Session, release: Release, policy: Policy, selection: Selectio
         fetched = sum(length[profile] * count for profile, count in devices.items())
         groups.append(GroupPlan(label, dict(sorted(devices.items())), fetched))
         first += size
+    bundled = {target.profile for target in release.targets}
+    rigs = runs.find(session, policy.rigs, bundled, trusted_rigs)
     online = set(session.scalars(select(Device.connection).where(Device.online)))
     return RolloutPlan(
         tuple(groups),
@@ -73,7 +88,14 @@ def plan(session: Session, release: Release, policy: Policy, selection: Selectio
         opens_at(policy.schedule, now_s),
         policy.serves_s * len(groups),
         _typical_s(session, release.model),
+        {rig.name: sorted(rig.profiles & bundled) for rig in rigs},
+        uncovered([rig.profiles for rig in rigs], (candidate.profile for candidate in chosen)),
     )
+
+
+def uncovered(rigs: Sequence[Collection[str]], profiles: Iterable[str]) -> tuple[str, ...]:
+    """Return the profiles that no rig has a board of; none without rigs."""
+    return tuple(sorted(set(profiles) - {name for rig in rigs for name in rig})) if rigs else ()
 
 
 def _typical_s(session: Session, model: str) -> float | None:

@@ -10,12 +10,15 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.names import check_name
+from edgeops.contracts.rig_runs import MAX_VALID_S
 from edgeops.contracts.wire import Declared, decode
 from edgeops.control.rollout.schedule import Schedule, check_schedule
 
 MAX_GROUPS = 64
 MAX_MINUTES = 1440
 MAX_RETRIES = 10
+MAX_RIGS = 16
 MINUTE_S = 60.0
 # Gates against the old release.
 COMPARING = ("error_rate_increase_max", "latency_p95_ratio_max")
@@ -114,6 +117,9 @@ class Policy(Declared, frozen=True, kw_only=True):
             compare with all devices that still run another release.
         override_holds: Devices do not wait for maintenance window, application, temperature and the like.
         shadow: Each group runs it as a shadow first; None: it serves at once.
+        rigs: Group 0: no device gets the release before each of these rigs has passed it. Empty: there is none.
+        rig_timeout_s: How long a rig has from being asked to its verdict, in seconds.
+        rig_gone_s: How long a rig that is asked may be away, in seconds, before nobody waits for it any more.
     """
 
     groups: tuple[str, ...] = ()
@@ -127,6 +133,9 @@ class Policy(Declared, frozen=True, kw_only=True):
     control: str = ""
     override_holds: bool = False
     shadow: Shadow | None = None
+    rigs: tuple[str, ...] = ()
+    rig_timeout_s: float = 3600.0
+    rig_gone_s: float = 300.0
 
     @property
     def serves_s(self) -> float:
@@ -172,6 +181,7 @@ def _check(policy: Policy) -> None:
         )
     _check_shadow(policy)
     _check_control(policy)
+    _check_rigs(policy)
     if not 0 <= policy.retries <= MAX_RETRIES:
         raise _invalid(f"retries is {policy.retries}", f"Give 0 to {MAX_RETRIES}.")
 
@@ -184,6 +194,17 @@ def _check_shadow(policy: Policy) -> None:
         raise _invalid(f"agreement_min is {least}", "Give a share between 0 and 1: no sample can show full agreement.")
     if shadow is not None and not (0 < shadow.share <= 1 and 0 < shadow.cpu <= 1):
         raise _invalid(f"a shadow of share {shadow.share}, cpu {shadow.cpu}", "Give shares above 0, up to 1.")
+
+
+def _check_rigs(policy: Policy) -> None:
+    if len(policy.rigs) > MAX_RIGS or len(set(policy.rigs)) != len(policy.rigs):
+        raise _invalid(f"rigs {', '.join(policy.rigs)[:200]}", f"Name each once, {MAX_RIGS} at most.")
+    for name in policy.rigs:
+        check_name(name, "rig")
+    for field in ("rig_timeout_s", "rig_gone_s"):
+        value = getattr(policy, field)
+        if not (math.isfinite(value) and 0 < value <= MAX_VALID_S):
+            raise _invalid(f"{field} is {value}", f"Give seconds, up to {MAX_VALID_S:.0f}.")
 
 
 def _check_control(policy: Policy) -> None:

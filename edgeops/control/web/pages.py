@@ -151,6 +151,7 @@ class _Pages:
         said, why = ui.label().mark("state"), ui.label()
         progress = ui.linear_progress(0.0, show_value=False).mark("progress")
         counts = ("confirmed", "failed", "rejected", "timed_out", "running", "held", "silent")
+        rigs = _table(("group", "rig", "online", "stands", "what")).mark("rigs")
         groups = _table(("group", "profile", *counts))
         ui.label("Gates")
         gates = _table(("group", "profile", "gate", "value", "limit", "holds"))
@@ -171,6 +172,8 @@ class _Pages:
             said.text = f"{rollout.model} {rollout.version} is {rollout.state}: {done} of {total} devices"
             why.text = rollout.reason
             progress.value = done / total if total else 0.0
+            rigs.visible = bool(rollout.rigs)
+            _fill(rigs, [_rig_row(one) for one in rollout.rigs])
             _fill(groups, rows)
             _fill(gates, [_gate_row(figure) for figure in rollout.figures])
 
@@ -225,6 +228,11 @@ def _fill(table: ui.table, rows: Sequence[dict[str, Any]]) -> None:
     fresh = [{**row, "key": number} for number, row in enumerate(rows)]
     if table.rows != fresh:
         table.rows = fresh
+
+
+def _rig_row(rig: resources.RolloutRigResource) -> dict[str, Any]:
+    online = "yes" if rig.online else "no"
+    return {"group": "0", "rig": rig.rig, "online": online, "stands": rig.state, "what": rig.said}
 
 
 def _newest(session: Any) -> list[dict[str, Any]]:

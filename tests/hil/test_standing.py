@@ -1,0 +1,195 @@
+"""A real daemon of a rig before a real fleet's rollouts: what it passes goes on, what it fails reaches no device."""
+
+from __future__ import annotations
+
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from adder_bundles import MODEL
+from rig_bundles import mcu_bundle
+from served_fleet import run as type_command
+from served_fleet import wait_for
+from standing_rig import StandingRig
+
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rigs import Verdict
+from edgeops.contracts.rollouts import RolloutState
+from edgeops.releases import rig_results
+from hil.reservation import Reservation
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the bundle is for x86-64: run it there")
+Make = Callable[..., StandingRig]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    made: list[StandingRig] = []
+
+    def one(releases: dict[str, dict[str, Any]], **options: Any) -> StandingRig:
+        made.append(StandingRig(tmp_path, releases, **options))
+        monkeypatch.setenv("EDGEOPS_CACHE", made[0].environment["EDGEOPS_CACHE"])
+        return made[0]
+
+    yield one
+    for rig in made:
+        rig.close()
+
+
+def test_a_rig_before_a_rollout_lets_a_good_release_through_and_stops_a_bad_one(make: Make) -> None:
+    rig = make({"1.0.0": {}, "2.0.0": {"lie": 1.0}})
+    rig.start()
+    with pytest.raises(EdgeopsError) as caught:
+        rig.roll_out("1.0.0")
+    assert (caught.value.code, "key is not trusted" in caught.value.what) == ("E-RIG-UNFIT", True)
+    rig.trust_key()
+    planned = type_command(rig.serving, "rollout", "create", MODEL, "1.0.0", "--rig", "bench", "--plan")
+    assert "group 0: rig bench runs it first, for generic-x86-64" in planned
+    with Reservation("local"):
+        good = rig.roll_out("1.0.0")
+        wait_for(lambda: "local is in use by process" in rig.rig_of(good).said, "the rig does not say that it waits")
+        assert rig.api.rollout(good).state == RolloutState.RUNNING
+        assert rig.device.generations == []
+    assert rig.ended(good).state == RolloutState.SUCCEEDED
+    assert rig.device.generations == [1]
+    (evidence,) = rig.api.rollout_rigs(good)
+    signed = rig_results.verified(rig.home, str(evidence.statement).encode(), "evidence")
+    assert (signed.command, signed.fleet, evidence.verdict) == (evidence.id, "f1", "passed")
+    (board,) = signed.boards
+    assert (board.model, board.release, board.verdict.value) == (MODEL, "1.0.0", "passed")
+
+    bad = rig.roll_out("2.0.0")
+    assert rig.ended(bad).state == RolloutState.STOPPED
+    assert rig.device.generations == [1]
+    explained = type_command(rig.serving, "rollout", "explain", str(bad))
+    for part in ("group 0: rig bench: board here (generic-x86-64): golden", "E-SELFTEST-GOLDEN", "failed"):
+        assert part in explained
+    noted = [entry for entry in rig.api.audit(50) if entry.action == "rollout.rig-verdict"]
+    assert {(entry.actor, entry.detail["verdict"]) for entry in noted} == {
+        ("rig/bench", "failed"),
+        ("rig/bench", "passed"),
+    }
+    listed = type_command(rig.serving, "fleet", "rigs", "--json")
+    assert [(one["rig"], one["online"], one["trusted"]) for one in listed] == [("bench", True, True)]
+    assert [device.connection for device in rig.api.devices()] == ["edge-1"]
+
+
+@pytest.mark.full
+def test_a_daemon_or_run_that_is_killed_over_a_board_gives_it_back_and_the_command_is_run_anew(make: Make) -> None:
+    rig = make({"1.0.0": {"slow": True}}, options=("--check", "golden", "--check", "update", "--runs", "1000"))
+    daemon = rig.start()
+    rig.trust_key()
+    rollout = rig.roll_out("1.0.0")
+    wait_for(lambda: "here: update" in rig.rig_of(rollout).said, "the run does not get to the update")
+    running = rig.run_process()
+    # The agent on the board, and its worker.
+    wait_for(lambda: len(running.children(recursive=True)) >= 2, "the board runs no agent")
+    on_board = [running, *running.children(recursive=True)]
+    running.kill()
+    wait_for(lambda: not any(alive(process) for process in on_board), "the board still has power")
+    # The daemon has it run anew; now the daemon dies.
+    wait_for(lambda: "here: update" in rig.rig_of(rollout).said, "the run is not begun anew")
+    running = rig.run_process()
+    wait_for(lambda: len(running.children(recursive=True)) >= 2, "the board runs no agent")
+    on_board = [running, *running.children(recursive=True)]
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait(30)
+    wait_for(lambda: not any(alive(process) for process in on_board), "the board still has power")
+    Reservation("local", wait_s=30).release()
+    wait_for(lambda: not rig.rig_of(rollout).online, "nobody noticed")
+    assert rig.device.generations == []
+    rig.start()
+    assert rig.ended(rollout).state == RolloutState.SUCCEEDED
+    assert [one.attempt for one in rig.api.rollout_rigs(rollout)] == [1]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.full
+def test_a_wait_survives_control_plane_and_daemon_and_an_answer_is_given_again(make: Make) -> None:
+    rig = make({"1.0.0": {}})
+    daemon = rig.start()
+    rig.trust_key()
+    with Reservation("local"):
+        rollout = rig.roll_out("1.0.0", rig_gone_s=600.0)
+        wait_for(lambda: "in use" in rig.rig_of(rollout).said, "the rig was not asked")
+        rig.serving.kill()
+        rig.serving.start()
+        assert rig.api.rollout(rollout).state == RolloutState.RUNNING
+        wait_for(lambda: rig.rig_of(rollout).online, "the rig does not come back")
+        daemon.terminate()
+        assert daemon.wait(60) == 0
+        rig.start()
+        wait_for(lambda: "in use" in rig.rig_of(rollout).said, "it was forgotten")
+        rig.serving.kill()
+        # Nobody hears the verdict: it is kept, and said when it is asked for again.
+    answers = rig.folder / "state" / "rig-commands"
+    wait_for(lambda: any(b'"statement"' in path.read_bytes() for path in answers.glob("*.json")), "no verdict")
+    rig.serving.start()
+    assert rig.ended(rollout).state == RolloutState.SUCCEEDED
+    (evidence,) = rig.api.rollout_rigs(rollout)
+    assert (evidence.attempt, evidence.verdict, rig.device.generations) == (1, "passed", [1])
+
+
+@pytest.mark.full
+def test_a_rig_that_is_gone_pauses_the_rollout_and_is_asked_again_on_resume(make: Make) -> None:
+    rig = make({"1.0.0": {}})
+    daemon = rig.start()
+    rig.trust_key()
+    daemon.terminate()
+    daemon.wait(60)
+    wait_for(lambda: not rig.api.rigs()[0].online, "its goodbye is not heard")
+    rollout = rig.roll_out("1.0.0", rig_gone_s=1.0)
+    paused = rig.ended(rollout)
+    assert (paused.state, rig.device.generations) == (RolloutState.PAUSED, [])
+    assert "rig bench: it is asked, and has not been connected for 1 s" in paused.reason
+    rig.start()
+    rig.api.resume_rollout(rollout)
+    wait_for(lambda: rig.api.rollout(rollout).state == RolloutState.SUCCEEDED, "it does not go on")
+    # It was sent what it had been asked as soon as it was there; by the resumption it ran that, or was asked anew.
+    runs = rig.api.rollout_rigs(rollout)
+    assert [one.attempt for one in runs] in ([1], [1, 2])
+    assert (runs[-1].verdict, rig.device.generations) == ("passed", [1])
+    # Shut out, it is asked for nothing and believed in nothing.
+    rig.api.revoke_device("bench")
+    with pytest.raises(EdgeopsError) as caught:
+        rig.roll_out("1.0.0")
+    assert caught.value.code == "E-RIG-UNFIT"
+
+
+@pytest.mark.boards
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("arm_compiler", "emulator")
+def test_a_release_goes_through_every_board_of_a_rig_with_an_emulated_microcontroller(
+    make: Make, tmp_path: Path
+) -> None:
+    m4 = '\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\nprofile = "cortex-m4"\n'
+    blob, liar = (mcu_bundle(tmp_path / name, **made).directory for name, made in (("good", {}), ("bad", {"lie": 3})))
+    rig = make(
+        {"1.0.0": {"more": [blob]}, "2.0.0": {"more": [liar]}}, options=("--runs", "5", "--cuts", "1"), boards=m4
+    )
+    rig.start()
+    rig.trust_key()
+    assert rig.api.rigs()[0].boards[1].profile == "cortex-m4"
+    good = rig.roll_out("1.0.0", rig_timeout_s=400.0)
+    assert rig.ended(good, within_s=400).state == RolloutState.SUCCEEDED
+    (evidence,) = rig.api.rollout_rigs(good)
+    assert evidence.result is not None
+    passed = {(b.board, c.check) for b in evidence.result.boards for c in b.checks if c.verdict is Verdict.PASSED}
+    assert {
+        (name, check) for name in ("here", "m4") for check in ("golden", "update", "rollback", "power-cut")
+    } <= passed
+    bad = rig.roll_out("2.0.0", rig_timeout_s=400.0)
+    stopped = rig.ended(bad, within_s=400)
+    assert (stopped.state, rig.device.generations) == (RolloutState.STOPPED, [1])
+    assert "board m4 (cortex-m4): golden" in stopped.reason
+    assert "board here" not in stopped.reason
