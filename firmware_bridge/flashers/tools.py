@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -30,20 +31,13 @@ class _Tool(ABC):
     module = ""
     # What the tool says when a comparison found no difference; empty: its status says it.
     matches = ""
-    # The fact that names the board; empty: none does.
-    names_board = ""
 
     def __init__(self, target: str, options: Options = NO_OPTIONS) -> None:
         self._target, self._address, self._chip = target, options.address, options.chip
 
     def probe(self) -> Found:
         """Ask the board; see `Flasher.probe`."""
-        said = self._run(self._probe_command())
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        told = [line.partition(":") for line in lines if ": " in line]
-        facts = {key.strip(): value.strip() for key, _, value in told if len(key) <= _LONGEST_FACT}
-        facts = facts or {f"line {number}": line for number, line in enumerate(lines[-8:], 1)}
-        return Found(facts.get(self.names_board, "") or self._chip or self.module, facts)
+        return self._found(self._run(self._probe_command()))
 
     def plan(self, image: bytes) -> list[str]:
         """Give the commands; `IMAGE` stands for the image's file."""
@@ -61,12 +55,13 @@ class _Tool(ABC):
         """Have the tool compare; see `Flasher.verify`."""
         try:
             said = self._with_image(image, self._verify_command)
-            if self.matches and self.matches not in said:
-                raise EdgeopsError("E-MCU-ANSWER", f"the board has another image: {said.strip()[-200:]}")
         except EdgeopsError as error:
-            if error.code != "E-MCU-REFUSED":
+            # Where its status says what it found, a tool that fails has found another image.
+            if error.code != "E-MCU-REFUSED" or self.matches:
                 raise
             raise EdgeopsError("E-MCU-ANSWER", f"the board has another image: {error.what}") from error
+        if self.matches and self.matches not in said:
+            raise EdgeopsError("E-MCU-ANSWER", f"the board has another image: {said.strip()[-200:]}")
 
     def reset(self) -> None:
         """Have the tool reset the board."""
@@ -74,6 +69,10 @@ class _Tool(ABC):
 
     @abstractmethod
     def _probe_command(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def _found(self, said: str) -> Found:
+        """Read what the probe's command said."""
 
     @abstractmethod
     def _write_command(self, file: str) -> Sequence[str]: ...
@@ -110,13 +109,17 @@ class EspTool(_Tool):
     """An ESP32 in its ROM's boot mode, over a serial port."""
 
     module = "esptool"
-    names_board = "Chip type"
 
     def _base(self) -> list[str]:
         return ["--chip", self._chip or "auto", "--port", self._target]
 
     def _probe_command(self) -> Sequence[str]:
         return [*self._base(), "chip-id"]
+
+    def _found(self, said: str) -> Found:
+        told = [line.partition(":") for line in said.splitlines() if ": " in line]
+        facts = {key.strip(): value.strip() for key, _, value in told if len(key) <= _LONGEST_FACT}
+        return Found(facts.get("Chip type", "") or self._chip or self.module, facts)
 
     def _write_command(self, file: str) -> Sequence[str]:
         return [*self._base(), "write-flash", f"{self._address:#x}", file]
@@ -135,11 +138,28 @@ class PyOcd(_Tool):
     matches = " bytes match."
 
     def _base(self) -> list[str]:
-        probe = ["--uid", self._target] if self._target else []
+        # It would wait for a probe without end.
+        probe = ["--no-wait", *(["--uid", self._target] if self._target else [])]
         return [*probe, *(["--target", self._chip] if self._chip else [])]
 
     def _probe_command(self) -> Sequence[str]:
-        return ["list", "--probes"]
+        return ["json", "--probes"]
+
+    def _found(self, said: str) -> Found:
+        try:
+            probes = [(str(one["unique_id"]), str(one["info"])) for one in json.loads(said)["boards"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EdgeopsError("E-MCU-ANSWER", f"pyocd lists no probes: {said.strip()[:200]!r}") from error
+        wanted = [(name, info) for name, info in probes if self._target.lower() in name.lower()]
+        if len(wanted) != 1:
+            there = ", ".join(name for name, _ in probes) or "none"
+            raise EdgeopsError(
+                "E-MCU-PORT",
+                f"{len(wanted)} debug probes are {self._target!r}; connected: {there}",
+                "Connect it, and give its id, or so much of it that only one has.",
+            )
+        ((name, info),) = wanted
+        return Found(self._chip or info, {"probe": name, "what": info})
 
     def _write_command(self, file: str) -> Sequence[str]:
         return ["load", *self._base(), "--format", "bin", "--base-address", f"{self._address:#x}", file]

@@ -113,10 +113,36 @@ def test_pyocd_gets_probe_target_address_and_image(tools: Path, monkeypatch: pyt
     way.verify(IMAGE)
     (written, files), (compared, _), _ = called(tools)
     assert written[:-1] == [
-        "load", "--uid", "ABC", "--target", "stm32h743", "--format", "bin", "--base-address", "0x8000000",
+        "load", "--no-wait", "--uid", "ABC", "--target", "stm32h743", "--format", "bin", "--base-address", "0x8000000",
     ]  # fmt: skip
     assert list(files.values()) == [IMAGE.hex()]
     assert compared[-1].startswith(f"compare 0x8000000 {len(IMAGE)} ")
+
+
+def probes(*names: str) -> str:
+    return json.dumps({"boards": [{"unique_id": name, "info": f"probe of {name}"} for name in names], "status": 0})
+
+
+@pytest.mark.parametrize(
+    ("said", "target", "code"),
+    [
+        (probes(), "", "E-MCU-PORT"), (probes("AAA1", "AAA2"), "", "E-MCU-PORT"), (probes("AAA1"), "BBB", "E-MCU-PORT"),
+        ("no list", "", "E-MCU-ANSWER"), ('{"boards": [7]}', "", "E-MCU-ANSWER"),
+    ],
+    ids=["none", "which", "another", "no list", "no board"],
+)  # fmt: skip
+def test_a_probe_that_is_not_there_is_told(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, said: str, target: str, code: str
+):
+    monkeypatch.setenv("FAKE_SAYS", said)
+    with pytest.raises(EdgeopsError) as caught:
+        flasher("pyocd", target).probe()
+    assert caught.value.code == code
+
+
+def test_a_probe_is_found_by_a_part_of_its_id(tools: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FAKE_SAYS", probes("AAA1", "BBB2"))
+    assert flasher("pyocd", "bbb").probe().board == "probe of BBB2"
 
 
 @pytest.mark.parametrize("way", ["esptool", "pyocd"])
