@@ -244,6 +244,7 @@ def image(
     """
     from edgeops.flash import imaging
     from edgeops.flash.firstboot import Network
+    from edgeops.flash.fit import server_note
 
     wish = _wish(
         name=name, profile=profile, token_file=token_file, stick=stick, online_within_s=1.0, start=False,
@@ -254,6 +255,8 @@ def image(
         fleet = _fleet(home, wish)
         assert fleet is not None, "without a token it is needed"
         token = fleet.token(profile, name)
+    if note := server_note(token, ""):
+        _say(note)
     network = Network(wifi, os.environ.get("EDGEOPS_WIFI_PASSWORD"), country) if wifi else None
 
     def may_write(what: str) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
+from edgeops.contracts.enrolment import EnrolmentToken
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Profile
 from edgeops.flash.facts import Board, Python
@@ -102,6 +105,29 @@ def choose(board: Board, profile: Profile, *, size_mib: int = 0) -> Choice:
             "Make room, or use a larger card.",
         )
     return _packages(board, profile, python)
+
+
+def server_note(token: str, host: str) -> str:
+    """Return what is wrong with a token's address of the fleet, for a board that is not this machine; empty: nothing.
+
+    Args:
+        token: Enrolment token.
+        host: Where the board is; empty: elsewhere.
+    """
+    try:
+        server = urlsplit(EnrolmentToken.from_text(token).server).hostname or ""
+    except (EdgeopsError, ValueError):
+        return ""
+    if not _is_loopback(server) or _is_loopback(host):
+        return ""
+    return f"the fleet's address in the token is {server}, which is the board itself: edgeops serve --host --advertise"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _packages(board: Board, profile: Profile, python: Python) -> Choice:

@@ -156,6 +156,8 @@ async def flash(
                 raise EdgeopsError(
                     "E-CONFIG", f"{login.host} is not enrolled", "Give --home, --context or --token-file."
                 )
+            if note := fit.server_note(token, login.host):
+                say(note)
             await step("give it a token", lambda: steps.give_token(link, where, token))
         before = await persist(link, lambda: steps.trouble(link, where), say) if device is None else None
         try:

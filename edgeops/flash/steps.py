@@ -82,6 +82,11 @@ mv "$state/.flash/identity" "$state/identity"
 rmdir "$state/.flash"
 sync
 """
+_END_FIRST_BOOT = """
+if [ -e /etc/systemd/system/edgeops-firstboot.service ]; then
+  systemctl disable --now edgeops-firstboot.service
+fi
+"""
 _UNDO = """
 prefix=$1 state=$2 token=$3 purge=$4
 previous=$(readlink "$prefix/previous" || true)
@@ -199,9 +204,12 @@ async def switch(link: Link, where: Where, version: str) -> None:
 async def give_token(link: Link, where: Where, token: str) -> None:
     """Put an enrolment token where the agent reads it once, unless the board is enrolled.
 
+    A first boot from a card that has not come to its end is ended: it would put the card's token back.
+
     Raises:
         EdgeopsError: E-FLASH-BOARD or E-FLASH-LINK.
     """
+    await link.script(_END_FIRST_BOOT)
     done = await link.run("/bin/sh", "-ceu", GIVE, "sh", USER, where.state, where.token, given=token.encode())
     if done.status != 0:
         raise EdgeopsError("E-FLASH-BOARD", f"the token cannot be put: {done.err.strip()[-300:]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _SUBNET = "192.0.2"  # for documentation: nobody's
 _WITHIN_S = 600.0
 # As firmware and kernel leave a machine to systemd; sysfs is read-only: no device of this machine is touched.
@@ -31,14 +32,7 @@ mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t proc proc "$root/proc"
 mount -t sysfs -o ro sysfs "$root/sys"
-if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-  mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-else
-  mount -t tmpfs tmpfs "$root/sys/fs/cgroup"
-  mkdir "$root/sys/fs/cgroup/unified" "$root/sys/fs/cgroup/systemd"
-  mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup/unified"
-  mount -t cgroup -o none,name=systemd cgroup "$root/sys/fs/cgroup/systemd"
-fi
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$root/dev"
 for name in null zero full random urandom tty; do
   touch "$root/dev/$name"
@@ -109,17 +103,19 @@ class Lab:
             finally:
                 _enter(home.fileno())
 
-    def socket(self, *, plugged: bool) -> str:
-        """Return a network for one board: with a cable to the lab, or with one that ends in the air."""
+    def socket(self) -> str:
+        """Return a network for one board: its cable ends in the air."""
         name = f"{self.name}-{len(self._boards)}"
         self._boards.append(name)
         _ip("netns", "add", name)
         _ip("-n", name, "link", "set", "lo", "up")
         port = f"port{len(self._boards)}"
         _ip("-n", self.name, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
-        if plugged:
-            _ip("-n", self.name, "link", "set", port, "master", "lab", "up")
         return name
+
+    def plug(self, network: str) -> None:
+        """Let the cable of a board end in the lab."""
+        _ip("-n", self.name, "link", "set", f"port{self._boards.index(network) + 1}", "master", "lab", "up")
 
 
 class BootedBoard:
@@ -134,11 +130,8 @@ class BootedBoard:
 
     def __init__(self, folder: Path, debian: Path, boot: Path, network: str) -> None:
         self._folder, self._debian, self._boot, self._network = folder, debian, boot, network
-        self._groups = [
-            parent / f"edgeops-{network}"
-            for parent in ((_CGROUPS,) if (_CGROUPS / "cgroup.controllers").exists() else
-                           (_CGROUPS / "unified", _CGROUPS / "systemd"))
-        ]  # fmt: skip
+        parent = next(folder for folder in _CGROUPS if (folder / "cgroup.controllers").exists())
+        self._group = parent / f"edgeops-{network}"
         self._machine: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
 
@@ -154,9 +147,8 @@ class BootedBoard:
         Args:
             kernel: Words of the kernel's command line.
         """
-        for group in self._groups:
-            group.mkdir(exist_ok=True)
-        entering = "; ".join(f"echo $$ > {group}/cgroup.procs" for group in self._groups)
+        self._group.mkdir(exist_ok=True)
+        entering = f"echo $$ > {self._group}/cgroup.procs"
         with (self._folder / "console.log").open("ab") as log:
             self._machine = subprocess.Popen(
                 ["sh", "-c", f'{entering}; exec "$@"', "sh", "nsenter", f"--net=/run/netns/{self._network}",
@@ -177,11 +169,10 @@ class BootedBoard:
         assert self._machine is not None
         self._machine.wait(_WITHIN_S)
         self._machine = None
-        for group in self._groups:
-            wait_for(lambda group=group: not _processes(group), lambda: "processes outlive their machine")  # type: ignore[misc]
-            for inner in sorted(group.rglob("*/"), key=lambda path: -len(path.parts)):
-                inner.rmdir()
-            group.rmdir()
+        wait_for(lambda: not _processes(self._group), lambda: "processes outlive their machine")
+        for inner in sorted(self._group.rglob("*/"), key=lambda path: -len(path.parts)):
+            inner.rmdir()
+        self._group.rmdir()
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a program on it."""
@@ -207,6 +198,11 @@ class BootedBoard:
         done = self.run(*words)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}\n{self.journal()}"
         return done.stdout
+
+    def address(self) -> str:
+        """Return its address in the lab; empty: it has none."""
+        found = re.search(r"inet ([0-9.]+)", self.said("ip", "-4", "addr", "show", "dev", "eth0"))
+        return found[1] if found else ""
 
     def exists(self, path: str) -> bool:
         return self.run("test", "-e", path).returncode == 0

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 from adder_bundles import MODEL, PROFILE, small_bundle
 from booted_board import BootedBoard, Lab, wait_for
+from click.testing import CliRunner
+from fake_device import join
+from loopback_board import Api
 from served_fleet import Serving
-from test_card import KEY, base_image, tool
+from test_card import base_image, tool
 
+from edgeops.cli import flash as cli
 from edgeops.client.resources import DeviceInfo
-from edgeops.flash import card, imaging
-from edgeops.flash.firstboot import Network
+from edgeops.contracts.errors import EdgeopsError
+from edgeops.flash import card, imaging, over_ssh, payload
+from edgeops.flash.fit import choose
+from edgeops.flash.link import Login
+from edgeops.flash.over_ssh import Wish
+from edgeops.flash.system import read_system
+from edgeops.profiles import registry
 from edgeops.releases import assemble
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
@@ -36,7 +47,6 @@ MISSING = [
 ]
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.usefixtures("one_runtime"),
     pytest.mark.timeout(3000),
     pytest.mark.skipif(os.geteuid() != 0, reason="a board that boots needs root: namespaces, mounts and debootstrap"),
     pytest.mark.skipif(bool(MISSING), reason=f"apt-get install --yes {' '.join(MISSING)}"),
@@ -118,24 +128,43 @@ def fleet(tmp_path: Path, lab: Lab) -> Iterator[Fleet]:
         fleet.stop()
 
 
-def write_card(folder: Path, debian: Path, cache: Path, **asked: Any) -> Path:
-    """Make a card for that Debian; return what is then on its boot partition."""
-    system = folder / "system"
+@pytest.fixture
+def card_maker(tmp_path: Path, debian: Path, monkeypatch: pytest.MonkeyPatch, one_runtime: None) -> CardMaker:
+    """Makes cards by the command, in the lab; packages are resolved outside, where there is a network."""
+    system = tmp_path / "system"
     for name in ("var/lib/dpkg/status", "usr/lib/os-release", "etc/fstab", "etc/cloud/cloud.cfg.d/99_board.cfg"):
         if (debian / name).exists():
             (system / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(debian / name, system / name)
-    said: list[str] = []
-    values = {
-        "base": base_image(folder, boot_mib=300, system=system), "out": folder / "card.img", "form": "cloud-init",
-        "profile": PROFILE, "hostname": "board-1", "name": None, "user": "op", "ssh_keys": (KEY,), "network": None,
-        "token": None, "identity": None, "stick": None, **asked,
-    }  # fmt: skip
-    imaging.make(imaging.Card(**values), cache, lambda _what: True, said.append)
-    boot = folder / "boot"
-    boot.mkdir()
-    tool("mcopy", "-s", "-i", card.boot_partition(folder / "card.img").drive, "::*", boot)
-    return boot
+    base = base_image(tmp_path, boot_mib=300, system=system)
+    board = imaging.expected_board(registry.load(PROFILE), read_system(base))
+    built = payload.build(board, choose(board, registry.load(PROFILE)), tmp_path)
+    for module in (imaging, payload):
+        monkeypatch.setattr(module, "build", lambda *_: built)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    return CardMaker(tmp_path, base)
+
+
+class CardMaker(NamedTuple):
+    """Where cards are made."""
+
+    folder: Path
+    base: Path
+
+    def write(self, fleet: Fleet, name: str, *options: str) -> Path:
+        """Make a card for a device of this name; return what is then on its boot partition."""
+        out, key = self.folder / f"{name}.img", self.folder / "key.pub"
+        words = ["image", "--base", str(self.base), "--out", str(out), "--profile", PROFILE, "--name", name,
+                 "--hostname", "board-1", "--login", "op", "--ssh-key", str(key), "--home", str(fleet.serving.home),
+                 "--release", str(fleet.stick), *options]  # fmt: skip
+        with fleet.lab.inside():
+            result = CliRunner().invoke(cli.command, words, env={"EDGEOPS_WIFI_PASSWORD": WORD})
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert card.sha256_of(out) in result.stdout
+        boot = self.folder / f"{name}-boot"
+        boot.mkdir()
+        tool("mcopy", "-s", "-i", card.boot_partition(out).drive, "::*", boot)
+        return boot
 
 
 def answer(board: BootedBoard) -> float:
@@ -147,39 +176,97 @@ def serves(board: BootedBoard) -> bool:
     return board.exists("/run/edgeops/adder.sock") and answer(board) == 2.0
 
 
-def test_cloud_init_makes_a_board_a_device_that_serves(tmp_path: Path, debian: Path, lab: Lab, fleet: Fleet) -> None:
-    boot = write_card(
-        tmp_path, debian, tmp_path, name="pi-1", token=fleet.token("pi-1"), stick=fleet.stick,
-        network=Network(SSID, WORD, "DE"),
-    )  # fmt: skip
-    with BootedBoard(tmp_path / "board", debian, boot, lab.socket(plugged=True)) as board:
+def test_cloud_init_makes_a_board_a_device_and_its_twin_is_refused_until_it_is_flashed(
+    tmp_path: Path, debian: Path, lab: Lab, fleet: Fleet, card_maker: CardMaker
+) -> None:
+    boot = card_maker.write(fleet, "pi-1", "--wifi", SSID, "--country", "DE")
+    twin_boot = shutil.copytree(boot, tmp_path / "twin-boot")
+    network, twin_network = lab.socket(), lab.socket()
+    lab.plug(network)
+    lab.plug(twin_network)
+    with (
+        BootedBoard(tmp_path / "board", debian, boot, network) as board,
+        BootedBoard(tmp_path / "twin", debian, twin_boot, twin_network) as twin,
+    ):
         board.boot()
         wait_for(lambda: fleet.is_online("pi-1"), board.journal)
         wait_for(lambda: not (boot / "edgeops/token").exists() and serves(board), board.journal)
-        check_system(board)
+        check_system(board, (tmp_path / "key.pub").read_text().strip())
         assert not board.exists("/etc/edgeops/token")
+        assert not (boot / "edgeops/identity.tar.gz").exists()
+
+        twin.boot()
+        wait_for(lambda: "E-TOKEN" in twin.journal(), twin.journal)
+        assert set(fleet.devices()) == {"pi-1"}
+        assert fleet.is_online("pi-1")
+        assert serves(board)
 
         board.cut()
         wait_for(lambda: not fleet.is_online("pi-1"), board.journal)
         board.boot()
         wait_for(lambda: fleet.is_online("pi-1") and serves(board), board.journal)
         state = board.said("systemctl", "show", "--property=ConditionResult,ActiveState", "edgeops-firstboot.service")
-        assert state.split() == ["ActiveState=inactive", "ConditionResult=no"]
+        assert sorted(state.split()) == ["ActiveState=inactive", "ConditionResult=no"]
+
+        check_ssh(twin, fleet, tmp_path)
+        wait_for(lambda: serves(twin), twin.journal)
+        assert {name for name, device in fleet.devices().items() if device.online} == {"pi-1", "pi-2"}
 
 
-def check_system(board: BootedBoard) -> None:
+def check_system(board: BootedBoard, key: str) -> None:
     """Look at what cloud-init has made of it."""
     status = json.loads(board.said("cloud-init", "status", "--wait", "--format=json"))
-    assert status["status"] == "done", status
-    assert status["errors"] == []
+    assert (status["status"], status["errors"]) == ("done", [])
     assert "Valid" in board.said("cloud-init", "schema", "--system")
     assert board.said("hostname").strip() == "board-1"
-    assert board.said("cat", "/home/op/.ssh/authorized_keys").strip() == KEY
+    assert board.said("cat", "/home/op/.ssh/authorized_keys").strip() == key
     assert board.said("runuser", "-u", "op", "--", "sudo", "-n", "id", "-u").strip() == "0"
     assert "passwordauthentication no" in board.said("sshd", "-T")
     assert board.said("systemctl", "is-active", "ssh.service").strip() == "active"
     radio = board.said("cat", "/run/netplan/wpa-wlan0.conf")
-    assert 'ssid=P"R\\xc3\\xa4ume \\"1\\""' in radio or f'ssid="{SSID}"' in radio
-    assert f'psk="{WORD}"' in radio
+    assert SSID in radio
+    assert WORD in radio
     assert "country=DE" in radio
-    assert f"{Lab.address.rpartition('.')[0]}." in board.said("ip", "-4", "addr", "show", "dev", "eth0")
+    assert board.address().startswith(Lab.address.rpartition(".")[0])
+
+
+def check_ssh(board: BootedBoard, fleet: Fleet, folder: Path) -> None:
+    """Flash a board over its own sshd as a user who must become root by sudo, under its own systemd."""
+    key = board.said("ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub")
+    login = Login(board.address(), 22, "op", folder / "key", fingerprint=key.split()[1])
+    used = fleet.token("third")
+    with fleet.lab.inside():
+        join(folder / "third", used, profile=PROFILE, name="third")
+        with pytest.raises(EdgeopsError, match="unknown, used or expired") as caught:
+            asyncio.run(over_ssh.flash(login, Wish(token=used, name="pi-2"), Api(fleet.serving), folder))
+        assert caught.value.code == "E-TOKEN"
+        done = asyncio.run(over_ssh.flash(login, Wish(name="pi-2", stick=fleet.stick), Api(fleet.serving), folder))
+    assert (done.device, done.online) == ("pi-2", True)
+    assert "confirmed" in done.release
+
+
+def test_a_board_without_network_serves_at_its_first_boot_and_joins_when_there_is_one(
+    tmp_path: Path, debian: Path, lab: Lab, fleet: Fleet, card_maker: CardMaker
+) -> None:
+    """The older way, too: the kernel's command line names a script that leaves a service behind, and restarts."""
+    boot = card_maker.write(fleet, "alone", "--format", "firstrun", "--enrolled")
+    assert not (boot / "edgeops/token").exists()
+    network = lab.socket()
+    with BootedBoard(tmp_path / "board", debian, boot, network) as board:
+        first = (boot / "cmdline.txt").read_text().split()
+        assert "systemd.run=/boot/firmware/firstrun.sh" in first
+        board.boot(*(word for word in first if word.startswith("systemd.")))
+        board.wait_off()
+        assert not (boot / "firstrun.sh").exists()
+        second = (boot / "cmdline.txt").read_text().split()
+        assert second == first[: len(second)]
+        assert not any(word.startswith("systemd.") for word in second)
+        board.boot()
+        wait_for(lambda: serves(board), board.journal)
+        wait_for(lambda: not (boot / "edgeops/identity.tar.gz").exists(), board.journal)
+        assert board.address() == ""
+        assert not fleet.is_online("alone")
+        assert board.said("stat", "-c", "%a %U", "/var/lib/edgeops/identity").split() == ["700", "edgeops"]
+        lab.plug(network)
+        wait_for(lambda: fleet.is_online("alone"), board.journal)
+        assert serves(board)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgeops.contracts.enrolment import EnrolmentToken
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.flash import facts, fit, payload
 from edgeops.flash.batch import read_plan
@@ -117,6 +118,19 @@ def test_wheels_are_no_newer_than_the_boards_glibc() -> None:
     assert tags[0] == "manylinux_2_31_aarch64"
     assert "manylinux_2_32_aarch64" not in tags
     assert "manylinux2014_aarch64" in tags
+
+
+def test_a_fleet_that_only_this_machine_reaches_is_named() -> None:
+    def note(server: str, host: str) -> str:
+        hashes = {"ca_sha256": "a" * 64, "root_sha256": "b" * 64}
+        return fit.server_note(EnrolmentToken(server=server, fleet="f", secret="s" * 43, **hashes).to_text(), host)
+
+    assert "127.0.0.1, which is the board itself" in note("https://127.0.0.1:8443", "pi.lab")
+    assert note("https://localhost:8443", "")
+    assert note("https://[::1]:8443", "10.0.0.2")
+    assert not note("https://control.lab:8443", "pi.lab")
+    assert not note("https://127.0.0.1:8443", "127.0.0.1")
+    assert not fit.server_note("eo1.none", "pi.lab")
 
 
 def test_boards_of_one_kind_share_one_payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
