@@ -154,7 +154,7 @@ def files(wish: FirstBoot, form: Format, cmdline: str | None = None) -> dict[str
     return {
         f"{FOLDER}/{SCRIPT}": install_script(wish),
         "custom.toml": _custom_toml(wish),
-        "firstrun.sh": _firstrun(wish.boot),
+        "firstrun.sh": _firstrun(wish),
         "cmdline.txt": f"{kept} {_RUN_ONCE.format(path=f'{wish.boot}/firstrun.sh')}\n",
     }
 
@@ -168,9 +168,7 @@ def _user_data(wish: FirstBoot) -> str:
     config: dict[str, object] = {
         "hostname": wish.hostname,
         "ssh_pwauth": False,
-        "write_files": [
-            {"path": "/etc/systemd/system/edgeops-firstboot.service", "content": _UNIT.format(folder=wish.boot)}
-        ],
+        "write_files": [{"path": "/etc/systemd/system/edgeops-firstboot.service", "content": _unit(wish)}],
         "runcmd": runcmd,
     }
     if wish.user is not None:
@@ -215,14 +213,14 @@ def _custom_toml(wish: FirstBoot) -> str:
     return "\n".join(lines)
 
 
-def _firstrun(boot: str) -> str:
+def _firstrun(wish: FirstBoot) -> str:
     """Return the script that the kernel's command line names: it leaves a service, and itself behind."""
     return (
         "#!/bin/sh\nset -eu\n"
-        f"cat > /etc/systemd/system/edgeops-firstboot.service <<'END'\n{_UNIT.format(folder=boot)}END\n"
+        f"cat > /etc/systemd/system/edgeops-firstboot.service <<'END'\n{_unit(wish)}END\n"
         "systemctl enable edgeops-firstboot.service\n"
-        f"sed -i 's| systemd.run.*||' {boot}/cmdline.txt\n"
-        f"rm -f {boot}/firstrun.sh\n"
+        f"sed -i 's| systemd.run.*||' {wish.boot}/cmdline.txt\n"
+        f"rm -f {wish.boot}/firstrun.sh\n"
         "sync\n"
     )
 
@@ -230,8 +228,7 @@ def _firstrun(boot: str) -> str:
 _UNIT = """\
 [Unit]
 Description=edgeops: make this board a device of its fleet
-After=network-online.target
-Wants=network-online.target
+{after}
 ConditionPathExists=!/var/lib/edgeops/.made
 
 [Service]
@@ -244,6 +241,12 @@ RestartSec=20
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _unit(wish: FirstBoot) -> str:
+    """Return the service; a board that is enrolled already needs no network, so it does not wait for one."""
+    online = "After=network-online.target\nWants=network-online.target"
+    return _UNIT.format(folder=wish.boot, after="After=network.target" if wish.has_identity else online)
 
 
 def _call(script: str, *arguments: str) -> str:

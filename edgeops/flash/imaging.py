@@ -91,6 +91,7 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
     firstboot.check(wish)
     if device is not None and not may_write(f"{device.path}, {device.model}, {device.size / 1e9:.1f} GB,"):
         raise EdgeopsError("E-CONFIG", f"{device.path} was not written to", "Say yes, or give --yes.")
+    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgeops-image-", dir=cache) as folder:
         image = Path(folder) / "card.img"
         say(f"copying {asked.base.name}")

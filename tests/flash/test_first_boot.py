@@ -164,6 +164,8 @@ class CardMaker(NamedTuple):
         boot = self.folder / f"{name}-boot"
         boot.mkdir()
         tool("mcopy", "-s", "-i", card.boot_partition(out).drive, "::*", boot)
+        for file in boot.rglob("*"):
+            file.chmod(0o755)  # as FAT is mounted
         return boot
 
 
