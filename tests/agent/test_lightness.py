@@ -37,6 +37,7 @@ NOT_IN_WORKERS = {
     "importlib.metadata",
     "tempfile",
     "tomllib",
+    "zipfile",
     "zoneinfo",
 }
 

@@ -19,7 +19,7 @@ from edgeops.contracts.bundle import BundleManifest
 from edgeops.contracts.deployment import SelfTestFigures
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency
-from edgeops.releases.bundles import open_bundle
+from edgeops.releases.opening import open_bundle
 from edgeops.runtimes import golden, measure
 from edgeops.runtimes.bundle_session import open_session
 from edgeops.runtimes.engine_cache import engine_cache

@@ -152,12 +152,12 @@ def kept_desired() -> None:
 
 def target_bytes() -> None:
     """The bytes of a bundle are not held against what was signed: at the download, unpacked, and by the worker."""
-    from edgeops.releases import bundles
+    from edgeops.releases import bundles, opening
     from edgeops.transport import download
 
     open_bundle, unpack = bundles.open_bundle, bundles.unpack
     download._verify = lambda *_: None
-    bundles.open_bundle = lambda directory, **_: open_bundle(directory)
+    bundles.open_bundle = opening.open_bundle = lambda directory, **_: open_bundle(directory)
     bundles.unpack = lambda source, directory, **_: unpack(source, directory)
 
 
