@@ -15,7 +15,7 @@ from hil.evidence import RigKey, seal
 MAX_ANSWER_BYTES = 500 << 10
 
 
-def answer_with(command: RigCommand, result: RigResult, key: RigKey, signer: Signer) -> RigAnswer:
+def answer_with(command: RigCommand, result: RigResult, key: RigKey, signer: Signer, now_s: float) -> RigAnswer:
     """Return a result as the answer to a command: it names fleet and command under the rig's signature.
 
     Where it would be too large, consoles are left out, then figures; verdicts and words are always there.
@@ -25,11 +25,12 @@ def answer_with(command: RigCommand, result: RigResult, key: RigKey, signer: Sig
         result: What was found.
         key: The rig's own key.
         signer: The key of its connection.
+        now_s: Now by the time rule: a machine without a clock does not know when it ran, only for how long.
 
     Raises:
         EdgeopsError: E-WIRE-SIZE; too large all the same.
     """
-    result = msgspec.structs.replace(result, fleet=command.fleet, command=command.id)
+    result = msgspec.structs.replace(result, fleet=command.fleet, command=command.id, at_s=now_s - result.duration_s)
     for shorter in (lambda whole: whole, _without_consoles, _without_figures):
         result = shorter(result)
         answer = RigAnswer(

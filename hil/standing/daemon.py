@@ -50,6 +50,8 @@ KEEPALIVE_S = 60
 REPORT_DELAY_S = 0.2
 LOOK_EVERY_S = 1.0
 AGAIN_AFTER_S = 2.0
+# For a server that is away.
+RETRY_AFTER_S = 15.0
 # A run that ended before it had found anything is tried once more.
 MAX_TRIES = 2
 MAX_VERIFYING = 8
@@ -243,7 +245,7 @@ class RigDaemon:
         elif isinstance(outcome, dict):
             self._try(command, given_up, outcome)
         elif outcome.code in PASSING:
-            self._wait(f"waits: {outcome}")
+            self._wait(f"waits: {outcome.code}: {outcome.what}", RETRY_AFTER_S)
         else:
             self._answer(command, code=outcome.code, what=outcome.what)
 
@@ -292,7 +294,7 @@ class RigDaemon:
         elif any(check.code == "E-HIL-BUSY" for board in found.result.boards for check in board.checks):
             self._wait("waits: another run has taken a board")
         else:
-            self._keep(command, answer_with(command, found.result, self._key, self._signer))
+            self._keep(command, answer_with(command, found.result, self._key, self._signer, self._clock.now()))
 
     def _answer(self, command: RigCommand, *, code: str, what: str) -> None:
         answer = RigAnswer(
@@ -318,11 +320,11 @@ class RigDaemon:
             if self._run is not None:
                 self._run.interrupt()
 
-    def _wait(self, said: str) -> None:
+    def _wait(self, said: str, for_s: float = AGAIN_AFTER_S) -> None:
         """Try again later what could not be run now."""
         self._say(said)
         self._fetcher.forget()
-        self._loop.after(AGAIN_AFTER_S, self._free)
+        self._loop.after(for_s, self._free)
 
     def _end(self) -> None:
         self._fetcher.forget()

@@ -14,7 +14,7 @@ from adder_bundles import MODEL
 from rig_bundles import mcu_bundle
 from served_fleet import run as type_command
 from served_fleet import wait_for
-from standing_rig import StandingRig
+from standing_rig import QUICK, StandingRig
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import Verdict
@@ -107,6 +107,28 @@ def test_a_daemon_or_run_that_is_killed_over_a_board_gives_it_back_and_the_comma
     assert [one.attempt for one in rig.api.rollout_rigs(rollout)] == [1]
 
 
+@pytest.mark.full
+def test_a_rollout_that_asks_anew_is_answered_for_its_newest_asking(make: Make) -> None:
+    rig = make({"1.0.0": {}})
+    rig.start()
+    rig.trust_key()
+    with Reservation("local"):
+        rollout = rig.roll_out("1.0.0", rig_timeout_s=4.0)
+        paused = rig.ended(rollout)
+        assert (paused.state, rig.device.generations) == (RolloutState.PAUSED, [])
+        assert "rig bench: no verdict in 4 s; last: waits: board here: local is in use" in paused.reason
+        wait_for(lambda: not rig.api.rigs()[0].doing, "what has expired is not given up")
+        rig.api.resume_rollout(rollout)
+        wait_for(lambda: rig.rig_of(rollout).attempt == 2, "it is not asked anew")
+    # Its time may be over before the board is free: then a person resumes again.
+    while rig.ended(rollout).state == RolloutState.PAUSED:
+        rig.api.resume_rollout(rollout)
+    runs = rig.api.rollout_rigs(rollout)
+    assert rig.api.rollout(rollout).state == RolloutState.SUCCEEDED
+    assert [one.verdict for one in runs] == [*[""] * (len(runs) - 1), "passed"]
+    assert all(one.given_up_at_s is not None for one in runs[:-1])
+
+
 def alive(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -174,9 +196,7 @@ def test_a_release_goes_through_every_board_of_a_rig_with_an_emulated_microcontr
 ) -> None:
     m4 = '\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\nprofile = "cortex-m4"\n'
     blob, liar = (mcu_bundle(tmp_path / name, **made).directory for name, made in (("good", {}), ("bad", {"lie": 3})))
-    rig = make(
-        {"1.0.0": {"more": [blob]}, "2.0.0": {"more": [liar]}}, options=("--runs", "5", "--cuts", "1"), boards=m4
-    )
+    rig = make({"1.0.0": {"more": [blob]}, "2.0.0": {"more": [liar]}}, options=(*QUICK, "--check", "update"), boards=m4)
     rig.start()
     rig.trust_key()
     assert rig.api.rigs()[0].boards[1].profile == "cortex-m4"
@@ -185,9 +205,7 @@ def test_a_release_goes_through_every_board_of_a_rig_with_an_emulated_microcontr
     (evidence,) = rig.api.rollout_rigs(good)
     assert evidence.result is not None
     passed = {(b.board, c.check) for b in evidence.result.boards for c in b.checks if c.verdict is Verdict.PASSED}
-    assert {
-        (name, check) for name in ("here", "m4") for check in ("golden", "update", "rollback", "power-cut")
-    } <= passed
+    assert {(name, check) for name in ("here", "m4") for check in ("golden", "update")} <= passed
     bad = rig.roll_out("2.0.0", rig_timeout_s=400.0)
     stopped = rig.ended(bad, within_s=400)
     assert (stopped.state, rig.device.generations) == (RolloutState.STOPPED, [1])
