@@ -19,6 +19,7 @@ from edgeops.cli.options import home_option
 @click.option("--broker", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
 @click.option("--database", metavar="URL", envvar="EDGEOPS_DATABASE", help="PostgreSQL instead of SQLite in the home.")
 @click.option("--approval", is_flag=True, help="Start no rollout that a second person has not approved.")
+@click.option("--rig", "rigs", multiple=True, metavar="NAME", help="Every rollout waits for this rig; repeatable.")
 @click.option(
     "--role",
     type=click.Choice(["all", "api", "ingest", "rollout"]),
@@ -43,6 +44,7 @@ def command(
     broker: Literal["auto", "mosquitto", "iotcore"],
     database: str | None,
     approval: bool,
+    rigs: tuple[str, ...],
     role: Literal["all", "api", "ingest", "rollout"],
     web: bool,
     requests_per_s: float,
@@ -54,5 +56,5 @@ def command(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    options = ServeOptions(home, host, advertise, port, broker, database, approval, role, web, requests_per_s)
+    options = ServeOptions(home, host, advertise, port, broker, database, approval, role, web, requests_per_s, rigs)
     serve(options, on_ready=click.echo)

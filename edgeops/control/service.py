@@ -92,6 +92,7 @@ class ServeOptions(NamedTuple):
         web: Serve the web page beside the REST API.
         requests_per_s: How many requests an API token may make each second, in the long run.
         role: `all`, or one part of a control plane that is split over one PostgreSQL; see `roles`.
+        rigs: Every rollout that is made waits for these rigs.
     """
 
     home: Path
@@ -104,6 +105,7 @@ class ServeOptions(NamedTuple):
     role: Role = "all"
     web: bool = False
     requests_per_s: float = REQUESTS_PER_S
+    rigs: tuple[str, ...] = ()
 
 
 class ControlPlane:
@@ -235,7 +237,7 @@ class ControlPlane:
     def _nobody_is_online(self) -> None:
         """Note that the broker begins anew: who is connected will say so."""
         try:
-            nobody_is_online(self._database)
+            nobody_is_online(self._database, time.time())
         except EdgeopsError as error:
             log.error("who is online could not be reset: %s", error)
 
@@ -317,6 +319,7 @@ class ControlPlane:
             artifacts_url=ready.artifacts,
             token=_token(self._home / TOKEN_NAME),
             approval=self._options.approval,
+            rigs=self._options.rigs,
             releases=trust.releases,
             references=trust.drift_references,
             trusted_rigs=trust.rig_keys,

@@ -6,6 +6,7 @@ import logging
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ from hil.rig import Rig, kind_of
 from hil.standing import power
 from hil.standing.answers import answer_with
 from hil.standing.fetching import PASSING, BundleFetcher
+from hil.standing.leases import Leases
 from hil.standing.records import Records
 from hil.standing.run import Job, Outcome
 from hil.standing.runner import Run
@@ -110,6 +112,7 @@ class RigDaemon:
         self._run: Run | None = None
         self._tries: dict[str, int] = {}
         self._verifying: set[str] = set()
+        self._leases = Leases(time.monotonic())
         will = LastWill(presence_topic(enrolment.fleet, enrolment.connection), self._presence(online=False))
         self._link = MqttLink(
             enrolment.broker,
@@ -155,6 +158,7 @@ class RigDaemon:
             return
         known = self._records.of(topic.id)
         if known is not None:
+            self._leases.heard(topic.id, time.monotonic())
             if known.answer is not None:
                 self._publish("res", known.answer, id=topic.id)
             return
@@ -200,6 +204,7 @@ class RigDaemon:
             log.error("a command is not accepted: %s", error)
             return
         if accepted:
+            self._leases.heard(command.id, time.monotonic())
             log.info("rollout %d asks for %s %s", command.rollout, command.model, command.version)
             self._look_now()
 
@@ -211,7 +216,7 @@ class RigDaemon:
 
     def _look_now(self) -> None:
         """Begin the next command, and give up one that nobody waits for any more."""
-        waiting = self._records.waiting(self._clock.now())
+        waiting = [one for one in self._records.waiting(self._clock.now()) if self._is_waited_for(one)]
         current = self._current
         if current is not None:
             if all(one.id != current.id for one in waiting):
@@ -221,6 +226,17 @@ class RigDaemon:
             self._begin(waiting[0])
         elif self._doing is not None:
             self._say(None)
+
+    def _is_waited_for(self, command: RigCommand) -> bool:
+        """Whether somebody asks for it yet; what nobody asks for is forgotten, and run if it is asked for again."""
+        if not self._link.connected:
+            self._leases.away(time.monotonic())
+        elif self._leases.is_over(command.id, time.monotonic()):
+            log.warning("rollout %d does not ask for %s %s any more", command.rollout, command.model, command.version)
+            self._records.forget(command.id)
+            self._leases.forget(command.id)
+            return False
+        return True
 
     def _begin(self, command: RigCommand) -> None:
         self._current, self._given_up = command, threading.Event()

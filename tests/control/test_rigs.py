@@ -210,12 +210,17 @@ def test_a_rig_that_is_away_pauses_sooner_and_its_return_is_waited_for(small: Ri
     small.step(1, NOW + 70)
     assert state(small) == RolloutState.PAUSED
     assert "has not been connected for 30 s" in reason(small)
-    # A control plane that starts anew knows of nobody who is connected: that is no word of the rig's.
+    # A broker that starts anew knows of nobody who is connected: a rig has as long to come back.
     manage.resume(small.database, 1, actor="ann", now_s=NOW + 80)
     small.online("bench", True, NOW + 81)
     small.step(1, NOW + 81)
-    nobody_is_online(small.database)
-    assert small.step(1, NOW + 500).decision.action is Action.WAIT
+    nobody_is_online(small.database, NOW + 500)
+    assert small.step(1, NOW + 529).decision.action is Action.WAIT
+    small.online("bench", True, NOW + 529)
+    assert small.step(1, NOW + 600).decision.action is Action.WAIT
+    nobody_is_online(small.database, NOW + 600)
+    small.step(1, NOW + 630)
+    assert state(small) == RolloutState.PAUSED
 
 
 def test_pause_and_resume_leave_a_rig_alone_that_runs_the_release(small: RigHouse) -> None:

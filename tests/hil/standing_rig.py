@@ -60,7 +60,8 @@ class StandingRig:
         Publisher.init(self.home, "f1")
         for version, made in releases.items():
             publish_adder(self.home, folder / "bundles", version, **made)
-        self.serving = Serving(self.home, BROKERS[-1])
+        # No rollout of this fleet goes around the rig.
+        self.serving = Serving(self.home, BROKERS[-1], "--rig", "bench")
         self.serving.start()
         self.daemon: subprocess.Popen[bytes] | None = None
         (folder / "bench.toml").write_text(RIG + boards)
@@ -100,7 +101,7 @@ class StandingRig:
         return self.daemon
 
     def roll_out(self, version: str, **wish: Any) -> int:
-        made = RolloutWish(model=MODEL, version=version, rigs=("bench",), start=True, **wish)
+        made = RolloutWish(model=MODEL, version=version, start=True, **wish)
         return self.api.create_rollout(made).id
 
     def rig_of(self, rollout_id: int) -> RolloutRigInfo:

@@ -50,7 +50,7 @@ def test_a_rig_before_a_rollout_lets_a_good_release_through_and_stops_a_bad_one(
     planned = type_command(rig.serving, "rollout", "create", MODEL, "1.0.0", "--rig", "bench", "--plan")
     assert "group 0: rig bench runs it first, for generic-x86-64" in planned
     with Reservation("local"):
-        good = rig.roll_out("1.0.0")
+        good = rig.roll_out("1.0.0", rigs=("bench",))
         wait_for(lambda: "local is in use by process" in rig.rig_of(good).said, "the rig does not say that it waits")
         assert rig.api.rollout(good).state == RolloutState.RUNNING
         assert rig.device.generations == []
@@ -62,6 +62,7 @@ def test_a_rig_before_a_rollout_lets_a_good_release_through_and_stops_a_bad_one(
     (board,) = signed.boards
     assert (board.model, board.release, board.verdict.value) == (MODEL, "1.0.0", "passed")
 
+    # Nobody asked for the rig here: the control plane wants it before every rollout.
     bad = rig.roll_out("2.0.0")
     assert rig.ended(bad).state == RolloutState.STOPPED
     assert rig.device.generations == [1]
@@ -113,10 +114,10 @@ def test_a_rollout_that_asks_anew_is_answered_for_its_newest_asking(make: Make) 
     rig.start()
     rig.trust_key()
     with Reservation("local"):
-        rollout = rig.roll_out("1.0.0", rig_timeout_s=4.0)
+        rollout = rig.roll_out("1.0.0", rig_timeout_s=40.0)
         paused = rig.ended(rollout)
         assert (paused.state, rig.device.generations) == (RolloutState.PAUSED, [])
-        assert "rig bench: no verdict in 4 s; last: waits: board here: local is in use" in paused.reason
+        assert "rig bench: no verdict in 40 s; last: waits: board here: local is in use" in paused.reason
         wait_for(lambda: not rig.api.rigs()[0].doing, "what has expired is not given up")
         rig.api.resume_rollout(rollout)
         wait_for(lambda: rig.rig_of(rollout).attempt == 2, "it is not asked anew")

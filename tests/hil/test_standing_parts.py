@@ -21,6 +21,7 @@ from hil.reservation import Reservation
 from hil.rig import PowerSwitch, Rig, SshSpec
 from hil.standing import power
 from hil.standing.answers import answer_with
+from hil.standing.leases import LEASE_S, Leases
 from hil.standing.records import MAX_REMEMBERED, Records
 
 NOW = 1_800_000_000.0
@@ -78,6 +79,25 @@ def test_the_number_of_commands_that_are_remembered_is_bounded(tmp_path: Path, m
     for number in range(9):
         records.accept(command(f"n{number}", rollout=1 + number, at_s=NOW + number), NOW + number)
     assert sorted(path.stem for path in (tmp_path / "r").glob("*.json")) == [f"n{number}" for number in range(3, 9)]
+
+
+def test_what_nobody_asks_for_any_more_is_given_up_and_an_absent_broker_says_nothing() -> None:
+    leases = Leases(0.0)
+    leases.heard("asked", 100.0)
+    assert not leases.is_over("asked", 100.0 + LEASE_S)
+    assert leases.is_over("asked", 101.0 + LEASE_S)
+    leases.heard("asked", 101.0 + LEASE_S)
+    assert not leases.is_over("asked", 102.0 + LEASE_S)
+    # One of before a restart is waited for as long.
+    assert not leases.is_over("from before", LEASE_S)
+    assert leases.is_over("from before", LEASE_S + 1)
+    leases.away(5000.0)
+    assert not leases.is_over("asked", 5000.0 + LEASE_S)
+    assert leases.is_over("asked", 5001.0 + LEASE_S)
+    # Asked again, it is one like any other.
+    leases.forget("asked")
+    leases.heard("asked", 6000.0)
+    assert not leases.is_over("asked", 6000.0 + LEASE_S)
 
 
 def result(console: str = "", figures: int = 0, said: str = "they hold") -> RigResult:

@@ -202,7 +202,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             control=wish.control,
             override_holds=wish.override_holds,
             shadow=None if wish.shadow is None else Shadow(**wish.shadow.model_dump()),
-            rigs=tuple(wish.rigs),
+            rigs=tuple(dict.fromkeys((*control.rigs, *wish.rigs))),
             rig_timeout_s=wish.rig_timeout_s,
             rig_gone_s=wish.rig_gone_s,
         )

@@ -44,6 +44,7 @@ class ControlApi(NamedTuple):
         artifacts_url: Where devices find the artifacts.
         token: The bearer token of the home's owner, who is an admin.
         approval: No rollout starts that a second person has not approved.
+        rigs: Every rollout that is made waits for these.
         releases: Returns the published releases.
         trusted_rigs: Returns the keys of the rigs that the fleet trusts, by name.
         references: Returns what a release's bundles were compiled with, by profile.
@@ -72,6 +73,7 @@ class ControlApi(NamedTuple):
     health: Callable[[], resources.Health]
     metrics: Callable[[], bytes]
     requests_per_s: float = REQUESTS_PER_S
+    rigs: tuple[str, ...] = ()
 
 
 def told(resource: BaseModel) -> Response:

@@ -21,7 +21,7 @@ from edgeops.contracts.topics import UnitTopic, control_filters, parse_topic
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
 from edgeops.control.ingest.statements import Known, Statement, read_statements
-from edgeops.control.models import Device
+from edgeops.control.models import Device, RigRow
 from edgeops.control.pace import Buckets
 from edgeops.control.renewal import PREVIOUS_KEY_S
 from edgeops.transport.mqtt import Message, backoff_s
@@ -41,9 +41,10 @@ def ingest_filters(fleet: str, leaves: Sequence[str] = TAKEN) -> list[str]:
     return [topic for topic in control_filters(fleet) if topic.removesuffix("/+").rpartition("/")[2] in leaves]
 
 
-def nobody_is_online(database: Database) -> None:
-    """Note that no device is connected: the broker has just been started. Those that return say so."""
+def nobody_is_online(database: Database, now_s: float) -> None:
+    """Note that no device or rig is connected: the broker has just been started. Those that return say so."""
     with database.write() as session:
+        session.execute(update(RigRow).where(RigRow.gone_since_s.is_(None)).values(gone_since_s=now_s))
         session.execute(update(Device).where(Device.online).values(online=False))
 
 
