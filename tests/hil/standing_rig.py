@@ -51,17 +51,23 @@ class StandingRig:
         releases: Version → how its bundle is made.
         options: Of the daemon.
         boards: Of the rig, beside this machine.
+        serve: Further options of `edgeops serve`.
     """
 
     def __init__(
-        self, folder: Path, releases: dict[str, dict[str, Any]], options: tuple[str, ...] = QUICK, boards: str = ""
+        self,
+        folder: Path,
+        releases: dict[str, dict[str, Any]],
+        options: tuple[str, ...] = QUICK,
+        boards: str = "",
+        serve: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.options, self.home = folder, options, folder / "home"
         Publisher.init(self.home, "f1")
         for version, made in releases.items():
             publish_adder(self.home, folder / "bundles", version, **made)
         # No rollout of this fleet goes around the rig.
-        self.serving = Serving(self.home, BROKERS[-1], "--rig", "bench")
+        self.serving = Serving(self.home, BROKERS[-1], "--rig", "bench", *serve)
         self.serving.start()
         self.daemon: subprocess.Popen[bytes] | None = None
         (folder / "bench.toml").write_text(RIG + boards)
