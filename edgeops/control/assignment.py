@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import ScalarSelect, func, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import Component
@@ -22,8 +22,21 @@ def components_in(data: bytes) -> tuple[Component, ...]:
     return _COMPONENTS.decode(data)
 
 
+def newest_generation() -> ScalarSelect[int | None]:
+    """Return a column for queries of units: the newest generation that a row's unit was ever given; NULL: none."""
+    of_the_row = (Generation.connection == Unit.connection, Generation.unit == Unit.unit)
+    return select(func.max(Generation.generation)).where(*of_the_row).correlate(Unit).scalar_subquery()
+
+
 def assign(
-    session: Session, unit: Unit, component: Component, *, cause: str, now_s: float, override_holds: bool = False
+    session: Session,
+    unit: Unit,
+    component: Component,
+    *,
+    cause: str,
+    now_s: float,
+    override_holds: bool = False,
+    newest: int | None = None,
 ) -> int:
     """Give a unit a component in place of the one of that name, as a new generation, to be published after commit.
 
@@ -34,13 +47,16 @@ def assign(
         cause: For people.
         now_s: Clock.
         override_holds: It is not to wait for maintenance window, application, temperature and the like.
+        newest: `newest_generation` of the unit, 0 where it has none; None: it is looked for.
 
     Returns:
         The generation. It is above all that the registry gave out and all that the device says it has seen, so that
         it rises also after the registry was restored from a backup.
     """
     others = (have for have in components_of(unit) if have.name != component.name)
-    return reissue(session, unit, (*others, component), cause=cause, now_s=now_s, override_holds=override_holds)
+    return reissue(
+        session, unit, (*others, component), cause=cause, now_s=now_s, override_holds=override_holds, newest=newest
+    )
 
 
 def reissue(
@@ -51,13 +67,15 @@ def reissue(
     cause: str,
     now_s: float,
     override_holds: bool = False,
+    newest: int | None = None,
 ) -> int:
-    """Give a unit a whole desired state as a new generation; return the generation."""
-    newest = session.scalar(
-        select(func.max(Generation.generation)).where(
-            Generation.connection == unit.connection, Generation.unit == unit.unit
+    """Give a unit a whole desired state as a new generation; return the generation. Arguments as of `assign`."""
+    if newest is None:
+        newest = session.scalar(
+            select(func.max(Generation.generation)).where(
+                Generation.connection == unit.connection, Generation.unit == unit.unit
+            )
         )
-    )
     generation = max(unit.desired_generation, unit.observed_generation, newest or 0) + 1
     data = msgspec.json.encode(components, order="sorted")
     session.add(

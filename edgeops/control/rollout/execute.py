@@ -25,7 +25,7 @@ from edgeops.contracts.telemetry import ShadowFigures
 from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import decode
 from edgeops.control import audit
-from edgeops.control.assignment import assign, components_of
+from edgeops.control.assignment import assign, components_of, newest_generation
 from edgeops.control.database import Database
 from edgeops.control.ingest import rollups
 from edgeops.control.ingest.arms import CANARY
@@ -413,7 +413,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
         for row in session.scalars(select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id))
     }
     rows = session.execute(
-        select(RolloutMember, Unit, Device.online)
+        select(RolloutMember, Unit, Device.online, newest_generation())
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
         .join(Device, Device.connection == RolloutMember.connection)
         .where(
@@ -428,7 +428,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
     given, policy = 0, read_policy(rollout.policy)
     promoted = session.get_one(RolloutGroup, (rollout.id, position)).promoted_at_s is not None
     shadow = None if policy.shadow is None or promoted else Shadowing(share=policy.shadow.share, cpu=policy.shadow.cpu)
-    for member, unit, online in rows:
+    for member, unit, online, newest in rows:
         bundle = profiles[member.profile]
         if bundle.stopped_at_s is not None:
             continue
@@ -447,7 +447,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
         )
         cause = f"rollout {rollout.id}"
         member.generation = assign(
-            session, unit, component, cause=cause, now_s=now_s, override_holds=policy.override_holds
+            session, unit, component, cause=cause, now_s=now_s, override_holds=policy.override_holds, newest=newest or 0
         )
         member.first_generation, member.attempts = member.generation, 1
         # A unit behind a gateway speaks for itself: it may be unplugged while its gateway is connected.
