@@ -96,23 +96,23 @@ def test_no_device_gets_the_release_before_every_rig_has_passed_it(house: RigHou
     assert verdicts == {"rig/bench": "passed", "rig/lab": "passed"}
 
 
-def test_a_command_is_sent_again_until_it_is_answered_and_the_answer_counts_once(house: RigHouse) -> None:
-    house.begin()
-    house.step(1)
-    run = house.run_of()
-    assert house.sent() == [run.id]
-    assert house.sent(NOW + 1) == []
-    assert house.sent(NOW + runs.SEND_AGAIN_AFTER_S + 1) == [run.id]
-    message = house.passes()
-    assert house.sent(NOW + 200) == []
+def test_a_command_is_sent_again_until_it_is_answered_and_the_answer_counts_once(small: RigHouse) -> None:
+    small.begin()
+    small.step(1)
+    run = small.run_of()
+    assert small.sent() == [run.id]
+    assert small.sent(NOW + 1) == []
+    assert small.sent(NOW + runs.SEND_AGAIN_AFTER_S + 1) == [run.id]
+    message = small.passes()
+    assert small.sent(NOW + 200) == []
     # Told again, and with another verdict: the first one stands, and what was signed is kept.
-    house.say(*message)
-    house.say(*house.answer(run, house.result(run, {"nuc": Verdict.FAILED})))
-    kept = house.run_of()
-    assert (kept.verdict, kept.answer, house.rejected()) == ("passed", message[1], (0, ""))
+    small.say(*message)
+    small.say(*small.answer(run, small.result(run, {"nuc": Verdict.FAILED})))
+    kept = small.run_of()
+    assert (kept.verdict, kept.answer, small.rejected()) == ("passed", message[1], (0, ""))
     assert kept.statement is not None
-    assert kept.certificate_pem.encode() == house.identities["bench"].certificate_pem
-    command = house.command(run)
+    assert kept.certificate_pem.encode() == small.identities["bench"].certificate_pem
+    command = small.command(run)
     assert {bundle.profile for bundle in command.bundles} == set(BOARDS.values())
     assert (command.rollout, command.attempt, command.version) == (1, 1, "1.0.0")
 
@@ -172,29 +172,29 @@ def test_a_rig_that_ran_nothing_pauses_with_what_it_says(small: RigHouse) -> Non
     assert "E-TRUST-TARGET: lines/1.0.0 was not released" in reason(small)
 
 
-def test_a_rig_that_never_answers_pauses_when_its_time_is_over_and_a_late_answer_is_none(house: RigHouse) -> None:
-    house.begin(rig_timeout_s=50.0)
-    house.report("bench", doing=RigDoing(id="another command", said="busy elsewhere"))
-    assert house.step(1).decision.until_s == NOW + 50
-    run = house.run_of()
-    house.report("bench", doing=RigDoing(id=run.id, said="waits: board nuc is in use"))
-    waits = house.step(1, NOW + 49).decision
+def test_a_rig_that_never_answers_pauses_when_its_time_is_over_and_a_late_answer_is_none(small: RigHouse) -> None:
+    small.begin(rig_timeout_s=50.0)
+    small.report("bench", doing=RigDoing(id="another command", said="busy elsewhere"))
+    assert small.step(1).decision.until_s == NOW + 50
+    run = small.run_of()
+    small.report("bench", doing=RigDoing(id=run.id, said="waits: board nuc is in use"))
+    waits = small.step(1, NOW + 49).decision
     assert (waits.action, waits.reason) == (Action.WAIT, "group 0: rig bench: waits: board nuc is in use")
-    house.step(1, NOW + 50)
-    assert (state(house), given(house)) == (RolloutState.PAUSED, 0)
-    assert "no verdict in 50 s; last: waits: board nuc is in use" in reason(house)
-    late = house.answer(run, house.result(run))
-    house.say(*late, now_s=NOW + 51)
-    assert house.rejected()[1].startswith("E-RIG-VERDICT")
-    manage.resume(house.database, 1, actor="ann", now_s=NOW + 60)
-    house.step(1, NOW + 60)
-    house.say(*late, now_s=NOW + 61)
-    assert (house.run_of().attempt, house.run_of().verdict, given(house)) == (2, "", 0)
+    small.step(1, NOW + 50)
+    assert (state(small), given(small)) == (RolloutState.PAUSED, 0)
+    assert "no verdict in 50 s; last: waits: board nuc is in use" in reason(small)
+    late = small.answer(run, small.result(run))
+    small.say(*late, now_s=NOW + 51)
+    assert small.rejected()[1].startswith("E-RIG-VERDICT")
+    manage.resume(small.database, 1, actor="ann", now_s=NOW + 60)
+    small.step(1, NOW + 60)
+    small.say(*late, now_s=NOW + 61)
+    assert (small.run_of().attempt, small.run_of().verdict, given(small)) == (2, "", 0)
     # What the first asking was answered does not answer the second one either.
-    old = house.result(run)
-    house.say(*house.answer(house.run_of(), old), now_s=NOW + 62)
-    assert house.rejected() == (3, house.rejected()[1])
-    assert "it answers" in house.rejected()[1]
+    old = small.result(run)
+    small.say(*small.answer(small.run_of(), old), now_s=NOW + 62)
+    assert small.rejected() == (3, small.rejected()[1])
+    assert "it answers" in small.rejected()[1]
 
 
 def test_a_rig_that_is_away_pauses_sooner_and_its_return_is_waited_for(small: RigHouse) -> None:

@@ -18,6 +18,7 @@ from standing_rig import QUICK, StandingRig
 from test_web import Browser
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.profile import Budgets
 from edgeops.contracts.rigs import Verdict
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.releases import rig_results
@@ -42,7 +43,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def test_a_rig_before_a_rollout_lets_a_good_release_through_and_stops_a_bad_one(make: Make) -> None:
-    rig = make({"1.0.0": {}, "2.0.0": {"lie": 1.0}})
+    # The checks that cost least; what bad answers are stopped by is shown on emulated boards, below.
+    too_big = {"budgets": Budgets(size_mib=1e-6)}
+    rig = make({"1.0.0": {}, "2.0.0": too_big}, options=("--check", "size"))
     rig.start()
     with pytest.raises(EdgeopsError) as caught:
         rig.roll_out("1.0.0")
@@ -68,7 +71,7 @@ def test_a_rig_before_a_rollout_lets_a_good_release_through_and_stops_a_bad_one(
     assert rig.ended(bad).state == RolloutState.STOPPED
     assert rig.device.generations == [1]
     explained = type_command(rig.serving, "rollout", "explain", str(bad))
-    for part in ("group 0: rig bench: board here (generic-x86-64): golden", "E-SELFTEST-GOLDEN", "failed"):
+    for part in ("group 0: rig bench: board here (generic-x86-64): size", "E-SELFTEST-BUDGET", "failed"):
         assert part in explained
     noted = [entry for entry in rig.api.audit(50) if entry.action == "rollout.rig-verdict"]
     assert {(entry.actor, entry.detail["verdict"]) for entry in noted} == {
