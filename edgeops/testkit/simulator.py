@@ -254,7 +254,7 @@ class Simulator:
     ) -> None:
         self.devices = list(devices)
         self._every_s, self._requests = telemetry_every_s, requests
-        self._stopping = threading.Event()
+        self._stopping, self._hushed = threading.Event(), threading.Event()
         self._poll = select.epoll()
         self._by_fd: dict[int, SimulatedDevice] = {}
         self._thread = threading.Thread(target=self._run, name="simulator", daemon=True)
@@ -282,6 +282,20 @@ class Simulator:
             time.sleep(0.05)
         return True
 
+    def hush(self, within_s: float) -> bool:
+        """Have no more windows told, and wait until the broker has acknowledged all that was said.
+
+        Returns:
+            Whether it has.
+        """
+        self._hushed.set()
+        deadline_s = time.monotonic() + within_s
+        while sum(device.sent - device.acknowledged for device in self.devices):
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.05)
+        return True
+
     def stop(self) -> None:
         """Disconnect all."""
         self._stopping.set()
@@ -301,7 +315,7 @@ class Simulator:
             for fd, _ in self._poll.poll(POLL_S, 1024):
                 self._read(self._by_fd[fd])
             now_s = time.monotonic()
-            while due and due[0][0] <= now_s:
+            while due and due[0][0] <= now_s and not self._hushed.is_set():
                 at_s, number = heapq.heappop(due)
                 assert self._every_s is not None
                 heapq.heappush(due, (at_s + self._every_s, number))
