@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from edgeops.cli.demo.text_lines import text_lines, write_handover
 from firmware_bridge.build import ARM, HOST
 
 PROOF = "proof"
+
+# No test asserts how long something takes: on a busy machine any example may take seconds.
+settings.register_profile("edgeops", deadline=None)
+settings.load_profile("edgeops")
 
 
 @pytest.fixture(scope="session")
