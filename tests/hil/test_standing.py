@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from adder_bundles import MODEL
@@ -17,11 +19,19 @@ from served_fleet import wait_for
 from standing_rig import QUICK, StandingRig
 from test_web import Browser
 
+from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
+from edgeops.contracts.rig_runs import RigBundle, RigCommand
 from edgeops.contracts.rigs import Verdict
 from edgeops.contracts.rollouts import RolloutState
+from edgeops.contracts.topics import unit_topic
+from edgeops.control.broker.mosquitto import worker_identity
+from edgeops.control.enrolment import CONTROL_IDENTITY
+from edgeops.control.fleet_trust import FleetTrust
 from edgeops.releases import rig_results
+from edgeops.transport.mqtt import MqttLink, TlsFiles
+from edgeops.trust import keys, rig_commands
 from hil.reservation import Reservation
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the bundle is for x86-64: run it there")
@@ -132,6 +142,55 @@ def test_a_rollout_that_asks_anew_is_answered_for_its_newest_asking(make: Make) 
     assert rig.api.rollout(rollout).state == RolloutState.SUCCEEDED
     assert [one.verdict for one in runs] == [*[""] * (len(runs) - 1), "passed"]
     assert all(one.given_up_at_s is not None for one in runs[:-1])
+
+
+@pytest.mark.full
+def test_a_real_daemon_obeys_nobody_but_its_fleet(make: Make) -> None:
+    """Whoever runs the broker can send it anything; the last command shows what the fleet's own signature does."""
+    rig = make({"1.0.0": {}})
+    rig.start()
+    trust = FleetTrust(rig.home)
+    (release,) = trust.releases()
+    (target,) = release.targets
+    now_s = time.time()
+    good = RigCommand(
+        fleet="f1", connection="bench", unit="self", id="c1", issued_at_s=now_s, expires_at_s=now_s + 600, rollout=1,
+        attempt=1, model=MODEL, version="1.0.0",
+        bundles=(RigBundle(profile=target.profile, target=target.path, digest=target.digest),),
+    )  # fmt: skip
+    changed = msgspec.structs.replace
+    refused = {
+        "E-TRUST-SIGNATURE": rig_commands.issue(good, keys.generate()),
+        "E-TRUST-DEVICE": trust.sign_rig(changed(good, connection="lab")),
+        "E-TRUST-EXPIRED": trust.sign_rig(changed(good, issued_at_s=now_s - 600, expires_at_s=now_s - 1)),
+        "E-WIRE-MALFORMED": b"{}",
+    }
+    name = worker_identity(CONTROL_IDENTITY, "rollout", 1)
+    mine, broker = trust.worker_identity(name), msgspec.convert(rig.serving.ready["broker"], BrokerAddress)
+    tls = TlsFiles(trust.ca_file, mine.certificate, mine.key) if broker.tls else None
+    link = MqttLink(broker, name, on_message=lambda message: None, tls=tls)
+    link.start()
+    try:
+        assert link.wait_connected(60)
+        accepted = rig.folder / "state" / "rig-commands"
+        for code, envelope in refused.items():
+            link.publish(unit_topic("f1", "bench", "self", "cmd", "c1"), envelope)
+            log = rig.folder / "daemon.log"
+            wait_for(lambda code=code, log=log: f"refused: {code}" in log.read_text(), f"nothing was said of {code}")
+        assert not accepted.exists()
+        # Signed, and of bytes that nobody has released: it answers that, and runs nothing.
+        other = changed(good, id="c2", rollout=2, bundles=(changed(good.bundles[0], digest="sha256:" + "0" * 64),))
+        link.publish(unit_topic("f1", "bench", "self", "cmd", "c2"), trust.sign_rig(other))
+        wait_for(lambda: b"E-TRUST-TARGET" in read(accepted / "c2.json"), "it does not say what is wrong")
+        # Control: what the fleet has signed and released is run.
+        link.publish(unit_topic("f1", "bench", "self", "cmd", "c1"), trust.sign_rig(good))
+        wait_for(lambda: b'"statement":"{' in read(accepted / "c1.json"), "it is not run")
+    finally:
+        link.stop()
+
+
+def read(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""
 
 
 def alive(process: psutil.Process) -> bool:
