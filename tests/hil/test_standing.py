@@ -95,7 +95,7 @@ def test_a_rig_before_a_rollout_lets_a_good_release_through_and_stops_a_bad_one(
 
 @pytest.mark.full
 def test_a_daemon_or_run_that_is_killed_over_a_board_gives_it_back_and_the_command_is_run_anew(make: Make) -> None:
-    rig = make({"1.0.0": {}}, options=(*QUICK, "--check", "soak", "--soak", "20"))
+    rig = make({"1.0.0": {}}, options=(*QUICK, "--check", "soak", "--soak", "12"))
     daemon = rig.start()
     rig.trust_key()
     rollout = rig.roll_out("1.0.0")
@@ -128,10 +128,10 @@ def test_a_rollout_that_asks_anew_is_answered_for_its_newest_asking(make: Make) 
     rig.start()
     rig.trust_key()
     with Reservation("local"):
-        rollout = rig.roll_out("1.0.0", rig_timeout_s=40.0)
+        rollout = rig.roll_out("1.0.0", rig_timeout_s=25.0)
         paused = rig.ended(rollout)
         assert (paused.state, rig.device.generations) == (RolloutState.PAUSED, [])
-        assert "rig bench: no verdict in 40 s; last: waits: board here: local is in use" in paused.reason
+        assert "rig bench: no verdict in 25 s; last: waits: board here: local is in use" in paused.reason
         wait_for(lambda: not rig.api.rigs()[0].doing, "what has expired is not given up")
         rig.api.resume_rollout(rollout)
         wait_for(lambda: rig.rig_of(rollout).attempt == 2, "it is not asked anew")
