@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +16,7 @@ from edgeops.control.ingest.statements import MAX_STATEMENT_BYTES
 from edgeops.releases import rig_results
 from edgeops.trust import keys
 from edgeops.trust import reported as statements
+from hil.checks import linux, mcu
 from hil.checks.plan import CHECKS, Found, passed
 from hil.checks.sequence import Step, run_steps
 from hil.evidence import RigKey
@@ -190,3 +193,10 @@ def test_only_the_checks_that_were_asked_for_and_what_they_need_are_made(
     assert done == made
     left_out = {one.check for one in results if one.verdict is Verdict.SKIPPED}
     assert left_out == {one.name for one in steps} - set(made)
+
+
+@pytest.mark.parametrize("module", [linux, mcu])
+def test_every_check_that_there_is_can_be_asked_for(module: ModuleType) -> None:
+    assert module.__file__ is not None
+    named = re.findall(r'Step\("([a-z-]+)"', Path(module.__file__).read_text())
+    assert sorted(named) == sorted(CHECKS)
