@@ -183,14 +183,17 @@ def _user_data(wish: FirstBoot) -> str:
 
 
 def _network_config(network: Network) -> str:
-    """Return netplan's configuration, which nothing but netplan turns into a wireless network."""
+    """Return netplan's configuration, which nothing but netplan turns into a wireless network.
+
+    The board counts as online by that network, and does not wait for a cable: systemd would, for two minutes.
+    """
     access = {} if network.password is None else {"password": network.password}
     config = {
         "version": 2,
         "ethernets": {"cable": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
         "wifis": {
             "wlan0": {
-                "dhcp4": True, "optional": True, "regulatory-domain": network.country,
+                "dhcp4": True, "regulatory-domain": network.country,
                 "access-points": {network.ssid: access},
             }
         },

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ _WITHIN_S = 600.0
 # As firmware and kernel leave a machine to systemd; sysfs is read-only: no device of this machine is touched.
 _POWER_ON = """
 set -e
-folder=$1 lower=$2 boot=$3
-shift 3
+folder=$1 lower=$2 boot=$3 serial=$4
+shift 4
 root=$folder/root
 mkdir -p "$folder/upper" "$folder/work" "$root"
 mount -t overlay overlay -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" "$root"
@@ -48,7 +49,7 @@ cd "$root"
 mkdir -p old
 pivot_root . old
 umount -l old
-exec env -i container=board PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd "$@"
+exec env -i container=board "container_uuid=$serial" PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd "$@"
 """
 
 
@@ -132,6 +133,7 @@ class BootedBoard:
         self._folder, self._debian, self._boot, self._network = folder, debian, boot, network
         parent = next(folder for folder in _CGROUPS if (folder / "cgroup.controllers").exists())
         self._group = parent / f"edgeops-{network}"
+        self._serial = str(uuid.uuid4())
         self._machine: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
 
@@ -154,7 +156,7 @@ class BootedBoard:
                 ["sh", "-c", f'{entering}; exec "$@"', "sh", "nsenter", f"--net=/run/netns/{self._network}",
                  "unshare", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child",
                  "--propagation", "private", "sh", "-c", _POWER_ON, "sh",
-                 str(self._folder), str(self._debian), str(self._boot), *kernel],
+                 str(self._folder), str(self._debian), str(self._boot), self._serial, *kernel],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
