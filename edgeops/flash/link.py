@@ -16,6 +16,10 @@ COMMAND_WITHIN_S = 600.0
 MAX_OUTPUT = 1 << 20
 _BLOCK = 128 << 10
 _KEEPALIVE_S = 10
+_KEY_KINDS = (
+    ["ssh-ed25519"], ["ecdsa-sha2-nistp256"], ["ecdsa-sha2-nistp384"], ["ecdsa-sha2-nistp521"],
+    ["rsa-sha2-512", "rsa-sha2-256"],
+)  # fmt: skip
 
 
 class Login(NamedTuple):
@@ -205,15 +209,27 @@ class Link:
             raise self._lost(error) from error
 
     async def _checked_key(self, ssh: Any) -> Any:
-        key = await asyncio.wait_for(ssh.get_server_host_key(self.login.host, self.login.port), CONNECT_WITHIN_S)
-        found = key.get_fingerprint() if key is not None else "none"
-        if found != self.login.fingerprint:
-            raise EdgeopsError(
-                "E-FLASH-LOGIN",
-                f"{self.login.host} has host key {found}, expected {self.login.fingerprint}",
-                "Is this the right board?",
-            )
-        return key
+        """Return the board's host key of that fingerprint: it has one of each kind."""
+        login, lost = self.login, None
+        found: list[str] = []
+        for kinds in _KEY_KINDS:
+            asked = ssh.get_server_host_key(login.host, login.port, server_host_key_algs=kinds)
+            try:
+                key = await asyncio.wait_for(asked, CONNECT_WITHIN_S)
+            except (ssh.Error, OSError) as error:  # it has none of this kind, or is not there
+                lost = error
+                continue
+            if key is not None:
+                found.append(key.get_fingerprint())
+                if found[-1] == login.fingerprint:
+                    return key
+        if lost is not None and not found:
+            raise lost
+        raise EdgeopsError(
+            "E-FLASH-LOGIN",
+            f"{login.host} has host keys {', '.join(found)}, expected {login.fingerprint}",
+            "Is this the right board?",
+        )
 
     def _lost(self, error: BaseException) -> EdgeopsError:
         what = str(error) or type(error).__name__

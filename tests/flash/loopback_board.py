@@ -153,11 +153,13 @@ class LoopbackBoard:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", folder / "rsa_key"], check=True)
         kind, key, *_ = (folder / "host_key.pub").read_text().split()
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
         shutil.copyfile(folder / "login_key.pub", folder / "authorized_keys")
         (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/rsa_key\n"
+            f"HostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
             "AuthorizedKeysFile /etc/ssh/board_keys\nStrictModes no\n"
             f"PasswordAuthentication {'yes' if password else 'no'}\n"
             f"PermitRootLogin {'yes' if password else 'prohibit-password'}\nSubsystem sftp internal-sftp\n"
