@@ -167,6 +167,8 @@ def _user_data(wish: FirstBoot) -> str:
     ]  # fmt: skip
     config: dict[str, object] = {
         "hostname": wish.hostname,
+        # sudo asks for the machine's own name, and would wait for a name server that may not be there.
+        "manage_etc_hosts": "localhost",
         "ssh_pwauth": False,
         "write_files": [{"path": "/etc/systemd/system/edgeops-firstboot.service", "content": _unit(wish)}],
         "runcmd": runcmd,

@@ -82,9 +82,12 @@ mv "$state/.flash/identity" "$state/identity"
 rmdir "$state/.flash"
 sync
 """
-_END_FIRST_BOOT = """
+_TAKE_OVER = """
 if [ -e /etc/systemd/system/edgeops-firstboot.service ]; then
   systemctl disable --now edgeops-firstboot.service
+fi
+if [ -d /run/systemd/system ] && [ -e /etc/systemd/system/edgeops-agent.service ]; then
+  systemctl stop edgeops-agent.service
 fi
 """
 _UNDO = """
@@ -204,12 +207,13 @@ async def switch(link: Link, where: Where, version: str) -> None:
 async def give_token(link: Link, where: Where, token: str) -> None:
     """Put an enrolment token where the agent reads it once, unless the board is enrolled.
 
-    A first boot from a card that has not come to its end is ended: it would put the card's token back.
+    A first boot from a card that has not come to its end is ended: it would put the card's token back. An agent that
+    still tries an older token is stopped, so that its refusal is not taken for one of this token.
 
     Raises:
         EdgeopsError: E-FLASH-BOARD or E-FLASH-LINK.
     """
-    await link.script(_END_FIRST_BOOT)
+    await link.script(_TAKE_OVER)
     done = await link.run("/bin/sh", "-ceu", GIVE, "sh", USER, where.state, where.token, given=token.encode())
     if done.status != 0:
         raise EdgeopsError("E-FLASH-BOARD", f"the token cannot be put: {done.err.strip()[-300:]}")
