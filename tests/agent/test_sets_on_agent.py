@@ -80,7 +80,7 @@ def test_a_set_of_real_bundles_switches_or_stays_as_one(scene: Scene):
 
 def test_a_bundle_that_fails_in_its_trial_takes_its_set_back(scene: Scene):
     scene.agent.stop()
-    scene.agent.options = ("--confirm-after-s", "4")
+    scene.agent.options = ("--confirm-after-s", "30")
     scene.agent.start()
     scene.fleet.desire(*as_set(scene.release(MODEL, 2), scene.release(OTHER, 2, divide=True)))
     scene.wait(DeploymentState.TRIAL, DeploymentState.TRIAL)
