@@ -72,7 +72,7 @@ def test_a_worker_that_hangs_again_and_again_in_its_trial_rolls_back(fleet: Fake
     """It keeps its socket and says nothing: each that owes a sign of life is ended, and the third ends the trial."""
     agent.stop()
     # How long signs of life are waited for is cut short for the test alone.
-    prelude = "from edgeops.agent import serving; serving.PROBE_WITHIN_S = 0.5; serving.LOAD_WITHIN_S = 3.0"
+    prelude = "from edgeops.agent import serving; serving.PROBE_WITHIN_S = 1.5; serving.LOAD_WITHIN_S = 5.0"
     code = f"import sys; {prelude}; import edgeops.cli.agent as cli; cli.command(sys.argv[1:])"
     command = [sys.executable, "-c", code, "run", "--state", str(agent.state), "--confirm-after-s", "30"]
     agent.process = subprocess.Popen(command)
