@@ -32,6 +32,7 @@ from edgeops.control.database import Database
 from edgeops.control.models import TelemetryRollup, TelemetryWindow
 
 __all__ = ["serving"]
+DEATHS = 15
 pytestmark = [
     pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed"),
 ]
@@ -88,10 +89,10 @@ def told(database: Database) -> tuple[int, int]:
     return sum(model.requests for window in windows for model in window.models), summed or 0
 
 
-@pytest.mark.parametrize("deaths", [3, pytest.param(15, marks=pytest.mark.full)])
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_flapping_broker_loses_and_doubles_nothing_and_the_rollout_ends(
-    serving: Serving, tmp_path: Path, proof: Callable[[str], None], deaths: int
+    serving: Serving, tmp_path: Path, proof: Callable[[str], None]
 ) -> None:
     devices = [Device(serving, tmp_path, name, "--telemetry-window-s", "1") for name in DEVICES]
     for device in devices:
@@ -109,7 +110,7 @@ def test_a_flapping_broker_loses_and_doubles_nothing_and_the_rollout_ends(
         begun_s = time.monotonic()
         wish = RolloutWish(model=MODEL, version=release(serving, tmp_path, 2), groups=("50%", "100%"), start=True)
         rollout = serving.api.create_rollout(wish).id
-        flap(serving, deaths)
+        flap(serving, DEATHS)
         wait_for(lambda: serving.api.rollout(rollout).state == RolloutState.SUCCEEDED, "the rollout does not end")
         lasted_s, spent_s = time.monotonic() - begun_s, cpu_s(serving, devices) - before
         # One thread that spins would take a whole processor.
@@ -125,7 +126,7 @@ def test_a_flapping_broker_loses_and_doubles_nothing_and_the_rollout_ends(
             assert time.monotonic() < deadline_s, f"{asked} were asked; told, and summed: {told(database)}"
             time.sleep(0.1)
         assert sum(device.rejected_messages for device in serving.api.devices()) == 0
-        proof(f"{deaths} deaths of the broker in {lasted_s:.0f} s: {asked} requests told once, CPU {spent_s:.1f} s")
+        proof(f"{DEATHS} deaths of the broker in {lasted_s:.0f} s: {asked} requests told once, CPU {spent_s:.1f} s")
     finally:
         for application in applications:
             application.stop()

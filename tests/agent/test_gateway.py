@@ -79,6 +79,7 @@ def test_a_unit_is_updated_refused_and_watched_beside_its_gateway(site: Site, tm
     assert site.runs() == "1.2.0"
 
 
+@pytest.mark.full
 def test_noise_unplugging_and_resets_in_mid_upload_cost_only_time(site: Site):
     site.desire(site.release(1))
     site.wait_state(DeploymentState.CONFIRMED)

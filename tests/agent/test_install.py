@@ -146,7 +146,10 @@ def flipped(kind: str) -> Callable[[str, bytes], bytes | None]:
     return change
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+@pytest.mark.parametrize(
+    "running",
+    [pytest.param(False, id="stopped"), pytest.param(True, id="running", marks=pytest.mark.full)],
+)
 def test_bad_sticks_are_refused_and_change_nothing(site: Site, device: Path, tmp_path: Path, running: bool):
     good = site.sticks["1.1.0"]
     installing.install(device, site.sticks["1.0.0"], QUICK)

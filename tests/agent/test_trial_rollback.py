@@ -68,6 +68,7 @@ def test_a_worker_that_crashes_again_and_again_in_its_trial_rolls_back(fleet: Fa
     assert agent.added() == 1
 
 
+@pytest.mark.full
 def test_a_worker_that_hangs_again_and_again_in_its_trial_rolls_back(fleet: FakeFleet, agent: Agent, tmp_path: Path):
     """It keeps its socket and says nothing: each that owes a sign of life is ended, and the third ends the trial."""
     agent.stop()

@@ -63,6 +63,7 @@ class Worker:
                 approval=False,
                 releases=lambda: [release("1.0.0")],
                 references=lambda release: {},
+                trusted_rigs=dict,
                 wake=lambda: None,
                 shut_out=shut_out,
                 health=lambda: health,

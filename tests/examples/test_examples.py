@@ -103,6 +103,7 @@ def test_a_sensors_forest_and_network_become_releases(kind: str, profile: str, l
     assert kind != "tree" or (compiled["runtime"], compiled["precision"]) == ("onnxruntime", "fp32")
 
 
+@pytest.mark.full
 def test_voice_activity_becomes_a_release_that_carries_state(tmp_path: Path):
     example("voice-activity", "download", tmp_path / "voice")
     compiled, bundle = released(tmp_path / "voice", "generic-x86-64", tmp_path)

@@ -162,10 +162,6 @@ def when_up(link: SmpLink) -> ModelInfo:
                 raise
 
 
-def test_power_cuts_at_random_moments_lose_no_model(tmp_path: Path):
-    power_cuts(tmp_path, 5)
-
-
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_many_power_cuts_at_random_moments_lose_no_model(tmp_path: Path):
