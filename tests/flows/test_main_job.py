@@ -54,7 +54,9 @@ def test_2_compile_gives_a_whole_bundle_per_profile(scenario: Scenario):
     rows = scenario.compile("1.0.0", handover)
     assert {row["profile"] for row in rows} == set(PROFILES)
     runtimes = {row["profile"]: row["runtime"] for row in rows}
-    assert runtimes == {"raspberry-pi-4": "litert", "intel-nuc": "openvino", "jetson-orin-nano": "onnxruntime"}
+    # On the profile of this machine's own kind the faster of two wins, and they are close.
+    assert runtimes.pop("intel-nuc") in ("openvino", "onnxruntime")
+    assert runtimes == {"raspberry-pi-4": "litert", "jetson-orin-nano": "onnxruntime"}
     for row in rows:
         bundle = open_bundle(scenario.bundles("1.0.0") / row["profile"] / "bundle", expect_digest=row["digest"])
         assert bundle.manifest.inputs[0].dtype == "uint8"
