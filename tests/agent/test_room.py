@@ -109,6 +109,8 @@ def test_one_bundle_goes_before_the_other_comes_and_no_request_is_lost(
 ) -> None:
     rig.serve(bundle)
     clients, workers = Clients(rig), Workers()
+    while 1.0 not in clients.answers and not clients.failures:
+        time.sleep(0.005)
     swap_alone(rig, other_bundle, "2.0.0")
     alone = workers.stop()
     time.sleep(0.3)
