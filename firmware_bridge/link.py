@@ -25,6 +25,8 @@ _SMALLEST_BUFFER = 96
 _ASSUMED_BUFFER = 256
 _ROOM_FOR_FIRST_KEYS = 96
 _ROOM_FOR_KEYS = 32
+# More than the memory of such a device.
+_MAX_OUTPUT = 1 << 22
 
 
 class Image(NamedTuple):
@@ -295,21 +297,25 @@ class SmpLink:
             data: The input tensor's bytes.
 
         Raises:
-            EdgeopsError: E-MCU-REFUSED; nothing runs, or the input has another size. As `request`.
+            EdgeopsError: E-MCU-REFUSED; nothing runs, or the input has another size. E-MCU-ANSWER; what it says of
+                the run cannot be. As `request`.
         """
         room = self.buffer_size() - frames.PACKET_HEADER - _ROOM_FOR_KEYS
         for offset in range(0, len(data), room):
             part = data[offset : offset + room]
             self.request(packets.MODEL_INPUT, {"off": offset, "data": part})
         run = self.request(packets.MODEL_RUN, {})
-        size = _of(run, "len", int)
+        size, ticks, hz = _of(run, "len", int), _of(run, "ticks", int), _of(run, "hz", int)
+        if not (0 <= size <= _MAX_OUTPUT and ticks >= 0 and hz > 0):
+            said = f"{size} bytes of output in {ticks} ticks of {hz} a second"
+            raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: {said}")
         output = bytearray()
         while len(output) < size:
             part = _of(self.request(packets.MODEL_OUTPUT, {"off": len(output)}), "data", bytes)
             if not part:
                 raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: the output ends at {len(output)} of {size}")
             output += part
-        return Inference(bytes(output), _of(run, "ticks", int), _of(run, "hz", int))
+        return Inference(bytes(output), ticks, hz)
 
 
 def check_fit(header: blobs.Header, size: int, info: ModelInfo) -> None:

@@ -11,6 +11,7 @@ from typing import cast
 import msgspec
 import numpy as np
 
+from edgeops.agent.gateway.model import LinkSession
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import Latency, Source
 from edgeops.contracts.measurement import BundleFigures, Measured, Measurements
@@ -22,7 +23,7 @@ from edgeops.runtimes.bundle_session import BundleSession
 from firmware_bridge import blobs
 from hil.boards.kinds import KINDS, open_board
 from hil.boards.protocol import LinuxBoard, McuBoard, broken
-from hil.checks.mcu import LinkSession, bring
+from hil.checks.mcu import bring
 from hil.reservation import Reservation, resource_of
 from hil.rig import BoardSpec, Rig, kind_of
 
@@ -141,16 +142,16 @@ def _blob(board: McuBoard, bundle: Bundle, runs: int) -> Measured:
         raw = LinkSession(link, header)
         session = BundleSession(raw, manifest)
         replayed = golden.replay(session, manifest, vectors)
-        raw.ticks.clear()
+        raw.durations_ms.clear()
         for _ in range(runs):
             session.run({name: array[0] for name, array in vectors.inputs.items()})
-    times_ms = 1000 * np.asarray(raw.ticks) / raw.ticks_hz
-    p50, p95 = np.percentile(times_ms, (50, 95))
+        provider = raw.provider
+    p50, p95 = np.percentile(raw.durations_ms, (50, 95))
     return Measured(
         load_ms=load_ms,
         latency=Latency(p50_ms=float(p50), p95_ms=float(p95), runs=runs),
         peak_memory_mib=header.ram_size / (1 << 20),
-        provider=raw.provider,
+        provider=provider,
         golden_vectors=replayed.vectors,
         source_min_cosine=replayed.min_cosine,
         own_max_abs=replayed.max_abs_diff,

@@ -81,15 +81,9 @@ class TrustDesk:
             Postponed: As `desired`.
             EdgeopsError: As `trust.samples.verify`; asking again would not help.
         """
-        return self._with_newest_keys(
-            lambda: samples.verify(
-                envelope,
-                keys=self._tuf.desired_keys(),
-                fleet=self._fleet,
-                connection=self._connection,
-                unit=SELF_UNIT,
-                id=id,
-                now_s=self._clock.now(),
+        return self.command(
+            lambda keys, now_s: samples.verify(
+                envelope, keys=keys, fleet=self._fleet, connection=self._connection, unit=SELF_UNIT, id=id, now_s=now_s
             )
         )
 
@@ -100,15 +94,9 @@ class TrustDesk:
             Postponed: The server had to be asked, and could not, or its metadata is not valid now.
             EdgeopsError: As `trust.measure_commands.verify`; asking again would not help.
         """
-        return self._with_newest_keys(
-            lambda: measure_commands.verify(
-                envelope,
-                keys=self._tuf.desired_keys(),
-                fleet=self._fleet,
-                connection=self._connection,
-                unit=SELF_UNIT,
-                id=id,
-                now_s=self._clock.now(),
+        return self.command(
+            lambda keys, now_s: measure_commands.verify(
+                envelope, keys=keys, fleet=self._fleet, connection=self._connection, unit=SELF_UNIT, id=id, now_s=now_s
             )
         )
 

@@ -152,7 +152,7 @@ def measure(port: str, runs: int, as_json: bool) -> None:
 def _durations(done: list[Inference]) -> dict[str, float | int]:
     """Return median and largest duration in milliseconds, and in ticks of the device's clock."""
     ticks = sorted(one.ticks for one in done)
-    median, hz = ticks[len(ticks) // 2], done[0].ticks_hz or 1
+    median, hz = ticks[len(ticks) // 2], done[0].ticks_hz
     return {
         "median_ms": round(1000 * median / hz, 4),
         "max_ms": round(1000 * ticks[-1] / hz, 4),

@@ -15,8 +15,8 @@ from edgeops.contracts.measurement import (
     MAX_VALID_S,
     MeasureCommand,
 )
-from edgeops.contracts.wire import decode, encode
-from edgeops.trust import envelopes
+from edgeops.contracts.wire import encode
+from edgeops.trust import commands, envelopes
 
 
 def issue(command: MeasureCommand, signer: Signer) -> bytes:
@@ -46,20 +46,10 @@ def verify(
         EdgeopsError: E-WIRE-SIZE or E-WIRE-MALFORMED. E-TRUST-SIGNATURE; not signed by one of `keys`. E-TRUST-DEVICE;
             for another fleet, device or unit, or of another id. E-TRUST-EXPIRED.
     """
-    command = decode(envelopes.unseal(data, MEASURE_TYPE, keys), MeasureCommand, what="command")
-    meant = (command.fleet, command.connection, command.unit, command.id)
-    if meant != (fleet, connection, unit, id):
-        raise EdgeopsError(
-            "E-TRUST-DEVICE", f"a command for {'/'.join(meant)[:200]}, this is {fleet}/{connection}/{unit}/{id}"
-        )
-    if not 0 < command.expires_at_s - command.issued_at_s <= MAX_VALID_S:
-        raise EdgeopsError("E-WIRE-MALFORMED", "command: its life is not within a day")
-    if now_s >= command.expires_at_s:
-        raise EdgeopsError(
-            "E-TRUST-EXPIRED",
-            f"command {id} expired {now_s - command.expires_at_s:.0f} s ago",
-            "Ask again; check this device's clock.",
-        )
+    command = commands.unseal(
+        data, MEASURE_TYPE, MeasureCommand, keys=keys, fleet=fleet, connection=connection, unit=unit, id=id,
+        now_s=now_s, most_s=MAX_VALID_S, again="Ask again; check this device's clock.",
+    )  # fmt: skip
     possible = (
         0 < len(command.bundles) <= MAX_CANDIDATES
         and 0 < command.runs <= MAX_RUNS

@@ -9,8 +9,8 @@ from securesystemslib.signer import Key, Signer
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.rig_runs import MAX_BUNDLES, MAX_VALID_S, RIG_COMMAND_TYPE, RigCommand
-from edgeops.contracts.wire import decode, encode
-from edgeops.trust import envelopes
+from edgeops.contracts.wire import encode
+from edgeops.trust import commands, envelopes
 
 
 def issue(command: RigCommand, signer: Signer) -> bytes:
@@ -40,20 +40,10 @@ def verify(
         EdgeopsError: E-WIRE-SIZE, E-WIRE-MALFORMED or E-NAME. E-TRUST-SIGNATURE; not signed by one of `keys`.
             E-TRUST-DEVICE; for another fleet, rig or unit, or of another id. E-TRUST-EXPIRED.
     """
-    command = decode(envelopes.unseal(data, RIG_COMMAND_TYPE, keys), RigCommand, what="command")
-    meant = (command.fleet, command.connection, command.unit, command.id)
-    if meant != (fleet, connection, unit, id):
-        raise EdgeopsError(
-            "E-TRUST-DEVICE", f"a command for {'/'.join(meant)[:200]}, this is {fleet}/{connection}/{unit}/{id}"
-        )
-    if not 0 < command.expires_at_s - command.issued_at_s <= MAX_VALID_S:
-        raise EdgeopsError("E-WIRE-MALFORMED", "command: its life is not within a week")
-    if now_s >= command.expires_at_s:
-        raise EdgeopsError(
-            "E-TRUST-EXPIRED",
-            f"command {id} expired {now_s - command.expires_at_s:.0f} s ago",
-            "Resume the rollout: it asks again. Check this machine's clock.",
-        )
+    command = commands.unseal(
+        data, RIG_COMMAND_TYPE, RigCommand, keys=keys, fleet=fleet, connection=connection, unit=unit, id=id,
+        now_s=now_s, most_s=MAX_VALID_S, again="Resume the rollout: it asks again. Check this machine's clock.",
+    )  # fmt: skip
     check_name(command.model, "model")
     profiles = [check_name(one.profile, "profile") for one in command.bundles]
     if not 0 < len(set(profiles)) == len(profiles) <= MAX_BUNDLES or command.rollout < 1 or command.attempt < 1:

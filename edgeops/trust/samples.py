@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from securesystemslib.signer import Key, Signer
 
-from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import SAMPLES_TYPE, SamplesCommand, check_samples_command
-from edgeops.contracts.wire import decode, encode
-from edgeops.trust import envelopes
+from edgeops.contracts.wire import encode
+from edgeops.trust import commands, envelopes
 
 
 def issue(command: SamplesCommand, signer: Signer) -> bytes:
@@ -41,15 +40,9 @@ def verify(
             for another fleet, device or unit, or of another id. E-TRUST-EXPIRED. E-COMMAND or E-NAME; not one that
             this version can carry out.
     """
-    command = decode(envelopes.unseal(data, SAMPLES_TYPE, keys), SamplesCommand, what="command")
-    meant = (command.fleet, command.connection, command.unit, command.id)
-    if meant != (fleet, connection, unit, id):
-        raise EdgeopsError(
-            "E-TRUST-DEVICE", f"a command for {'/'.join(meant)[:200]}, this is {fleet}/{connection}/{unit}/{id}"
-        )
-    if now_s >= command.expires_at_s:
-        raise EdgeopsError(
-            "E-TRUST-EXPIRED", f"command {id} expired {now_s - command.expires_at_s:.0f} s ago", "Ask again."
-        )
+    command = commands.unseal(
+        data, SAMPLES_TYPE, SamplesCommand, keys=keys, fleet=fleet, connection=connection, unit=unit, id=id,
+        now_s=now_s, again="Ask again.",
+    )  # fmt: skip
     check_samples_command(command)
     return command

@@ -8,18 +8,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgeops.agent.gateway.model import LinkSession
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import CheckResult, Figures
-from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases.bundles import open_bundle
 from edgeops.runtimes import golden
 from edgeops.runtimes.bundle_session import BundleSession
-from edgeops.runtimes.protocol import FeedCheck, Tensors
 from firmware_bridge import blobs
 from firmware_bridge.link import SmpLink, check_fit
 from hil.boards.protocol import McuBoard, broken
@@ -31,54 +28,6 @@ _BACK_WITHIN_S = 30.0
 _FLIPPED_BIT = 0x10
 # While the power is cut: long enough for a board that lives, short for one that is off.
 _SHORT_S = 0.5
-
-
-class LinkSession:
-    """The model that a device runs, as a session: one inference is one request over the line.
-
-    Args:
-        link: The line.
-        header: Of the blob that the device runs.
-    """
-
-    def __init__(self, link: SmpLink, header: blobs.Header) -> None:
-        self._link, self._header = link, header
-        self._check = FeedCheck(self.inputs)
-        self.ticks: list[int] = []
-        self.ticks_hz = 1
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The model's input."""
-        return (self._header.input,)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The model's output."""
-        return (self._header.output,)
-
-    @property
-    def provider(self) -> str:
-        """What runs it."""
-        return f"firmware on {self._header.cpu.name.lower().replace('_', '-')}"
-
-    @property
-    def arena_bytes(self) -> int | None:
-        """The arena that the blob asks for."""
-        return self._header.arena_size
-
-    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
-        """Run one inference; see `Session.run`."""
-        self._check(feeds)
-        (value,) = feeds.values()
-        answer = self._link.infer(np.ascontiguousarray(value).tobytes())
-        self.ticks.append(answer.ticks)
-        self.ticks_hz = answer.ticks_hz or 1
-        spec = self._header.output
-        return {spec.name: np.frombuffer(answer.output, spec.dtype).reshape(spec.shape)}
-
-    def close(self) -> None:
-        """Leave the line to who opened it."""
 
 
 def bring(link: SmpLink, blob: bytes, header: blobs.Header) -> None:
@@ -185,8 +134,9 @@ class McuChecks:
     def _golden(self) -> Found:
         with self._asking() as (session, _):
             replayed = golden.replay(session, self._manifest, golden.load(self._bundle.directory, self._manifest))
+            provider = session.provider
         return passed(
-            f"{replayed.vectors} golden vectors hold on {session.provider}",
+            f"{replayed.vectors} golden vectors hold on {provider}",
             vectors=replayed.vectors,
             own_max_abs=replayed.max_abs_diff,
             source_min_cosine=replayed.min_cosine,
@@ -198,10 +148,9 @@ class McuChecks:
         with self._asking() as (session, raw):
             for _ in range(self._effort.runs):
                 session.run(feeds)
-        times_ms = 1000 * np.asarray(raw.ticks) / raw.ticks_hz
-        p50, p95 = (float(value) for value in np.percentile(times_ms, (50, 95)))
+        p50, p95 = (float(value) for value in np.percentile(raw.durations_ms, (50, 95)))
         budget = self._manifest.budgets.latency_p95_ms
-        figures: Figures = {"p50_ms": p50, "p95_ms": p95, "runs": len(raw.ticks), "budget_p95_ms": budget}
+        figures: Figures = {"p50_ms": p50, "p95_ms": p95, "runs": len(raw.durations_ms), "budget_p95_ms": budget}
         said = f"p50 {p50:.3f} ms, p95 {p95:.3f} ms by its own clock" + (f", budget {budget:g} ms" if budget else "")
         if not self._timing:
             return passed(f"{said}; emulated, so shown and not judged", judged=False, **figures)

@@ -399,6 +399,25 @@ def test_a_device_that_is_not_ours_is_told_apart(answer: bytes, code: str):
     port.unplug()
 
 
+@pytest.mark.parametrize(("key", "value"), [("len", -1), ("len", 1 << 40), ("ticks", -5), ("hz", 0)])
+def test_a_run_that_cannot_be_is_no_answer(
+    link: SmpLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: int
+):
+    """A clock that stands still would be divided by, and an output without end waited for."""
+    install(link, signed(adder(tmp_path, add=1)))
+    assert plus(link.infer(INPUT).output) == 1
+    request = link.request
+
+    def garbled(command: packets.Command, values: dict[str, Any], **more: Any) -> dict[str, Any]:
+        answer = request(command, values, **more)
+        return {**answer, key: value} if command == packets.MODEL_RUN else answer
+
+    monkeypatch.setattr(link, "request", garbled)
+    with pytest.raises(EdgeopsError) as caught:
+        link.infer(INPUT)
+    assert caught.value.code == "E-MCU-ANSWER"
+
+
 def test_one_program_holds_a_port(board: HostBoard):
     with link_to(board) as link:
         with pytest.raises(EdgeopsError, match="other programs") as caught:
