@@ -21,11 +21,12 @@ from edgeops.contracts.samples import (
     SamplesWish,
     check_samples,
 )
-from edgeops.contracts.topics import SELF_UNIT, unit_topic
+from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import decode, encode
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.models import CommandPart, CommandRow, Device, Unit
+from edgeops.control.sending import send
 from edgeops.transport.mqtt import MqttLink
 
 log = logging.getLogger(__name__)
@@ -111,12 +112,7 @@ def publish_due(
             .limit(_BATCH)
         ).all()
         commands = [_command(row, fleet) for row in due]
-    told = []
-    for command in commands:
-        topic = unit_topic(fleet, command.connection, command.unit, "cmd", command.id)
-        if link.publish(topic, sign(command)) is None:
-            break
-        told.append(command.id)
+    told = send(link, fleet, commands, sign)
     if told:
         with database.write() as session:
             session.execute(update(CommandRow).where(CommandRow.id.in_(told)).values(published_at_s=now_s))

@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 from edgeops.contracts.deployment import MEASURE_FEATURE, Reported
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import Candidate, MeasureAnswer, MeasureCommand
-from edgeops.contracts.topics import SELF_UNIT, unit_topic
+from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import decode, encode
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.models import AskedMeasurement, Device, Unit
+from edgeops.control.sending import send
 from edgeops.transport.mqtt import MqttLink
 
 # A device that has the command already ignores it, or says its answer again.
@@ -120,8 +121,8 @@ def send_waiting(
         EdgeopsError: The database cannot be used; what was sent will be sent again.
     """
     with database.read() as session:
-        rows = session.execute(
-            select(AskedMeasurement.id, AskedMeasurement.command)
+        rows = session.scalars(
+            select(AskedMeasurement.command)
             .join(Device, Device.connection == AskedMeasurement.connection)
             .where(
                 AskedMeasurement.answered_at_s.is_(None),
@@ -133,13 +134,7 @@ def send_waiting(
             .order_by(AskedMeasurement.created_at_s)
             .limit(_BATCH)
         ).all()
-    sent = []
-    for id, command in rows:
-        asked = decode(command, MeasureCommand, what="command")
-        topic = unit_topic(fleet, asked.connection, asked.unit, "cmd", id)
-        if link.publish(topic, sign(asked)) is None:
-            break
-        sent.append(id)
+    sent = send(link, fleet, (decode(row, MeasureCommand, what="command") for row in rows), sign)
     if sent:
         with database.write() as session:
             for row in session.scalars(select(AskedMeasurement).where(AskedMeasurement.id.in_(sent))):

@@ -16,12 +16,13 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rig_runs import ROLLOUT_FEATURE, RigAnswer, RigBundle, RigCommand, RigReport
 from edgeops.contracts.rigs import RigResult, Verdict
 from edgeops.contracts.rollouts import ENDED_STATES
-from edgeops.contracts.topics import SELF_UNIT, unit_topic
+from edgeops.contracts.topics import SELF_UNIT
 from edgeops.contracts.wire import decode
 from edgeops.control import audit
 from edgeops.control.database import Database
 from edgeops.control.models import Device, RigRow, RigRun, Rollout, RolloutProfile
 from edgeops.control.rigs.verdict import Asked, check_belongs, judge
+from edgeops.control.sending import send
 from edgeops.transport.mqtt import MqttLink
 
 # A rig that has the command already ignores it, or says its answer again.
@@ -216,12 +217,7 @@ def send_waiting(
             .limit(_BATCH)
         ).all()
         commands = [command_of(run, rollout, fleet) for run, rollout in rows]
-    sent = []
-    for command in commands:
-        topic = unit_topic(fleet, command.connection, command.unit, "cmd", command.id)
-        if link.publish(topic, sign(command)) is None:
-            break
-        sent.append(command.id)
+    sent = send(link, fleet, commands, sign)
     if sent:
         with database.write() as session:
             for row in session.scalars(select(RigRun).where(RigRun.id.in_(sent))):
