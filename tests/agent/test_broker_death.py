@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from adder_bundles import MODEL, small_bundle
 from fake_fleet import Agent, FakeFleet, wait_for
-from served_fleet import BROKERS
+from served_fleet import needs_mosquitto
 
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import DeploymentState
 
 pytestmark = [
     pytest.mark.timeout(180),
-    pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed"),
+    needs_mosquitto,
 ]
 WEAKENED = Path(__file__).parent / "weakened"
 ROUNDS = 1

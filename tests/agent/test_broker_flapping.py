@@ -19,7 +19,7 @@ import psutil
 import pytest
 from adder_bundles import MODEL
 from fake_fleet import WITHIN_S, wait_for
-from served_fleet import BROKERS, Serving
+from served_fleet import Serving, needs_mosquitto
 from sqlalchemy import func, select
 from test_sigkill import DEVICES, Device, active, release, serving
 
@@ -34,7 +34,7 @@ from edgeops.control.models import TelemetryRollup, TelemetryWindow
 __all__ = ["serving"]
 DEATHS = 15
 pytestmark = [
-    pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed"),
+    needs_mosquitto,
 ]
 
 

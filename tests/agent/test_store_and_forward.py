@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from paho.mqtt.client import MQTTMessageInfo
 from securesystemslib.signer import CryptoSigner
+from served_fleet import needs_mosquitto
 
 from edgeops.agent import uplink as uplinks
 from edgeops.agent.backlog import TelemetryQueue
@@ -269,7 +270,7 @@ def mosquitto(folder: Path, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.skipif(find_program() is None, reason="the program mosquitto is not installed: make system")
+@needs_mosquitto
 @pytest.mark.parametrize("asks", [True, False])
 def test_a_control_plane_that_comes_after_the_device_hears_what_was_told_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks: bool

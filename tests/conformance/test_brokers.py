@@ -34,7 +34,9 @@ FLEET = "f1"
 CONTROL = "edgeops-control"
 WITHIN_S = 15.0
 
-needs_mosquitto = pytest.mark.skipif(mosquitto.find_program() is None, reason="the program mosquitto is not installed")
+needs_mosquitto = pytest.mark.skipif(
+    mosquitto.find_program() is None, reason="the program mosquitto is not installed: make system"
+)
 
 
 class Bench(NamedTuple):
@@ -55,7 +57,7 @@ class Bench(NamedTuple):
 
 def run_bench(kind: str, directory: Path) -> Iterator[Bench]:
     if kind == "mosquitto" and mosquitto.find_program() is None:
-        pytest.skip("the program mosquitto is not installed")
+        pytest.skip("the program mosquitto is not installed: make system")
     authority = TestAuthority()
     server = authority.issue("server", server=True)
     broker = start_broker(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from fake_device import FakeDevice, join
 
@@ -24,6 +25,9 @@ MODEL = "lines"
 PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
 WITHIN_S = 90.0
 BROKERS = ["iotcore"] + (["mosquitto"] if mosquitto.find_program() else [])
+needs_mosquitto = pytest.mark.skipif(
+    "mosquitto" not in BROKERS, reason="the program mosquitto is not installed: make system"
+)
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:

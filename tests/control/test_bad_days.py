@@ -15,7 +15,7 @@ import psutil
 import pytest
 from ingest_house import NOW, House, report, telemetry
 from registry_fleet import FLEET
-from served_fleet import BROKERS, Fleet, Serving
+from served_fleet import Fleet, Serving, needs_mosquitto
 from sqlalchemy import Connection, event, select
 
 from edgeops.contracts.errors import EdgeopsError
@@ -287,7 +287,7 @@ def kept(house: House) -> set[int]:
     return found
 
 
-@pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+@needs_mosquitto
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("hasty", [False, True], ids=["", "mutant"])
 def test_a_worker_that_is_killed_loses_nothing_that_was_acknowledged(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from registry_fleet import SpeakingDevice, add_devices, open_registry
-from served_fleet import BROKERS, Serving, run, wait_for
+from served_fleet import Serving, needs_mosquitto, run, wait_for
 
 from edgeops.contracts.deployment import Reported
 from edgeops.contracts.errors import EdgeopsError
@@ -86,7 +86,7 @@ def test_restarts_and_replays_are_no_clones(database: Database, name: str) -> No
     assert health(database, name) != "cloned"
 
 
-@pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+@needs_mosquitto
 def test_a_copied_state_directory_is_noticed(home: Path, tmp_path: Path) -> None:
     served = Serving(home, "mosquitto")
     served.start()

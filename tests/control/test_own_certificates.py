@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from served_fleet import BROKERS, Fleet, Serving, wait_for
+from served_fleet import Fleet, Serving, needs_mosquitto, wait_for
 
 from edgeops.trust import certificates
 
-pytestmark = pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+pytestmark = needs_mosquitto
 
 _SHORT = """
 from edgeops.control import service

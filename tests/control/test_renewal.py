@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from registry_fleet import open_registry
-from served_fleet import BROKERS, Serving, run, wait_for
+from served_fleet import Serving, needs_mosquitto, run, wait_for
 
 from edgeops.agent.renewing import is_due
 from edgeops.contracts.enrolment import EnrolmentToken, EnrolRequest, RenewalMessage
@@ -207,7 +207,7 @@ def online(served: Serving) -> bool:
     return any(device.online for device in served.api.devices())
 
 
-@pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+@needs_mosquitto
 def test_operator_has_a_device_renew_while_it_is_connected(home: Path, tmp_path: Path) -> None:
     served = Serving(home, "mosquitto")
     served.start()
@@ -232,7 +232,7 @@ def test_operator_has_a_device_renew_while_it_is_connected(home: Path, tmp_path:
         served.stop()
 
 
-@pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+@needs_mosquitto
 def test_device_whose_certificate_ran_out_comes_back_by_itself(home: Path, tmp_path: Path) -> None:
     served = ShortLived(home, "mosquitto")
     served.valid_s = 4.0
@@ -261,7 +261,7 @@ def type_in(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+@needs_mosquitto
 def test_device_without_a_network_is_enrolled_by_two_files(home: Path, tmp_path: Path) -> None:
     served = Serving(home, "mosquitto")
     served.start()

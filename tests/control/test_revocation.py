@@ -12,7 +12,7 @@ import pytest
 import urllib3
 from cryptography import x509
 from fake_device import FakeDevice
-from served_fleet import BROKERS, MODEL, Fleet, Serving, run, wait_for
+from served_fleet import MODEL, Fleet, Serving, needs_mosquitto, run, wait_for
 
 from edgeops.client.resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
@@ -20,7 +20,7 @@ from edgeops.control.broker.mosquitto import CRL_NAME
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
 
-pytestmark = pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+pytestmark = needs_mosquitto
 GONE, STAYS = "raspberry-pi-4-1", "intel-nuc-1"
 
 

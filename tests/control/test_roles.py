@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from registry_fleet import add_devices, open_registry, release
-from served_fleet import BROKERS, MODEL, PROFILES, Serving, make_release, wait_for
+from served_fleet import MODEL, PROFILES, Serving, make_release, needs_mosquitto, wait_for
 from sqlalchemy import func, select, text
 
 from edgeops.cli import root
@@ -37,7 +37,7 @@ from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher
 
 pytestmark = pytest.mark.timeout(180)
-needs_mosquitto = pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
+needs_mosquitto = needs_mosquitto
 on_postgresql = pytest.mark.parametrize("registry_url", ["postgresql"], indirect=True)
 DEVICES, REQUESTS = 30, 10
 

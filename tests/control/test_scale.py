@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from served_fleet import BROKERS, MODEL, PROFILES, Serving, make_release, wait_for
+from served_fleet import MODEL, PROFILES, Serving, make_release, needs_mosquitto, wait_for
 from sqlalchemy import func, select
 
 from edgeops.client.resources import GatesInfo, RolloutWish
@@ -17,8 +17,6 @@ from edgeops.control.models import Generation, TelemetryWindow
 from edgeops.testkit.simulator import SimulatedDevice, Simulator, enroll_many
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher
-
-needs_mosquitto = pytest.mark.skipif("mosquitto" not in BROKERS, reason="the program mosquitto is not installed")
 
 
 @needs_mosquitto
