@@ -51,8 +51,9 @@ MAX_BYTES_IN_FLIGHT = 256 << 10
 ACK_LOOK_EVERY_S = 0.5
 # What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
 KEEP_ACKNOWLEDGED_S = 60.0
-# What nobody at the broker had asked for is told again after this: the control plane is not there yet.
-UNHEARD_AGAIN_S = 15.0
+# Nobody at the broker had asked for it, since the control plane is not there yet: what is kept waits so long, twice as
+# long each time, and then a part of it is told again to see. What is measured now is told once, and may find out too.
+UNHEARD_AGAIN_S, UNHEARD_AGAIN_MOST_S = 15.0, 900.0
 # What this agent knows that older ones do not.
 FEATURES = (SHADOW_FEATURE, SAMPLES_FEATURE, MEASURE_FEATURE)
 
@@ -92,8 +93,8 @@ class Uplink:
         self._live: list[int] = []
         # Window → until when it is kept, to be told again on a new connection; whoever has it knows it by its number.
         self._acknowledged: dict[int, float] = {}
-        # Window → when it is told again, since nobody was there to hear it.
-        self._unheard: dict[int, float] = {}
+        # While nobody is there to hear it, until when the rest waits, and how long next time; 0: somebody is there.
+        self._unheard_until_s = self._unheard_wait_s = 0.0
         self._ack_look: Timer | None = None
         self._first_report: MQTTMessageInfo | None = None
 
@@ -128,7 +129,7 @@ class Uplink:
         # What was in flight on the connection before is repeated by the MQTT client itself. What was acknowledged there
         # may have died with the broker.
         self._acknowledged.clear()
-        self._unheard.clear()
+        self._unheard_until_s = self._unheard_wait_s = 0.0
         self._live.clear()
         self.report()
         self.send_telemetry()
@@ -215,22 +216,24 @@ class Uplink:
             if window is not None and self._send([(number, window)]) is None:
                 break
             self._live.pop(0)
-        told = len(self._acknowledged) + len(self._unheard)
-        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + told)
+        most = 0 if time.monotonic() < self._unheard_until_s else 1 if self._unheard_wait_s else MAX_IN_FLIGHT
+        waiting = self._queue.waiting(MAX_IN_FLIGHT * MAX_WINDOWS_PER_BATCH + len(self._acknowledged))
         kept = ((number, self._readable(number)) for number in waiting if self._is_new(number))
         groups = grouped((number, window) for number, window in kept if window is not None)
-        for _, group in zip(range(MAX_IN_FLIGHT), groups, strict=False):
+        for _, group in zip(range(most), groups, strict=False):
             if self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT or self._send(group) is None:
                 break
         if self._ack_look is not None:
             self._ack_look.cancel()
             self._ack_look = None
-        if self._in_flight or self._unheard or self._acknowledged:
-            wait_s = ACK_LOOK_EVERY_S if self._in_flight else UNHEARD_AGAIN_S if self._unheard else KEEP_ACKNOWLEDGED_S
+        if self._in_flight or self._unheard_wait_s or self._acknowledged:
+            unheard_s = max(ACK_LOOK_EVERY_S, self._unheard_until_s - time.monotonic())
+            rest_s = unheard_s if self._unheard_wait_s else KEEP_ACKNOWLEDGED_S
+            wait_s = ACK_LOOK_EVERY_S if self._in_flight else rest_s
             self._ack_look = self._loop.after(wait_s, self._look_again)
 
     def _is_new(self, number: int) -> bool:
-        return not any(number in told for told in (self._in_flight, self._acknowledged, self._unheard, self._live))
+        return number not in self._in_flight and number not in self._acknowledged and number not in self._live
 
     def _readable(self, number: int) -> Telemetry | None:
         window = self._queue.read(number)
@@ -278,6 +281,7 @@ class Uplink:
         self.send_telemetry()
 
     def _forget_acknowledged(self, *, at_once: bool = False) -> None:
+        heard = unheard = False
         for number, (info, _) in list(self._in_flight.items()):
             try:
                 done = info.is_published()
@@ -287,10 +291,15 @@ class Uplink:
             if done:
                 del self._in_flight[number]
                 if self._link is None or self._link.was_heard(info):
+                    heard = True
                     self._acknowledged[number] = time.monotonic() + KEEP_ACKNOWLEDGED_S
                 else:
-                    self._unheard[number] = time.monotonic() + UNHEARD_AGAIN_S
-        self._unheard = {number: at for number, at in self._unheard.items() if time.monotonic() < at}
+                    unheard = True
+        if heard:
+            self._unheard_until_s = self._unheard_wait_s = 0.0
+        elif unheard:
+            self._unheard_wait_s = min(max(UNHEARD_AGAIN_S, 2 * self._unheard_wait_s), UNHEARD_AGAIN_MOST_S)
+            self._unheard_until_s = time.monotonic() + self._unheard_wait_s
         for number, until_s in list(self._acknowledged.items()):
             if at_once or time.monotonic() >= until_s:
                 del self._acknowledged[number]

@@ -133,6 +133,40 @@ def test_what_nobody_had_asked_for_is_kept_and_told_again(tmp_path: Path, monkey
     assert told(link.telemetry()) == [1, 1]
 
 
+def test_a_backlog_that_nobody_hears_is_not_told_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of it each time, twice as long after the last; what is measured now finds out that somebody is there."""
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    for _ in range(40 * MAX_WINDOWS_PER_BATCH):
+        up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    link.connected, link.somebody_listens = True, False
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+
+    def day() -> None:
+        nonlocal now_s
+        for _ in range(24 * 60):
+            now_s += 60.0
+            link.acknowledge()
+            up.send_telemetry()
+
+    up.send_telemetry()
+    day()
+    # Four at first; then after 15, 30, 60 … 900 s, and every 900 s.
+    assert len(link.telemetry()) <= MAX_IN_FLIGHT + 7 + 24 * 4
+    assert len(queue) == 40 * MAX_WINDOWS_PER_BATCH
+    before = len(link.telemetry())
+    link.somebody_listens = True
+    up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    assert told(link.telemetry()[before:]) == [40 * MAX_WINDOWS_PER_BATCH + 1]
+    for _ in range(12):
+        link.acknowledge()
+        up.send_telemetry()
+    assert sorted(set(told(link.telemetry()[before:]))) == list(range(1, 40 * MAX_WINDOWS_PER_BATCH + 2))
+
+
 def test_what_was_acknowledged_just_before_the_connection_was_lost_is_told_again(tmp_path: Path) -> None:
     link = Link()
     up, queue = uplink(tmp_path, link)
