@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from securesystemslib.signer import Signer
+
 from edgeops.agent.enrolment import MAX_ANSWER_BYTES, Enrolment, problem_of
 from edgeops.agent.loop import Loop, Timer
 from edgeops.contracts.enrolment import RenewalAnswer
@@ -97,20 +99,30 @@ class Renewer:
                 gave is not a certificate of this fleet for this device and key; E-DISK-FULL or E-DISK-WRITE. The
                 certificate in use stays.
         """
-        fleet, connection = self._enrolment.fleet, self._enrolment.connection
         following = self._identity.next_key()
-        message = renewal.sign(fleet, connection, following.csr_pem(connection), self._identity.signer)
         ca_pem = self._identity.tls_files().ca.read_bytes()
         http = HttpClient(context_for(ca_pem), backoff=quick_backoff_s)
+        try:
+            certificate = self._answer(http, following, self._identity.signer)
+        except EdgeopsError as error:
+            if error.code != "E-TRUST-SIGNATURE":
+                raise
+            # After an answer that was lost long ago only the next key still speaks for this device.
+            certificate = self._answer(http, following, following.signer)
+        if certificates.common_name(certificate) != self._enrolment.connection:
+            raise EdgeopsError("E-ENROLL", f"the new certificate is not for {self._enrolment.connection}")
+        following.install(certificate, ca_pem)
+        return DeviceIdentity.load(self._identity.directory)
+
+    def _answer(self, http: HttpClient, following: DeviceIdentity, signer: Signer) -> bytes:
+        """Return the certificate (PEM) that the server gives for the next key on the word of one that it knows."""
+        connection = self._enrolment.connection
+        message = renewal.sign(self._enrolment.fleet, connection, following.csr_pem(connection), signer)
         url = f"{self._enrolment.server.rstrip('/')}/bootstrap/renew"
         status, body = http.post_json(url, message, max_bytes=MAX_ANSWER_BYTES)
         if status != 200:
             raise problem_of(status, body, "renew this device's certificate")
-        certificate = decode(body, RenewalAnswer, what="the server's renewal answer").certificate_pem.encode()
-        if certificates.common_name(certificate) != connection:
-            raise EdgeopsError("E-ENROLL", f"the new certificate is not for {connection}")
-        following.install(certificate, ca_pem)
-        return DeviceIdentity.load(self._identity.directory)
+        return decode(body, RenewalAnswer, what="the server's renewal answer").certificate_pem.encode()
 
     def _done(self, outcome: DeviceIdentity | EdgeopsError) -> None:
         self._asking = False

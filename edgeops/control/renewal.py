@@ -25,7 +25,8 @@ PREVIOUS_KEY_S = 7 * 86400.0
 def renew(database: Database, issuer: CertificateIssuer, fleet: str, message: RenewalMessage, *, now_s: float) -> bytes:
     """Return the certificate (PEM) for a device's next key.
 
-    A device that asks again for the same key gets the same answer: the first one may have been lost on its way.
+    A device that asks again for the same key gets the same answer, since the first one may have been lost on its way;
+    or a new certificate of that key, if the device was away until the first one was due itself.
 
     Raises:
         EdgeopsError: E-ENROLL; no such device, revoked, its certificate ran out too long ago, or the request is not
@@ -40,9 +41,11 @@ def renew(database: Database, issuer: CertificateIssuer, fleet: str, message: Re
         if device.renewed_at_s is not None and now_s < device.renewed_at_s + PREVIOUS_KEY_S:
             known.append(device.previous_certificate_pem.encode())
         csr_pem = renewal.verify(message, tuple(map(certificates.public_key, known)), fleet)
-        if requested_key(csr_pem) == certificates.read(present, what="device certificate").public_key():
+        validity = certificates.validity(present)
+        has_key = requested_key(csr_pem) == certificates.read(present, what="device certificate").public_key()
+        if has_key and now_s < renewal.due_s(validity, device.connection):
             return present
-        end_s = certificates.validity(present).not_after_s
+        end_s = validity.not_after_s
         if now_s > end_s + renewal.GRACE_S:
             raise EdgeopsError(
                 "E-ENROLL",
@@ -50,15 +53,16 @@ def renew(database: Database, issuer: CertificateIssuer, fleet: str, message: Re
                 f"{renewal.GRACE_S / 86400:.0f}",
                 "Revoke the device, and enrol it anew under another name.",
             )
-        # Only the key in use may ask for a further one: the one before has had its answer.
-        renewal.verify(message, (certificates.public_key(present),), fleet)
+        if not has_key:
+            # Only the key in use may ask for a further one: the one before has had its answer.
+            renewal.verify(message, (certificates.public_key(present),), fleet)
+            device.previous_certificate_pem, device.renewed_at_s = present.decode(), now_s
+            # Only one of two machines with the old key has the new one.
+            device.clone_signs, device.cloned_since_s = 0, None
         issued = issuer.issue_device(csr_pem, device.connection)
         older = [*device.older_certificates, _fact(present)]
         device.older_certificates = [fact for fact in older if fact["until_s"] > now_s]
-        device.previous_certificate_pem, device.certificate_pem = present.decode(), issued.decode()
-        device.renewed_at_s = now_s
-        # Only one of two machines with the old key has the new one.
-        device.clone_signs, device.cloned_since_s = 0, None
+        device.certificate_pem = issued.decode()
         subject = f"device/{device.connection}"
         audit.record(session, at_s=now_s, actor=subject, action="device.renew", subject=subject)
     return issued

@@ -24,6 +24,7 @@ from edgeops.control.database import Database
 from edgeops.control.enrolment import FirstTrust, TokenScope, enrol, issue_token
 from edgeops.control.models import AuditEntry, Device
 from edgeops.control.revocation import revoke, revoked_serials
+from edgeops.transport.http import HttpClient, context_for
 from edgeops.trust import authority, certificates
 from edgeops.trust import renewal as messages
 from edgeops.trust.authority import FleetAuthority
@@ -64,6 +65,11 @@ def device(tmp_path: Path, database: Database, ca: FleetAuthority, clock: list[f
 def message(device: DeviceIdentity, following: DeviceIdentity, fleet: str = FLEET, name: str = NAME) -> RenewalMessage:
     data = messages.sign(fleet, name, following.csr_pem(name), device.signer)
     return decode(data, RenewalMessage, what="message")
+
+
+def renewal_by(following: DeviceIdentity) -> RenewalMessage:
+    """Return what a device says by its next key alone, since the one before is known no more."""
+    return message(following, following)
 
 
 def renewed(database: Database, ca: FleetAuthority, wish: RenewalMessage, clock: list[float]) -> bytes:
@@ -137,6 +143,21 @@ def test_key_that_was_replaced_gets_its_answer_again_and_no_other(database, ca, 
     refused("E-TRUST-SIGNATURE", database, ca, message(device, thief), clock)
     clock[0] += renewal.PREVIOUS_KEY_S
     refused("E-TRUST-SIGNATURE", database, ca, old, clock)
+
+
+def test_answer_that_was_lost_until_it_ran_out_is_given_anew(database, ca, device, clock) -> None:
+    following = device.next_key()
+    lost = renewed(database, ca, message(device, following), clock)
+    clock[0] += 300 * DAY_S
+    refused("E-TRUST-SIGNATURE", database, ca, message(device, following), clock)
+    wish = renewal_by(following)
+    issued = renewed(database, ca, wish, clock)
+    assert certificates.public_key(issued) == certificates.public_key(lost)
+    assert certificates.validity(issued).not_after_s == pytest.approx(clock[0] + 365 * DAY_S)
+    assert renewed(database, ca, wish, clock) == issued, "it holds, so there is nothing to replace"
+    revoke(database, NAME, actor="admin", now_s=clock[0])
+    serials = {certificates.read(pem, what="c").serial_number for pem in (lost, issued)}
+    assert serials <= set(revoked_serials(database))
 
 
 def test_revocation_covers_the_certificates_before(database, ca, device, clock) -> None:
@@ -233,17 +254,22 @@ def test_operator_has_a_device_renew_while_it_is_connected(home: Path, tmp_path:
 
 
 @needs_mosquitto
-def test_device_whose_certificate_ran_out_comes_back_by_itself(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer_lost", [False, True], ids=["", "answer lost long ago"])
+def test_device_whose_certificate_ran_out_comes_back_by_itself(home: Path, tmp_path: Path, answer_lost: bool) -> None:
     served = ShortLived(home, "mosquitto")
     served.valid_s = 4.0
     served.start()
-    token = served.api.create_token().token
-    agent = start_agent(served, tmp_path / "device", token)
+    agent = start_agent(served, tmp_path / "device", served.api.create_token().token)
     try:
-        certificate = tmp_path / "device" / "identity" / "device.pem"
-        wait_for(certificate.with_name("enrolment.json").exists, "it did not join")
+        directory = tmp_path / "device" / "identity"
+        wait_for((directory / "enrolment.json").exists, "it did not join")
         stop(agent)
+        if answer_lost:
+            lose_answer(directory)
         served.stop()
+        if answer_lost:
+            forget_previous_key(served)
+        certificate = directory / "device.pem"
         ends_s = certificates.validity(certificate.read_bytes()).not_after_s
         time.sleep(max(0.0, ends_s - time.time()) + 0.5)
         served.valid_s = 365 * DAY_S
@@ -254,6 +280,25 @@ def test_device_whose_certificate_ran_out_comes_back_by_itself(home: Path, tmp_p
     finally:
         stop(agent)
         served.stop()
+
+
+def lose_answer(directory: Path) -> None:
+    """Ask for the next key's certificate as the agent does, and lose what is answered."""
+    identity = DeviceIdentity.load(directory)
+    said = json.loads((directory / "enrolment.json").read_bytes())
+    wish = messages.sign(said["fleet"], NAME, identity.next_key().csr_pem(NAME), identity.signer)
+    http = HttpClient(context_for((directory / "ca.pem").read_bytes()))
+    status, answer = http.post_json(f"{said['server']}/bootstrap/renew", wish, max_bytes=1 << 16)
+    assert status == 200, answer
+
+
+def forget_previous_key(served: Serving) -> None:
+    """Have the registry believe that the renewal was so long ago that the key before counts no more."""
+    database = open_registry(served.home)
+    with database.write() as session:
+        device = session.get(Device, NAME)
+        device.renewed_at_s -= renewal.PREVIOUS_KEY_S
+    database.close()
 
 
 def type_in(*words: str | Path) -> subprocess.CompletedProcess[str]:
