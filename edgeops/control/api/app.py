@@ -31,6 +31,7 @@ from edgeops.control.api import (
     repeats,
     resources,
     rigs,
+    rollout_resources,
     samples,
     telemetry,
     views,
@@ -143,7 +144,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
     proposer, operator = Depends(may(door, Permission.PROPOSE)), Depends(may(door, Permission.ROLL_OUT))
 
-    def shown(rollout_id: int) -> resources.RolloutResource:
+    def shown(rollout_id: int) -> rollout_resources.RolloutResource:
         with control.database.read() as session:
             return views.rollout_by_id(session, rollout_id)
 
@@ -157,7 +158,9 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
             return {}
 
     @router.post("", status_code=201, summary="Create a rollout, and start it if asked to")
-    def create(wish: resources.RolloutRequest, caller: access.Caller = proposer) -> resources.RolloutResource:
+    def create(
+        wish: rollout_resources.RolloutRequest, caller: access.Caller = proposer
+    ) -> rollout_resources.RolloutResource:
         if wish.start:
             access.check_allowed(caller, Permission.ROLL_OUT)
         release, policy, selection = understood(wish)
@@ -178,7 +181,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         return shown(rollout_id)
 
     @router.post("/plan", summary="Say what a rollout would do, without creating it", dependencies=[proposer])
-    def plan(wish: resources.RolloutRequest) -> resources.RolloutPlan:
+    def plan(wish: rollout_resources.RolloutRequest) -> rollout_resources.RolloutPlan:
         with control.database.read() as session:
             release, policy, selection = understood(wish)
             return views.rollout_plan(
@@ -188,7 +191,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
     def trusted(policy: Policy) -> Collection[str]:
         return control.trusted_rigs() if policy.rigs else ()
 
-    def understood(wish: resources.RolloutRequest) -> tuple[Release, Policy, Selection]:
+    def understood(wish: rollout_resources.RolloutRequest) -> tuple[Release, Policy, Selection]:
         release = _release(control.releases(), wish.model, wish.version)
         policy = Policy(
             groups=tuple(wish.groups) or (() if wish.rate is not None else ("100%",)),
@@ -215,17 +218,19 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
         )
         return release, policy, selection
 
-    @router.get("", summary="List rollouts, newest first", response_model=resources.Rollouts)
+    @router.get("", summary="List rollouts, newest first", response_model=rollout_resources.Rollouts)
     def rollouts(before: Before = 1 << 53, limit: Limit = PAGE_DEFAULT) -> Response:
         with control.database.read() as session:
             return told(views.rollout_list(session, before=before, limit=limit))
 
     @router.get("/{rollout_id}", summary="Show a rollout: where it stands and why")
-    def rollout(rollout_id: RolloutId) -> resources.RolloutResource:
+    def rollout(rollout_id: RolloutId) -> rollout_resources.RolloutResource:
         return shown(rollout_id)
 
     @router.get(
-        "/{rollout_id}/members", summary="List the devices of a rollout by name", response_model=resources.Members
+        "/{rollout_id}/members",
+        summary="List the devices of a rollout by name",
+        response_model=rollout_resources.Members,
     )
     def members(rollout_id: RolloutId, after: AfterUnit = "", limit: Limit = PAGE_DEFAULT) -> Response:
         with control.database.read() as session:
@@ -233,7 +238,7 @@ def _rollouts(control: ControlApi, door: access.Doorkeeper) -> APIRouter:
 
     def act(name: str, action: Callable[..., None], summary: str) -> None:
         @router.post(f"/{{rollout_id}}/{name}", summary=summary, name=name)
-        def do(rollout_id: RolloutId, caller: access.Caller = operator) -> resources.RolloutResource:
+        def do(rollout_id: RolloutId, caller: access.Caller = operator) -> rollout_resources.RolloutResource:
             action(control.database, rollout_id, actor=caller.name, now_s=time.time())
             control.wake()
             return shown(rollout_id)

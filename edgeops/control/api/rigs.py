@@ -15,7 +15,8 @@ from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import RigResult
 from edgeops.control.api.base import RolloutId
-from edgeops.control.api.resources import RolloutRigResource, contract
+from edgeops.control.api.resources import contract
+from edgeops.control.api.rollout_resources import RolloutRigResource
 from edgeops.control.database import Database
 from edgeops.control.models import Device, RigRun, Rollout, RolloutProfile
 from edgeops.control.rigs import runs

@@ -15,7 +15,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.topics import SELF_UNIT
-from edgeops.control.api import access_resources, resources
+from edgeops.control.api import access_resources, resources, rollout_resources
 from edgeops.control.api.rigs import rollout_rigs
 from edgeops.control.assignment import components_in, components_of
 from edgeops.control.groups import manage as groups
@@ -188,16 +188,16 @@ def device_group(session: Session, name: str, now_s: float) -> resources.DeviceG
     )
 
 
-def rollout_list(session: Session, *, before: int = 1 << 53, limit: int = 100) -> resources.Rollouts:
+def rollout_list(session: Session, *, before: int = 1 << 53, limit: int = 100) -> rollout_resources.Rollouts:
     """Return the rollouts before a number, newest first."""
     found = session.scalars(
         select(Rollout).where(Rollout.id < before).order_by(Rollout.id.desc()).limit(limit + 1)
     ).all()
     items = [rollout_resource(session, row) for row in found[:limit]]
-    return resources.Rollouts(items=items, next=items[-1].id if len(found) > limit else None)
+    return rollout_resources.Rollouts(items=items, next=items[-1].id if len(found) > limit else None)
 
 
-def rollout_by_id(session: Session, rollout_id: int) -> resources.RolloutResource:
+def rollout_by_id(session: Session, rollout_id: int) -> rollout_resources.RolloutResource:
     """Return one rollout.
 
     Raises:
@@ -206,7 +206,7 @@ def rollout_by_id(session: Session, rollout_id: int) -> resources.RolloutResourc
     return rollout_resource(session, _rollout(session, rollout_id))
 
 
-def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutResource:
+def rollout_resource(session: Session, rollout: Rollout) -> rollout_resources.RolloutResource:
     """Return a rollout with its groups' counts."""
     policy = _policy(rollout)
     gates = policy.gates if policy is not None else None
@@ -215,14 +215,15 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
         select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id).order_by(RolloutGroup.position)
     )
     groups = [
-        resources.GroupResource(
+        rollout_resources.GroupResource(
             label=row.label,
             started_at_s=row.started_at_s,
             deadline_s=row.window_from_s + gates.timeout_s if row.window_from_s is not None and gates else None,
             promoted_at_s=row.promoted_at_s,
             finished_at_s=row.finished_at_s,
             profiles={
-                name: resources.CountsResource(**counts._asdict()) for name, counts in sorted(seen.profiles.items())
+                name: rollout_resources.CountsResource(**counts._asdict())
+                for name, counts in sorted(seen.profiles.items())
             },
         )
         for row, seen in zip(rows, view.groups, strict=True)
@@ -231,17 +232,17 @@ def rollout_resource(session: Session, rollout: Rollout) -> resources.RolloutRes
         select(RolloutProfile).where(RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None))
     )
     rigs = rollout_rigs(session, rollout, policy, view) if policy is not None else []
-    return resources.RolloutResource(
+    return rollout_resources.RolloutResource(
         id=rollout.id,
         model=rollout.model,
         version=rollout.version,
         state=rollout.state,
         reason=rollout.reason,
-        gates=resources.GatesResource(**msgspec.to_builtins(gates)) if gates else None,
+        gates=rollout_resources.GatesResource(**msgspec.to_builtins(gates)) if gates else None,
         rigs=rigs,
         uncovered_profiles=list(uncovered([rig.profiles for rig in rigs], view.profiles)),
         groups=groups,
-        figures=[resources.FigureResource(**figure) for figure in rollout.figures],
+        figures=[rollout_resources.FigureResource(**figure) for figure in rollout.figures],
         stopped_profiles={row.profile: row.reason for row in stopped},
         created_at_s=rollout.created_at_s,
         created_by=rollout.created_by,
@@ -261,17 +262,17 @@ def rollout_plan(
     *,
     now_s: float,
     trusted_rigs: Collection[str] = (),
-) -> resources.RolloutPlan:
+) -> rollout_resources.RolloutPlan:
     """Return what a rollout would do.
 
     Raises:
         EdgeopsError: What creating it would raise.
     """
     made = plan(session, release, policy, selection, now_s, trusted_rigs)
-    return resources.RolloutPlan(
+    return rollout_resources.RolloutPlan(
         model=release.model,
         version=release.version,
-        groups=[resources.PlannedGroupResource(**group._asdict()) for group in made.groups],
+        groups=[rollout_resources.PlannedGroupResource(**group._asdict()) for group in made.groups],
         devices=sum(sum(group.devices.values()) for group in made.groups),
         control=made.control,
         online=made.online,
@@ -284,7 +285,7 @@ def rollout_plan(
     )
 
 
-def member_page(session: Session, rollout_id: int, *, after: str, limit: int) -> resources.Members:
+def member_page(session: Session, rollout_id: int, *, after: str, limit: int) -> rollout_resources.Members:
     """Return the members of a rollout after a unit's name.
 
     Raises:
@@ -302,7 +303,7 @@ def member_page(session: Session, rollout_id: int, *, after: str, limit: int) ->
         .limit(limit + 1)
     ).all()
     items = [
-        resources.MemberResource(
+        rollout_resources.MemberResource(
             connection=row.connection,
             unit=row.unit,
             group=label,
@@ -317,7 +318,7 @@ def member_page(session: Session, rollout_id: int, *, after: str, limit: int) ->
         for row, label in found[:limit]
     ]
     last = items[-1] if len(found) > limit else None
-    return resources.Members(items=items, next=None if last is None else f"{last.connection}/{last.unit}")
+    return rollout_resources.Members(items=items, next=None if last is None else f"{last.connection}/{last.unit}")
 
 
 def _comes_after(cursor: str) -> ColumnElement[bool]:

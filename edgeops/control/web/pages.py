@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.release import Release
 from edgeops.control import access
-from edgeops.control.api import resources, views
+from edgeops.control.api import resources, rollout_resources, views
 from edgeops.control.database import Database
 from edgeops.control.web.door import COOKIE, PATH, SIGN_IN, SIGN_OUT, Door, may_read
 
@@ -230,7 +230,7 @@ def _fill(table: ui.table, rows: Sequence[dict[str, Any]]) -> None:
         table.rows = fresh
 
 
-def _rig_row(rig: resources.RolloutRigResource) -> dict[str, Any]:
+def _rig_row(rig: rollout_resources.RolloutRigResource) -> dict[str, Any]:
     online = "yes" if rig.online else "no"
     return {"group": "0", "rig": rig.rig, "online": online, "stands": rig.state, "what": rig.said}
 
@@ -260,7 +260,7 @@ def _component_row(unit: str, part: resources.ComponentResource) -> dict[str, An
     }  # fmt: skip
 
 
-def _gate_row(figure: resources.FigureResource) -> dict[str, Any]:
+def _gate_row(figure: rollout_resources.FigureResource) -> dict[str, Any]:
     holds = {True: "yes", False: "no", None: "cannot be said yet"}[figure.holds]
     value = "" if figure.value is None else f"{figure.value:.4g}"
     return {
