@@ -40,7 +40,7 @@ from edgeops.contracts.topics import SELF_UNIT, unit_topic
 from edgeops.control.database import Database
 from edgeops.control.ingest.apply import Batch
 from edgeops.control.ingest.worker import BATCH_MESSAGES, Ingest
-from edgeops.control.models import TelemetryWindow
+from edgeops.control.telemetry_models import TelemetryWindow
 from edgeops.testkit.sealed_releases import publish_sealed_release
 from edgeops.testkit.simulator import Identity, SimulatedDevice, Simulator, enroll_many
 from edgeops.transport.mqtt import Message

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.database import Database
-from edgeops.control.models import Base, Device
+from edgeops.control.models import Device
+from edgeops.control.schema import SCHEMA
 
 REGISTRY = "registry.sqlite"
 DATABASE_NAME = "control.sqlite"
@@ -182,7 +183,7 @@ def _copy_rows(old: Database, new: Database) -> None:
     with old.read() as source, new.write() as target:
         if target.scalar(select(func.count()).select_from(Device)):
             raise EdgeopsError("E-CONFIG", "the registry is not empty", "Give an empty database.")
-        for table in Base.metadata.sorted_tables:
+        for table in SCHEMA.sorted_tables:
             rows = source.execute(select(table)).mappings()
             while part := rows.fetchmany(_ROWS):
                 target.execute(insert(table), [dict(row) for row in part])
@@ -193,7 +194,7 @@ def _number_on(session: Session) -> None:
     """Let PostgreSQL number new rows after those that were copied with their numbers."""
     if session.get_bind().dialect.name != "postgresql":
         return
-    for table in Base.metadata.sorted_tables:
+    for table in SCHEMA.sorted_tables:
         for column in inspect(table).primary_key:
             name = session.scalar(text("SELECT pg_get_serial_sequence(:t, :c)"), {"t": table.name, "c": column.name})
             newest = session.scalar(select(func.max(column)))

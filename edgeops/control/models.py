@@ -1,4 +1,7 @@
-"""The registry's tables. Times are seconds since 1970 by the control plane's clock unless a name says otherwise."""
+"""The registry's tables, except those of telemetry; `schema` knows them all.
+
+Times are seconds since 1970 by the control plane's clock unless a name says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from edgeops.contracts.enrolment import ConnectionKind
 
 # SQLite numbers rows by itself only in INTEGER columns; PostgreSQL should have eight bytes.
 _ROW_ID = BigInteger().with_variant(Integer(), "sqlite")
-_NAME = String(63)
+NAME = String(63)
 
 
 class Word(TypeDecorator[str]):
@@ -52,8 +55,8 @@ class Device(Base):
 
     __tablename__ = "devices"
 
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    profile: Mapped[str] = mapped_column(_NAME, index=True)
+    connection: Mapped[str] = mapped_column(NAME, primary_key=True)
+    profile: Mapped[str] = mapped_column(NAME, index=True)
     labels: Mapped[dict[str, str]] = mapped_column(JSON)
     certificate_pem: Mapped[str] = mapped_column(Text)
     previous_certificate_pem: Mapped[str] = mapped_column(Text, default="")
@@ -87,8 +90,8 @@ class Unit(Base):
     __tablename__ = "units"
 
     connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"), primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    profile: Mapped[str] = mapped_column(_NAME, index=True)
+    unit: Mapped[str] = mapped_column(NAME, primary_key=True)
+    profile: Mapped[str] = mapped_column(NAME, index=True)
     labels: Mapped[dict[str, str]] = mapped_column(JSON)
     added_at_s: Mapped[float]
     boot_id: Mapped[str] = mapped_column(String(64))
@@ -115,8 +118,8 @@ class Boot(Base):
 
     __tablename__ = "boots"
 
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(NAME, primary_key=True)
     boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     first_seen_s: Mapped[float]
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -129,8 +132,8 @@ class Generation(Base):
 
     __tablename__ = "generations"
 
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(NAME, primary_key=True)
     generation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     components: Mapped[bytes] = mapped_column(LargeBinary)
     cause: Mapped[str] = mapped_column(String(128))
@@ -144,11 +147,11 @@ class ProgressEvent(Base):
 
     __tablename__ = "progress"
 
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(NAME, primary_key=True)
     boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    component: Mapped[str] = mapped_column(_NAME)
+    component: Mapped[str] = mapped_column(NAME)
     generation: Mapped[int] = mapped_column(BigInteger)
     step: Mapped[int] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(Word(32))
@@ -160,88 +163,6 @@ class ProgressEvent(Base):
     received_at_s: Mapped[float] = mapped_column(index=True)
 
 
-class TelemetryWindow(Base):
-    """One telemetry window as received; the key drops repeated messages."""
-
-    __tablename__ = "telemetry_windows"
-
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    received_at_s: Mapped[float] = mapped_column(index=True)
-    payload: Mapped[bytes] = mapped_column(LargeBinary)
-    summed: Mapped[bool] = mapped_column(default=False)
-
-    __table_args__ = (Index("ix_telemetry_windows_summed", "summed", "received_at_s"),)
-
-
-class _Summed:
-    """What windows come to: an exact merge. `sampled` is None where it is older than that figure: all were."""
-
-    requests: Mapped[int] = mapped_column(BigInteger)
-    sampled: Mapped[int | None] = mapped_column(BigInteger)
-    errors: Mapped[dict[str, int]] = mapped_column(JSON)
-    latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
-    histograms: Mapped[dict[str, list[int]]] = mapped_column(JSON)
-    temperature_max_c: Mapped[float | None]
-    shadow: Mapped[bytes | None] = mapped_column(LargeBinary)
-
-
-class TelemetryTotal(Base):
-    """The exact merge of a unit's windows of one model and release."""
-
-    __tablename__ = "telemetry_totals"
-
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    model: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    release: Mapped[str] = mapped_column(String(64), primary_key=True)
-    requests: Mapped[int] = mapped_column(BigInteger)
-    errors: Mapped[dict[str, int]] = mapped_column(JSON)
-    latency_ms: Mapped[bytes] = mapped_column(LargeBinary)
-    updated_at_s: Mapped[float]
-
-
-class TelemetryRollup(_Summed, Base):
-    """The exact merge of what all devices of a profile said of a model and release within one span of time."""
-
-    __tablename__ = "telemetry_rollups"
-
-    model: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    release: Mapped[str] = mapped_column(String(64), primary_key=True)
-    profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    span_s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-
-    __table_args__ = (Index("ix_telemetry_rollups_start_s", "span_s", "start_s"),)
-
-
-class DeviceRollup(_Summed, Base):
-    """The exact merge of what one device said of a model and release within one span of time."""
-
-    __tablename__ = "device_rollups"
-
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    model: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    release: Mapped[str] = mapped_column(String(64), primary_key=True)
-    span_s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-
-    __table_args__ = (Index("ix_device_rollups_start_s", "span_s", "start_s"),)
-
-
-class ArmRollup(_Summed, Base):
-    """The exact merge of what one arm of a canary said of its release while the canary's group was under way."""
-
-    __tablename__ = "arm_rollups"
-
-    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
-    profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    arm: Mapped[str] = mapped_column(String(16), primary_key=True)
-
-
 class EnrolmentTokenRow(Base):
     """A one-time token: only the hash of its secret is kept."""
 
@@ -249,14 +170,14 @@ class EnrolmentTokenRow(Base):
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    profile: Mapped[str | None] = mapped_column(_NAME)
-    name: Mapped[str | None] = mapped_column(_NAME)
+    profile: Mapped[str | None] = mapped_column(NAME)
+    name: Mapped[str | None] = mapped_column(NAME)
     labels: Mapped[dict[str, str]] = mapped_column(JSON)
     created_at_s: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(64))
     expires_at_s: Mapped[float]
     used_at_s: Mapped[float | None]
-    used_by: Mapped[str | None] = mapped_column(_NAME)
+    used_by: Mapped[str | None] = mapped_column(NAME)
     kind: Mapped[str] = mapped_column(Word(16), default=ConnectionKind.DEVICE)
 
 
@@ -267,7 +188,7 @@ class ApiToken(Base):
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     secret_sha256: Mapped[str] = mapped_column(String(64))
-    name: Mapped[str] = mapped_column(_NAME, unique=True)
+    name: Mapped[str] = mapped_column(NAME, unique=True)
     role: Mapped[str] = mapped_column(Word(32))
     created_at_s: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(64))
@@ -281,7 +202,7 @@ class DeviceGroup(Base):
 
     __tablename__ = "device_groups"
 
-    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    name: Mapped[str] = mapped_column(NAME, primary_key=True)
     query: Mapped[str] = mapped_column(Text)
     devices: Mapped[list[str]] = mapped_column(JSON)
     created_at_s: Mapped[float]
@@ -294,7 +215,7 @@ class Rollout(Base):
     __tablename__ = "rollouts"
 
     id: Mapped[int] = mapped_column(_ROW_ID, primary_key=True)
-    model: Mapped[str] = mapped_column(_NAME, index=True)
+    model: Mapped[str] = mapped_column(NAME, index=True)
     version: Mapped[str] = mapped_column(String(64))
     release_number: Mapped[int] = mapped_column(BigInteger)
     policy: Mapped[bytes] = mapped_column(LargeBinary)
@@ -334,7 +255,7 @@ class RolloutProfile(Base):
     __tablename__ = "rollout_profiles"
 
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
-    profile: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    profile: Mapped[str] = mapped_column(NAME, primary_key=True)
     target: Mapped[str] = mapped_column(String(255))
     digest: Mapped[str] = mapped_column(String(80))
     reference: Mapped[dict[str, list[int]]] = mapped_column(JSON)
@@ -354,11 +275,11 @@ class RolloutMember(Base):
     __tablename__ = "rollout_members"
 
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
-    connection: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    unit: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(NAME, primary_key=True)
+    unit: Mapped[str] = mapped_column(NAME, primary_key=True)
     position: Mapped[int]
-    profile: Mapped[str] = mapped_column(_NAME)
-    component: Mapped[str] = mapped_column(_NAME)
+    profile: Mapped[str] = mapped_column(NAME)
+    component: Mapped[str] = mapped_column(NAME)
     generation: Mapped[int | None] = mapped_column(BigInteger)
     first_generation: Mapped[int | None] = mapped_column(BigInteger)
     attempts: Mapped[int]
@@ -383,9 +304,9 @@ class CommandRow(Base):
 
     __tablename__ = "commands"
 
-    id: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    connection: Mapped[str] = mapped_column(_NAME, index=True)
-    unit: Mapped[str] = mapped_column(_NAME)
+    id: Mapped[str] = mapped_column(NAME, primary_key=True)
+    connection: Mapped[str] = mapped_column(NAME, index=True)
+    unit: Mapped[str] = mapped_column(NAME)
     kind: Mapped[str] = mapped_column(String(32))
     wish: Mapped[bytes] = mapped_column(LargeBinary)
     created_at_s: Mapped[float]
@@ -445,7 +366,7 @@ class AskedMeasurement(Base):
 
     __tablename__ = "measurements"
 
-    id: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    id: Mapped[str] = mapped_column(NAME, primary_key=True)
     connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"))
     command: Mapped[bytes] = mapped_column(LargeBinary)
     created_at_s: Mapped[float]
@@ -488,7 +409,7 @@ class RigRun(Base):
 
     __tablename__ = "rig_runs"
 
-    id: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    id: Mapped[str] = mapped_column(NAME, primary_key=True)
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"))
     connection: Mapped[str] = mapped_column(ForeignKey("devices.connection"), index=True)
     attempt: Mapped[int]

@@ -8,7 +8,8 @@ from sqlalchemy import delete
 from edgeops.control import commands
 from edgeops.control.database import Database
 from edgeops.control.ingest import history, rollups
-from edgeops.control.models import AskedMeasurement, EnrolmentTokenRow, ProgressEvent, RequestKey, TelemetryWindow
+from edgeops.control.models import AskedMeasurement, EnrolmentTokenRow, ProgressEvent, RequestKey
+from edgeops.control.telemetry_models import TelemetryWindow
 
 WINDOWS_S = 30 * 86400.0
 PROGRESS_S = 90 * 86400.0

@@ -29,7 +29,7 @@ from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.wire import decode
 from edgeops.control.database import Database
-from edgeops.control.models import TelemetryRollup, TelemetryWindow
+from edgeops.control.telemetry_models import TelemetryRollup, TelemetryWindow
 
 __all__ = ["serving"]
 DEATHS = 15

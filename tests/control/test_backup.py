@@ -21,11 +21,12 @@ from sqlalchemy import select
 from edgeops.client.resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.backup import backup, restore
-from edgeops.control.models import AuditEntry, Base, Device, Rollout
+from edgeops.control.models import AuditEntry, Device, Rollout
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.schema import SCHEMA
 
 NOW = 1_800_000_000.0
 ALL = Policy(groups=("100%",))
@@ -83,7 +84,7 @@ def rows(database: object) -> dict[str, list[tuple[object, ...]]]:
     with database.read() as session:  # type: ignore[attr-defined]
         return {
             table.name: sorted((tuple(map(str, row)) for row in session.execute(select(table))), key=str)
-            for table in Base.metadata.sorted_tables
+            for table in SCHEMA.sorted_tables
         }
 
 

@@ -22,8 +22,9 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.database import Database
 from edgeops.control.ingest import worker
 from edgeops.control.ingest.worker import Ingest
-from edgeops.control.models import Device, TelemetryRollup, TelemetryWindow, Unit
+from edgeops.control.models import Device, Unit
 from edgeops.control.pace import Buckets
+from edgeops.control.telemetry_models import TelemetryRollup, TelemetryWindow
 from edgeops.transport.mqtt import Message
 
 DAY_S = 86_400.0

@@ -16,13 +16,14 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
 from edgeops.control.ingest.rollups import traffic_in
-from edgeops.control.models import ArmRollup, Device, Rollout, RolloutMember, Unit
+from edgeops.control.models import Device, Rollout, RolloutMember, Unit
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.plan import plan
 from edgeops.control.rollout.policy import Gates, Policy, Rate, Shadow, check_policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.telemetry_models import ArmRollup
 
 NOW = 1_800_000_000.0
 FIRST = Policy(groups=("100%",))

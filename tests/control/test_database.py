@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,17 +12,18 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from registry_fleet import add_devices, obey_all, open_registry, release
-from sqlalchemy import event, select, text
+from sqlalchemy import event, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import audit
 from edgeops.control.database import Database
-from edgeops.control.models import AuditEntry, Base, Device, Rollout, Unit
+from edgeops.control.models import AuditEntry, Device, Rollout, Unit
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Gates, Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.schema import SCHEMA
 
 RECORDED = Path(__file__).parent / "registries"
 NOW = 1_000_000.0
@@ -29,9 +32,22 @@ NOW = 1_000_000.0
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(registry_url: Path | str) -> None:
     database = open_registry(registry_url)
     with database._engine.connect() as connection:
-        difference = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        difference = compare_metadata(MigrationContext.configure(connection), SCHEMA)
     database.close()
     assert difference == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "whole"), [("schema import SCHEMA as form", True), ("models import Base as form", False)]
+)
+def test_the_schema_is_whole_in_a_process_that_imports_nothing_else(tmp_path: Path, asked: str, whole: bool) -> None:
+    """A table that it did not know would be missing from a registry that moves; the control: some modules alone."""
+    database = open_registry(tmp_path)
+    made = set(inspect(database._engine).get_table_names()) - {"alembic_version"}
+    database.close()
+    script = f"from edgeops.control.{asked}\nprint(*getattr(form, 'metadata', form).tables)"
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert (set(told.split()) == made) is whole
 
 
 @pytest.mark.parametrize("change", ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"])

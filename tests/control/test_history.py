@@ -15,8 +15,8 @@ from edgeops.control.database import Database
 from edgeops.control.ingest import history
 from edgeops.control.ingest.history import FRESH_S, Asked, Place, merged
 from edgeops.control.ingest.rollups import DAY_S, HOUR_S, KEEP_S, Traffic
-from edgeops.control.models import DeviceRollup, TelemetryWindow
 from edgeops.control.retention import prune
+from edgeops.control.telemetry_models import DeviceRollup, TelemetryWindow
 
 NOW = 1_800_000_000.0
 PROFILES = ("raspberry-pi-4", "intel-nuc")

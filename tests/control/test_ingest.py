@@ -31,8 +31,9 @@ from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, TelemetryBatch
 from edgeops.contracts.topics import presence_topic, unit_topic
 from edgeops.contracts.wire import encode
 from edgeops.control.ingest.worker import Ingest
-from edgeops.control.models import Boot, Device, EnrolmentTokenRow, ProgressEvent, TelemetryTotal, TelemetryWindow, Unit
+from edgeops.control.models import Boot, Device, EnrolmentTokenRow, ProgressEvent, Unit
 from edgeops.control.retention import prune
+from edgeops.control.telemetry_models import TelemetryTotal, TelemetryWindow
 from edgeops.transport.mqtt import Message
 from edgeops.trust import envelopes
 

@@ -18,7 +18,8 @@ from edgeops.contracts.wire import decode
 from edgeops.control import enrolment
 from edgeops.control.enrolment import FirstTrust, TokenScope, issue_token
 from edgeops.control.ingest.worker import Ingest
-from edgeops.control.models import Device, ProgressEvent, TelemetryWindow, Unit
+from edgeops.control.models import Device, ProgressEvent, Unit
+from edgeops.control.telemetry_models import TelemetryWindow
 from edgeops.transport.mqtt import Message
 from edgeops.trust import envelopes
 from edgeops.trust.authority import FleetAuthority

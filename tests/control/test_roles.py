@@ -25,12 +25,13 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.topics import control_filters
 from edgeops.control.database import Database
-from edgeops.control.models import Generation, TelemetryTotal, TelemetryWindow
+from edgeops.control.models import Generation
 from edgeops.control.publishing import DesiredPublisher
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.telemetry_models import TelemetryTotal, TelemetryWindow
 from edgeops.testkit.simulator import SimulatedDevice, Simulator, enroll_many
 from edgeops.transport.mqtt import MqttLink, TlsFiles
 from edgeops.trust.authority import FleetAuthority

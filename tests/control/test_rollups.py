@@ -14,12 +14,13 @@ from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.control.database import Database
 from edgeops.control.ingest.rollups import DAY_S, HOUR_S, KEEP_S, MAX_CODES, QUARTER_S, Traffic, traffic
-from edgeops.control.models import Rollout, RolloutProfile, TelemetryRollup
+from edgeops.control.models import Rollout, RolloutProfile
 from edgeops.control.retention import prune
 from edgeops.control.rollout import manage
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.policy import Gates, Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.telemetry_models import TelemetryRollup
 
 NOW = 1_800_000_000.0
 PROFILE = "raspberry-pi-4"

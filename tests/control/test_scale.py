@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from edgeops.client.resources import GatesInfo, RolloutWish
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.control.database import Database
-from edgeops.control.models import Generation, TelemetryWindow
+from edgeops.control.models import Generation
+from edgeops.control.telemetry_models import TelemetryWindow
 from edgeops.testkit.simulator import SimulatedDevice, Simulator, enroll_many
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher

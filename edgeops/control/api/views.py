@@ -31,7 +31,6 @@ from edgeops.control.models import (
     RolloutGroup,
     RolloutMember,
     RolloutProfile,
-    TelemetryTotal,
     Unit,
 )
 from edgeops.control.renewal import certificate_until_s
@@ -40,6 +39,7 @@ from edgeops.control.rollout.freeze import frozen
 from edgeops.control.rollout.plan import plan, uncovered
 from edgeops.control.rollout.policy import Policy, read_policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.telemetry_models import TelemetryTotal
 from edgeops.control.units import Subject, split_name
 
 PROGRESS_SHOWN = 50

@@ -31,18 +31,10 @@ from edgeops.control.ingest.arms import Arms
 from edgeops.control.ingest.rollups import Rollups, Traffic, traffic_of
 from edgeops.control.ingest.statements import Statement
 from edgeops.control.measuring import SignedAnswer
-from edgeops.control.models import (
-    Boot,
-    Device,
-    ProgressEvent,
-    RolloutMember,
-    RolloutProfile,
-    TelemetryTotal,
-    TelemetryWindow,
-    Unit,
-)
+from edgeops.control.models import Boot, Device, ProgressEvent, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rigs import runs
 from edgeops.control.rigs.runs import SignedRigAnswer
+from edgeops.control.telemetry_models import TelemetryTotal, TelemetryWindow
 
 MAX_UNITS = 64
 REPUBLISH_AFTER_S = 60.0

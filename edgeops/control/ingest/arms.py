@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.ingest.rollups import Key, Traffic, add_all
-from edgeops.control.models import ArmRollup, Rollout, RolloutGroup, RolloutMember
+from edgeops.control.models import Rollout, RolloutGroup, RolloutMember
+from edgeops.control.telemetry_models import ArmRollup
 
 CANARY, CONTROL = "canary", "control"
 

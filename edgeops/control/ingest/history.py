@@ -16,7 +16,8 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.wire import decode
 from edgeops.control.ingest.rollups import DAY_S, HOUR_S, Key, Traffic, add_all, traffic_in, traffic_of
-from edgeops.control.models import DeviceRollup, TelemetryRollup, TelemetryWindow, Unit
+from edgeops.control.models import Unit
+from edgeops.control.telemetry_models import DeviceRollup, TelemetryRollup, TelemetryWindow
 
 T = TypeVar("T")
 

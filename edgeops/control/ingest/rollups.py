@@ -20,7 +20,7 @@ from edgeops.contracts.drift import histograms_of
 from edgeops.contracts.sketches import QuantileSketch
 from edgeops.contracts.telemetry import ModelWindow, ShadowFigures
 from edgeops.contracts.wire import encode
-from edgeops.control.models import ArmRollup, DeviceRollup, TelemetryRollup
+from edgeops.control.telemetry_models import ArmRollup, DeviceRollup, TelemetryRollup
 
 QUARTER_S, HOUR_S, DAY_S = 900, 3600, 86400
 # A span is kept for so long; then it becomes part of the next larger one, and the largest is removed.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from alembic import context
 
-from edgeops.control.models import Base
+from edgeops.control.schema import SCHEMA
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=SCHEMA,
     render_as_batch=True,
     transactional_ddl=True,
 )

@@ -29,16 +29,7 @@ from edgeops.control.assignment import assign, components_of, newest_generation
 from edgeops.control.database import Database
 from edgeops.control.ingest import rollups
 from edgeops.control.ingest.arms import CANARY
-from edgeops.control.models import (
-    ArmRollup,
-    Device,
-    RigRun,
-    Rollout,
-    RolloutGroup,
-    RolloutMember,
-    RolloutProfile,
-    Unit,
-)
+from edgeops.control.models import Device, RigRun, Rollout, RolloutGroup, RolloutMember, RolloutProfile, Unit
 from edgeops.control.rigs import runs
 from edgeops.control.rollout.decide import Action, Counts, Decision, GroupView, RolloutView, decide
 from edgeops.control.rollout.freeze import frozen
@@ -46,6 +37,7 @@ from edgeops.control.rollout.policy import MAX_RETRIES, read_policy
 from edgeops.control.rollout.regression import Arms, Requests
 from edgeops.control.rollout.reverting import give_back
 from edgeops.control.rollout.rig_gate import RigView
+from edgeops.control.telemetry_models import ArmRollup
 from edgeops.control.units import unit_name
 
 log = logging.getLogger(__name__)
