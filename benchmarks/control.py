@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "control"))
 import postgres_server
 
 from edgeops.client.api import Api
-from edgeops.client.resources import GatesInfo, RolloutWish
+from edgeops.client.rollout_resources import GatesInfo, RolloutWish
 from edgeops.contracts.deployment import ComponentKind, ComponentReport, DeploymentState, Reported, Slot
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.rollouts import RolloutState

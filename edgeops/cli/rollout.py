@@ -22,7 +22,7 @@ from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 
 if TYPE_CHECKING:
     from edgeops.client.api import Api
-    from edgeops.client.resources import MemberInfo, RolloutInfo, RolloutPlan, RolloutWish
+    from edgeops.client.rollout_resources import MemberInfo, RolloutInfo, RolloutPlan, RolloutWish
     from edgeops.report.junit import Case
 
 WATCH_EVERY_S = 0.5
@@ -112,7 +112,7 @@ def _wish(
     Raises:
         EdgeopsError: E-CONFIG; a label or the time zone cannot be read.
     """
-    from edgeops.client.resources import GatesInfo, Rate, RolloutWish, Schedule, Shadow
+    from edgeops.client.rollout_resources import GatesInfo, Rate, RolloutWish, Schedule, Shadow
 
     gates = {name: rest.pop(name) for name in GatesInfo.__struct_fields__}
     return RolloutWish(

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from edgeops.client.resources import CountsInfo, GroupInfo, RolloutInfo
+from edgeops.client.rollout_resources import CountsInfo, GroupInfo, RolloutInfo
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 import urllib3
 
-from edgeops.client import resources
+from edgeops.client import resources, rollout_resources
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, OfflineAnswer
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.measurement import Candidate
@@ -298,57 +298,57 @@ class Api:
         """Return the published releases."""
         return self._items("/api/v1/releases", list[Release])[0]
 
-    def create_rollout(self, wish: resources.RolloutWish) -> resources.RolloutInfo:
+    def create_rollout(self, wish: rollout_resources.RolloutWish) -> rollout_resources.RolloutInfo:
         """Create a rollout.
 
         Raises:
             EdgeopsError: E-RELEASE-UNKNOWN, E-DEVICE-UNKNOWN, E-QUERY, E-GROUP, or E-ROLLOUT-INVALID: impossible gates
                 or groups.
         """
-        return self._call("POST", "/api/v1/rollouts", resources.RolloutInfo, msgspec.to_builtins(wish))
+        return self._call("POST", "/api/v1/rollouts", rollout_resources.RolloutInfo, msgspec.to_builtins(wish))
 
-    def plan_rollout(self, wish: resources.RolloutWish) -> resources.RolloutPlan:
+    def plan_rollout(self, wish: rollout_resources.RolloutWish) -> rollout_resources.RolloutPlan:
         """Return what a rollout would do; nothing is created.
 
         Raises:
             EdgeopsError: What creating it would raise.
         """
-        return self._call("POST", "/api/v1/rollouts/plan", resources.RolloutPlan, msgspec.to_builtins(wish))
+        return self._call("POST", "/api/v1/rollouts/plan", rollout_resources.RolloutPlan, msgspec.to_builtins(wish))
 
-    def rollouts(self, before: int = 1 << 53, limit: int = 100) -> list[resources.RolloutInfo]:
+    def rollouts(self, before: int = 1 << 53, limit: int = 100) -> list[rollout_resources.RolloutInfo]:
         """Return the newest rollouts before a number, at most 500."""
         query = {"before": str(before), "limit": str(limit)}
-        return self._items("/api/v1/rollouts", list[resources.RolloutInfo], query)[0]
+        return self._items("/api/v1/rollouts", list[rollout_resources.RolloutInfo], query)[0]
 
-    def rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Return one rollout.
 
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        return self._call("GET", f"/api/v1/rollouts/{rollout_id}", resources.RolloutInfo)
+        return self._call("GET", f"/api/v1/rollouts/{rollout_id}", rollout_resources.RolloutInfo)
 
-    def members(self, rollout_id: int) -> Iterator[resources.MemberInfo]:
+    def members(self, rollout_id: int) -> Iterator[rollout_resources.MemberInfo]:
         """Yield the devices of a rollout by name.
 
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        yield from self._pages(f"/api/v1/rollouts/{rollout_id}/members", list[resources.MemberInfo])
+        yield from self._pages(f"/api/v1/rollouts/{rollout_id}/members", list[rollout_resources.MemberInfo])
 
-    def rollout_rigs(self, rollout_id: int) -> list[resources.RigRunInfo]:
+    def rollout_rigs(self, rollout_id: int) -> list[rollout_resources.RigRunInfo]:
         """Return what the rigs of a rollout were asked and answered, in order.
 
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        return self._items(f"/api/v1/rollouts/{rollout_id}/rigs", list[resources.RigRunInfo])[0]
+        return self._items(f"/api/v1/rollouts/{rollout_id}/rigs", list[rollout_resources.RigRunInfo])[0]
 
     def rigs(self) -> list[resources.RigInfo]:
         """Return the rigs by name."""
         return self._items("/api/v1/rigs", list[resources.RigInfo])[0]
 
-    def approve_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def approve_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Say as a second person that a draft may start.
 
         Raises:
@@ -356,7 +356,7 @@ class Api:
         """
         return self._act(rollout_id, "approve")
 
-    def start_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def start_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Start a draft.
 
         Raises:
@@ -364,7 +364,7 @@ class Api:
         """
         return self._act(rollout_id, "start")
 
-    def pause_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def pause_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Give the release to no further group until resumed.
 
         Raises:
@@ -372,7 +372,7 @@ class Api:
         """
         return self._act(rollout_id, "pause")
 
-    def resume_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def resume_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Let a paused rollout go on.
 
         Raises:
@@ -380,7 +380,7 @@ class Api:
         """
         return self._act(rollout_id, "resume")
 
-    def abort_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def abort_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """End a rollout; who has the release keeps it.
 
         Raises:
@@ -388,7 +388,7 @@ class Api:
         """
         return self._act(rollout_id, "abort")
 
-    def override_holds(self, rollout_id: int) -> resources.RolloutInfo:
+    def override_holds(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Have the devices of a rollout that are held wait no longer.
 
         Raises:
@@ -396,7 +396,7 @@ class Api:
         """
         return self._act(rollout_id, "override-holds")
 
-    def revert_rollout(self, rollout_id: int) -> resources.RolloutInfo:
+    def revert_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """End a rollout and give its devices back what they had before.
 
         Raises:
@@ -470,8 +470,8 @@ class Api:
         """Return the newest lines of the audit log, at most 500."""
         return self._items("/api/v1/fleet/audit", list[resources.AuditInfo], {"limit": str(limit)})[0]
 
-    def _act(self, rollout_id: int, action: str) -> resources.RolloutInfo:
-        return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", resources.RolloutInfo)
+    def _act(self, rollout_id: int, action: str) -> rollout_resources.RolloutInfo:
+        return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", rollout_resources.RolloutInfo)
 
     def _pages(self, path: str, kind: type[list[T]], query: Mapping[str, str] = MappingProxyType({})) -> Iterator[T]:
         """Yield all items of a list, page by page."""

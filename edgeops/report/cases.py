@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeops.client.resources import FigureInfo, RolloutInfo, RolloutRigInfo
+from edgeops.client.rollout_resources import FigureInfo, RolloutInfo, RolloutRigInfo
 from edgeops.contracts.errors import EdgeopsError, Fault
 from edgeops.contracts.evidence import Evidence, GateResult
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState

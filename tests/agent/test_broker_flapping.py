@@ -24,7 +24,7 @@ from sqlalchemy import func, select
 from test_sigkill import DEVICES, Device, active, release, serving
 
 from edgeops.client.inference import InferenceClient
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.contracts.telemetry import Telemetry
 from edgeops.contracts.wire import decode

@@ -13,7 +13,7 @@ from served_fleet import Serving, run, wait_for
 from test_sigkill import Device, release, serving
 
 from edgeops.client.inference import InferenceClient
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 

@@ -20,7 +20,7 @@ from fake_fleet import AT_ONCE, wait_for
 from served_fleet import BROKERS, Serving
 
 from edgeops.client.inference import InferenceClient
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.releases import assemble

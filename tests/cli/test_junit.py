@@ -12,7 +12,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 from edgeops.cli.compile import command as compile_command
 from edgeops.cli.junit import junit_file
 from edgeops.cli.release import command as release_command
-from edgeops.client.resources import FigureInfo, RolloutInfo
+from edgeops.client.rollout_resources import FigureInfo, RolloutInfo
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.report.cases import of_rollout
 from edgeops.report.junit import Case, Outcome, document

@@ -14,7 +14,7 @@ import pytest
 from served_fleet import MODEL, Fleet, Serving
 
 from edgeops.client.api import Api
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.access import PERMISSIONS, Permission, Role
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import access

@@ -16,7 +16,7 @@ import urllib3
 from served_fleet import MODEL, PROFILES, Fleet, Serving
 from starlette.responses import PlainTextResponse
 
-from edgeops.client import resources
+from edgeops.client import resources, rollout_resources
 from edgeops.client.api import Api
 from edgeops.contracts.enrolment import EnrolRequest
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
@@ -257,12 +257,12 @@ def test_the_openapi_document_is_whole(http: Http) -> None:
         (resources.DeviceInfo, "DeviceResource"),
         (resources.DeviceDetail, "DeviceDetail"),
         (resources.ProgressInfo, "ProgressResource"),
-        (resources.GatesInfo, "GatesResource"),
-        (resources.CountsInfo, "CountsResource"),
-        (resources.GroupInfo, "GroupResource"),
-        (resources.FigureInfo, "FigureResource"),
-        (resources.RolloutInfo, "RolloutResource"),
-        (resources.MemberInfo, "MemberResource"),
+        (rollout_resources.GatesInfo, "GatesResource"),
+        (rollout_resources.CountsInfo, "CountsResource"),
+        (rollout_resources.GroupInfo, "GroupResource"),
+        (rollout_resources.FigureInfo, "FigureResource"),
+        (rollout_resources.RolloutInfo, "RolloutResource"),
+        (rollout_resources.MemberInfo, "MemberResource"),
         (resources.FleetInfo, "Fleet"),
         (resources.FreezeInfo, "FreezeResource"),
         (resources.AuditInfo, "AuditResource"),

@@ -18,7 +18,7 @@ from registry_fleet import add_devices, obey_all, open_registry, release
 from served_fleet import MODEL, Fleet, Serving, wait_for
 from sqlalchemy import select
 
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.backup import backup, restore
 from edgeops.control.models import AuditEntry, Device, Rollout

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from served_fleet import BROKERS, MODEL, make_release, wait_for
 
 from edgeops.client.api import Api
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.enrolment import EnrolmentToken
 from edgeops.trust.keys import PASSPHRASE_VARIABLE
 

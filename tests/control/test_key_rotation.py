@@ -8,7 +8,7 @@ import pytest
 from served_fleet import MODEL, Fleet, Serving, wait_for
 
 from edgeops.client.api import Api
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import ENDED_STATES

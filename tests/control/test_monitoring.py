@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from registry_fleet import FLEET, SpeakingDevice, add_devices, open_registry, release
 from served_fleet import MODEL, Fleet, Serving, wait_for
 
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.bundle import DriftCalibration, DriftLevel
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState

@@ -21,7 +21,7 @@ from sqlalchemy import event, func, select, update
 from test_api import Http, problem
 
 from edgeops.client.api import RETRY_MAX_S, TRIES, Api
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import idempotency, retention
 from edgeops.control.access import Doorkeeper

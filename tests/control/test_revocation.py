@@ -14,7 +14,7 @@ from cryptography import x509
 from fake_device import FakeDevice
 from served_fleet import MODEL, Fleet, Serving, needs_mosquitto, run, wait_for
 
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.broker.mosquitto import CRL_NAME
 from edgeops.trust.authority import FleetAuthority

@@ -19,7 +19,7 @@ from served_fleet import MODEL, PROFILES, Serving, make_release, needs_mosquitto
 from sqlalchemy import func, select, text
 
 from edgeops.cli import root
-from edgeops.client.resources import GatesInfo, RolloutWish
+from edgeops.client.rollout_resources import GatesInfo, RolloutWish
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState

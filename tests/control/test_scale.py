@@ -10,7 +10,7 @@ import pytest
 from served_fleet import MODEL, PROFILES, Serving, make_release, needs_mosquitto, wait_for
 from sqlalchemy import func, select
 
-from edgeops.client.resources import GatesInfo, RolloutWish
+from edgeops.client.rollout_resources import GatesInfo, RolloutWish
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.control.database import Database
 from edgeops.control.models import Generation

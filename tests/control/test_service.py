@@ -17,7 +17,7 @@ from fake_device import FakeDevice, join
 from served_fleet import BROKERS, MODEL, Fleet, Serving, wait_for
 
 from edgeops.client.api import Api
-from edgeops.client.resources import GatesInfo, RolloutInfo, RolloutWish
+from edgeops.client.rollout_resources import GatesInfo, RolloutInfo, RolloutWish
 from edgeops.contracts.rollouts import ENDED_STATES
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.publisher import Publisher

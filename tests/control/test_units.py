@@ -11,7 +11,7 @@ from registry_fleet import MODEL, PROFILES, SpeakingDevice, add_devices, open_re
 from served_fleet import BROKERS, Serving, make_release, run, wait_for
 from sqlalchemy import select
 
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.deployment import DeploymentState, Presence
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from served_fleet import BROKERS, MODEL, PROFILES, Fleet, Serving, wait_for
 
-from edgeops.client.resources import RolloutWish
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.contracts.deployment import Failure
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")

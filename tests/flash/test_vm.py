@@ -13,7 +13,8 @@ import pytest
 from adder_bundles import MODEL, small_bundle
 from served_fleet import Serving
 
-from edgeops.client.resources import DeviceInfo, RolloutWish
+from edgeops.client.resources import DeviceInfo
+from edgeops.client.rollout_resources import RolloutWish
 from edgeops.flash import over_ssh
 from edgeops.flash.link import Login
 from edgeops.flash.over_ssh import Wish

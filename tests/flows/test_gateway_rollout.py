@@ -15,7 +15,8 @@ from cables import Cable
 from mcu_bundles import MODEL, mcu_bundle
 from served_fleet import BROKERS, Serving, run, wait_for
 
-from edgeops.client.resources import GatesInfo, RolloutWish, UnitInfo
+from edgeops.client.resources import UnitInfo
+from edgeops.client.rollout_resources import GatesInfo, RolloutWish
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.releases import assemble, blob_signing, publish

@@ -17,7 +17,7 @@ from fake_device import FakeDevice, join
 from served_fleet import BROKERS, Serving, wait_for
 
 from edgeops.client.api import Api
-from edgeops.client.resources import RolloutInfo, RolloutRigInfo, RolloutWish
+from edgeops.client.rollout_resources import RolloutInfo, RolloutRigInfo, RolloutWish
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 from edgeops.releases import assemble, publish, rig_results
 from edgeops.releases.bundles import seal
