@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import random
-import ssl
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
-import urllib3
 
 from edgeops.client import resources, rollout_resources
+from edgeops.client.session import PAGE, Session
 from edgeops.contracts.enrolment import EnrolRequest, EnrolResponse, OfflineAnswer
-from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import Candidate
 from edgeops.contracts.release import Release
 from edgeops.contracts.samples import Sample, unpack_samples
 from edgeops.contracts.wire import Wire, decode
 
-T = TypeVar("T")
-
-_Query = Mapping[str, "str | Sequence[str]"]
-
-CONNECT_WITHIN_S = 5.0
-ANSWER_WITHIN_S = 30.0
-MAX_ANSWER_BYTES = 32 << 20
-PAGE = 500
-TRIES = 5
-RETRY_FIRST_S = 0.25
-RETRY_MAX_S = 2.0
-# No try begins later than this after the first.
-RETRY_WITHIN_S = 20.0
-
 
 class _Serving(Wire, frozen=True, kw_only=True):
     api: str
-
-
-class _Items(msgspec.Struct):
-    items: msgspec.Raw
-    next: str | int | None = None
-
-
-class _Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    data: bytes
 
 
 class Api:
@@ -71,23 +42,7 @@ class Api:
     def __init__(
         self, base_url: str, token: str, ca_file: Path, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        if not base_url.startswith("https://"):
-            raise EdgeopsError("E-CONFIG", f"{base_url!r} is not an https URL")
-        try:
-            context = ssl.create_default_context(cafile=str(ca_file))
-        except OSError as error:
-            raise EdgeopsError(
-                "E-CONFIG", f"{ca_file}: {error.strerror or error}", "Give the fleet's ca.pem."
-            ) from error
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._base = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"}
-        self._sleep = sleep
-        self._pool = urllib3.PoolManager(
-            ssl_context=context,
-            timeout=urllib3.Timeout(connect=CONNECT_WITHIN_S, read=ANSWER_WITHIN_S),
-            retries=False,
-        )
+        self._session = Session(base_url, token, ca_file, sleep=sleep)
 
     @classmethod
     def from_home(cls, home: Path) -> Api:
@@ -107,7 +62,7 @@ class Api:
 
     def health(self) -> resources.HealthInfo:
         """Return whether the control plane works."""
-        return self._call("GET", "/api/v1/health", resources.HealthInfo)
+        return self._session.call("GET", "/api/v1/health", resources.HealthInfo)
 
     def create_token(
         self,
@@ -122,11 +77,11 @@ class Api:
         wish: dict[str, Any] = {"profile": profile, "name": name, "labels": dict(labels or {}), "kind": kind}
         if valid_s is not None:
             wish["valid_s"] = valid_s
-        return self._call("POST", "/api/v1/enrolment-tokens", resources.TokenCreated, wish)
+        return self._session.call("POST", "/api/v1/enrolment-tokens", resources.TokenCreated, wish)
 
     def tokens(self) -> list[resources.Token]:
         """Return the tokens that were made, newest first."""
-        found = self._pages("/api/v1/enrolment-tokens", list[resources.Token])
+        found = self._session.pages("/api/v1/enrolment-tokens", list[resources.Token])
         return sorted(found, key=lambda token: -token.created_at_s)
 
     def devices(self, where: str = "") -> Iterator[resources.DeviceInfo]:
@@ -135,11 +90,13 @@ class Api:
         Raises:
             EdgeopsError: E-QUERY; the query cannot be read.
         """
-        yield from self._pages("/api/v1/devices", list[resources.DeviceInfo], {"where": where})
+        yield from self._session.pages("/api/v1/devices", list[resources.DeviceInfo], {"where": where})
 
     def device_page(self, after: str = "", limit: int = PAGE) -> list[resources.DeviceInfo]:
         """Return some devices by name, after a name."""
-        return self._items("/api/v1/devices", list[resources.DeviceInfo], {"limit": str(limit), "after": after})[0]
+        return self._session.items(
+            "/api/v1/devices", list[resources.DeviceInfo], {"limit": str(limit), "after": after}
+        )[0]
 
     def device(self, connection: str) -> resources.DeviceDetail:
         """Return one device in full.
@@ -147,7 +104,7 @@ class Api:
         Raises:
             EdgeopsError: E-DEVICE-UNKNOWN.
         """
-        return self._call("GET", f"/api/v1/devices/{_part(connection)}", resources.DeviceDetail)
+        return self._session.call("GET", f"/api/v1/devices/{_part(connection)}", resources.DeviceDetail)
 
     def label_device(self, name: str, labels: Mapping[str, str | None]) -> resources.DeviceDetail:
         """Set labels of a device or of a unit behind it (`gateway/unit`); None: the label goes.
@@ -157,7 +114,7 @@ class Api:
         """
         connection, _, unit = name.partition("/")
         path = f"/api/v1/devices/{_part(connection)}" + (f"/units/{_part(unit)}" if unit else "")
-        return self._call("PATCH", path, resources.DeviceDetail, {"labels": dict(labels)})
+        return self._session.call("PATCH", path, resources.DeviceDetail, {"labels": dict(labels)})
 
     def history(self, name: str, limit: int = 100) -> list[resources.PastInfo]:
         """Return what a device or a unit behind it was to run, newest first, at most 500.
@@ -167,7 +124,7 @@ class Api:
         """
         connection, _, unit = name.partition("/")
         query = {"unit": unit or "self", "limit": str(limit)}
-        return self._items(f"/api/v1/devices/{_part(connection)}/history", list[resources.PastInfo], query)[0]
+        return self._session.items(f"/api/v1/devices/{_part(connection)}/history", list[resources.PastInfo], query)[0]
 
     def telemetry(
         self, model: str, *, devices: Sequence[str] = (), by: str = "all", **narrowed: str | float | None
@@ -189,7 +146,7 @@ class Api:
         if devices:
             query["device"] = list(devices)
         path = f"/api/v1/telemetry/{_part(model)}"
-        return self._items(path, list[resources.TelemetryInfo], query)[0]
+        return self._session.items(path, list[resources.TelemetryInfo], query)[0]
 
     def revoke_device(self, connection: str) -> resources.DeviceDetail:
         """Shut a device out, at once and for good.
@@ -197,7 +154,7 @@ class Api:
         Raises:
             EdgeopsError: E-DEVICE-UNKNOWN. E-BROKER; it is revoked, but its live session could not be ended.
         """
-        return self._call("POST", f"/api/v1/devices/{_part(connection)}/revoke", resources.DeviceDetail)
+        return self._session.call("POST", f"/api/v1/devices/{_part(connection)}/revoke", resources.DeviceDetail)
 
     def enroll(self, request: EnrolRequest) -> OfflineAnswer:
         """Let a device in that has no network: its request in, what it needs out.
@@ -206,8 +163,8 @@ class Api:
             EdgeopsError: E-TOKEN; the token of the request is unknown, used or expired. E-ENROLL; it does not allow
                 this.
         """
-        response = self._call("POST", "/bootstrap/enrol", EnrolResponse, msgspec.to_builtins(request))
-        return OfflineAnswer(response=response, root_json=self._send("GET", "/bootstrap/root.json").decode())
+        response = self._session.call("POST", "/bootstrap/enrol", EnrolResponse, msgspec.to_builtins(request))
+        return OfflineAnswer(response=response, root_json=self._session.send("GET", "/bootstrap/root.json").decode())
 
     def renew_device(self, connection: str) -> resources.DeviceDetail:
         """Have a device renew its certificate as soon as it hears of it.
@@ -215,7 +172,7 @@ class Api:
         Raises:
             EdgeopsError: E-DEVICE-UNKNOWN; no such device, or revoked.
         """
-        return self._call("POST", f"/api/v1/devices/{_part(connection)}/renew", resources.DeviceDetail)
+        return self._session.call("POST", f"/api/v1/devices/{_part(connection)}/renew", resources.DeviceDetail)
 
     def ask_for_samples(self, connection: str, model: str, **bounds: float) -> resources.SamplesInfo:
         """Ask a device for raw inputs of a model.
@@ -230,7 +187,7 @@ class Api:
                 or it has too much to answer. E-API-ROLE; only operators may.
         """
         path = f"/api/v1/devices/{_part(connection)}/samples"
-        return self._call("POST", path, resources.SamplesInfo, {"model": model, **bounds})
+        return self._session.call("POST", path, resources.SamplesInfo, {"model": model, **bounds})
 
     def samples(self, connection: str) -> list[resources.SamplesInfo]:
         """Return what a device was asked for, newest first.
@@ -238,7 +195,7 @@ class Api:
         Raises:
             EdgeopsError: E-DEVICE-UNKNOWN or E-API-ROLE.
         """
-        return self._items(f"/api/v1/devices/{_part(connection)}/samples", list[resources.SamplesInfo])[0]
+        return self._session.items(f"/api/v1/devices/{_part(connection)}/samples", list[resources.SamplesInfo])[0]
 
     def samples_state(self, connection: str, id: str) -> resources.SamplesInfo:
         """Return how far a device is with a wish for raw inputs.
@@ -247,7 +204,7 @@ class Api:
             EdgeopsError: E-COMMAND-UNKNOWN or E-API-ROLE.
         """
         path = f"/api/v1/devices/{_part(connection)}/samples/{_part(id)}"
-        return self._call("GET", path, resources.SamplesInfo)
+        return self._session.call("GET", path, resources.SamplesInfo)
 
     def fetch_samples(self, connection: str, id: str) -> list[Sample]:
         """Return the raw inputs that a device gave; that is noted in the audit log.
@@ -256,7 +213,7 @@ class Api:
             EdgeopsError: E-COMMAND-UNKNOWN; no such command, or it has no answer yet. E-API-ROLE.
         """
         path = f"/api/v1/devices/{_part(connection)}/samples/{_part(id)}/data"
-        return list(unpack_samples(self._send("GET", path)))
+        return list(unpack_samples(self._session.send("GET", path)))
 
     def measure(
         self, connection: str, bundles: Sequence[Candidate], *, threads: int = 0, runs: int = 100, valid_s: float = 3600
@@ -274,7 +231,9 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN. E-AGENT-FEATURE; its agent measures nothing. E-COMMAND; too many are open.
         """
         wish = {"bundles": msgspec.to_builtins(list(bundles)), "threads": threads, "runs": runs, "valid_s": valid_s}
-        return self._call("POST", f"/api/v1/devices/{_part(connection)}/measurements", resources.MeasurementInfo, wish)
+        return self._session.call(
+            "POST", f"/api/v1/devices/{_part(connection)}/measurements", resources.MeasurementInfo, wish
+        )
 
     def measurement(self, connection: str, id: str) -> resources.MeasurementInfo:
         """Return what a device was asked, and its answer once it is there.
@@ -283,7 +242,7 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN. E-COMMAND-UNKNOWN; it was not asked for this.
         """
         path = f"/api/v1/devices/{_part(connection)}/measurements/{_part(id)}"
-        return self._call("GET", path, resources.MeasurementInfo)
+        return self._session.call("GET", path, resources.MeasurementInfo)
 
     def measurements(self, connection: str) -> list[resources.MeasurementInfo]:
         """Return what a device was asked to measure, newest first.
@@ -292,11 +251,11 @@ class Api:
             EdgeopsError: E-DEVICE-UNKNOWN.
         """
         path = f"/api/v1/devices/{_part(connection)}/measurements"
-        return self._items(path, list[resources.MeasurementInfo])[0]
+        return self._session.items(path, list[resources.MeasurementInfo])[0]
 
     def releases(self) -> list[Release]:
         """Return the published releases."""
-        return self._items("/api/v1/releases", list[Release])[0]
+        return self._session.items("/api/v1/releases", list[Release])[0]
 
     def create_rollout(self, wish: rollout_resources.RolloutWish) -> rollout_resources.RolloutInfo:
         """Create a rollout.
@@ -305,7 +264,7 @@ class Api:
             EdgeopsError: E-RELEASE-UNKNOWN, E-DEVICE-UNKNOWN, E-QUERY, E-GROUP, or E-ROLLOUT-INVALID: impossible gates
                 or groups.
         """
-        return self._call("POST", "/api/v1/rollouts", rollout_resources.RolloutInfo, msgspec.to_builtins(wish))
+        return self._session.call("POST", "/api/v1/rollouts", rollout_resources.RolloutInfo, msgspec.to_builtins(wish))
 
     def plan_rollout(self, wish: rollout_resources.RolloutWish) -> rollout_resources.RolloutPlan:
         """Return what a rollout would do; nothing is created.
@@ -313,12 +272,14 @@ class Api:
         Raises:
             EdgeopsError: What creating it would raise.
         """
-        return self._call("POST", "/api/v1/rollouts/plan", rollout_resources.RolloutPlan, msgspec.to_builtins(wish))
+        return self._session.call(
+            "POST", "/api/v1/rollouts/plan", rollout_resources.RolloutPlan, msgspec.to_builtins(wish)
+        )
 
     def rollouts(self, before: int = 1 << 53, limit: int = 100) -> list[rollout_resources.RolloutInfo]:
         """Return the newest rollouts before a number, at most 500."""
         query = {"before": str(before), "limit": str(limit)}
-        return self._items("/api/v1/rollouts", list[rollout_resources.RolloutInfo], query)[0]
+        return self._session.items("/api/v1/rollouts", list[rollout_resources.RolloutInfo], query)[0]
 
     def rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Return one rollout.
@@ -326,7 +287,7 @@ class Api:
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        return self._call("GET", f"/api/v1/rollouts/{rollout_id}", rollout_resources.RolloutInfo)
+        return self._session.call("GET", f"/api/v1/rollouts/{rollout_id}", rollout_resources.RolloutInfo)
 
     def members(self, rollout_id: int) -> Iterator[rollout_resources.MemberInfo]:
         """Yield the devices of a rollout by name.
@@ -334,7 +295,7 @@ class Api:
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        yield from self._pages(f"/api/v1/rollouts/{rollout_id}/members", list[rollout_resources.MemberInfo])
+        yield from self._session.pages(f"/api/v1/rollouts/{rollout_id}/members", list[rollout_resources.MemberInfo])
 
     def rollout_rigs(self, rollout_id: int) -> list[rollout_resources.RigRunInfo]:
         """Return what the rigs of a rollout were asked and answered, in order.
@@ -342,11 +303,11 @@ class Api:
         Raises:
             EdgeopsError: E-ROLLOUT-UNKNOWN.
         """
-        return self._items(f"/api/v1/rollouts/{rollout_id}/rigs", list[rollout_resources.RigRunInfo])[0]
+        return self._session.items(f"/api/v1/rollouts/{rollout_id}/rigs", list[rollout_resources.RigRunInfo])[0]
 
     def rigs(self) -> list[resources.RigInfo]:
         """Return the rigs by name."""
-        return self._items("/api/v1/rigs", list[resources.RigInfo])[0]
+        return self._session.items("/api/v1/rigs", list[resources.RigInfo])[0]
 
     def approve_rollout(self, rollout_id: int) -> rollout_resources.RolloutInfo:
         """Say as a second person that a draft may start.
@@ -406,15 +367,15 @@ class Api:
 
     def fleet(self) -> resources.FleetInfo:
         """Return the fleet at a glance."""
-        return self._call("GET", "/api/v1/fleet", resources.FleetInfo)
+        return self._session.call("GET", "/api/v1/fleet", resources.FleetInfo)
 
     def freeze(self, reason: str = "") -> resources.FleetInfo:
         """Let no rollout start or go on until thawed."""
-        return self._call("POST", "/api/v1/fleet/freeze", resources.FleetInfo, {"reason": reason})
+        return self._session.call("POST", "/api/v1/fleet/freeze", resources.FleetInfo, {"reason": reason})
 
     def thaw(self) -> resources.FleetInfo:
         """Let rollouts go on."""
-        return self._call("POST", "/api/v1/fleet/thaw", resources.FleetInfo)
+        return self._session.call("POST", "/api/v1/fleet/thaw", resources.FleetInfo)
 
     def create_group(self, name: str, *, query: str = "", devices: Sequence[str] = ()) -> resources.DeviceGroup:
         """Make a device group, by a query or by names.
@@ -423,11 +384,11 @@ class Api:
             EdgeopsError: E-GROUP; the name is taken. E-QUERY; the query cannot be read. E-DEVICE-UNKNOWN.
         """
         wish = {"name": name, "query": query, "devices": list(devices)}
-        return self._call("POST", "/api/v1/groups", resources.DeviceGroup, wish)
+        return self._session.call("POST", "/api/v1/groups", resources.DeviceGroup, wish)
 
     def groups(self) -> list[resources.DeviceGroup]:
         """Return the device groups, with who is in each now."""
-        return list(self._pages("/api/v1/groups", list[resources.DeviceGroup]))
+        return list(self._session.pages("/api/v1/groups", list[resources.DeviceGroup]))
 
     def group(self, name: str) -> resources.DeviceGroup:
         """Return one device group.
@@ -435,7 +396,7 @@ class Api:
         Raises:
             EdgeopsError: E-GROUP.
         """
-        return self._call("GET", f"/api/v1/groups/{_part(name)}", resources.DeviceGroup)
+        return self._session.call("GET", f"/api/v1/groups/{_part(name)}", resources.DeviceGroup)
 
     def remove_group(self, name: str) -> None:
         """Remove a device group.
@@ -443,7 +404,7 @@ class Api:
         Raises:
             EdgeopsError: E-GROUP.
         """
-        self._call("DELETE", f"/api/v1/groups/{_part(name)}", resources.DeviceGroups)
+        self._session.call("DELETE", f"/api/v1/groups/{_part(name)}", resources.DeviceGroups)
 
     def create_api_token(self, name: str, role: str, *, valid_s: float) -> resources.ApiTokenCreated:
         """Make an API token.
@@ -452,11 +413,11 @@ class Api:
             EdgeopsError: E-NAME; the name is taken. E-API-ROLE; only admins may.
         """
         wish = {"name": name, "role": role, "valid_s": valid_s}
-        return self._call("POST", "/api/v1/api-tokens", resources.ApiTokenCreated, wish)
+        return self._session.call("POST", "/api/v1/api-tokens", resources.ApiTokenCreated, wish)
 
     def api_tokens(self) -> list[resources.ApiTokenInfo]:
         """Return the API tokens by name."""
-        return list(self._pages("/api/v1/api-tokens", list[resources.ApiTokenInfo]))
+        return list(self._session.pages("/api/v1/api-tokens", list[resources.ApiTokenInfo]))
 
     def revoke_api_token(self, name: str) -> None:
         """End an API token at once.
@@ -464,123 +425,15 @@ class Api:
         Raises:
             EdgeopsError: E-NAME; there is none of this name.
         """
-        self._call("DELETE", f"/api/v1/api-tokens/{_part(name)}", resources.ApiTokens)
+        self._session.call("DELETE", f"/api/v1/api-tokens/{_part(name)}", resources.ApiTokens)
 
     def audit(self, limit: int = 100) -> list[resources.AuditInfo]:
         """Return the newest lines of the audit log, at most 500."""
-        return self._items("/api/v1/fleet/audit", list[resources.AuditInfo], {"limit": str(limit)})[0]
+        return self._session.items("/api/v1/fleet/audit", list[resources.AuditInfo], {"limit": str(limit)})[0]
 
     def _act(self, rollout_id: int, action: str) -> rollout_resources.RolloutInfo:
-        return self._call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", rollout_resources.RolloutInfo)
-
-    def _pages(self, path: str, kind: type[list[T]], query: Mapping[str, str] = MappingProxyType({})) -> Iterator[T]:
-        """Yield all items of a list, page by page."""
-        after: str | None = ""
-        while after is not None:
-            page, after = self._items(path, kind, {**query, "limit": str(PAGE), "after": after})
-            yield from page
-
-    def _items(self, path: str, kind: type[T], query: _Query | None = None) -> tuple[T, str | None]:
-        page = self._call("GET", path, _Items, query=query)
-        return decode(bytes(page.items), kind, what=path), None if page.next is None else str(page.next)
-
-    def _call(self, method: str, path: str, kind: type[T], body: object = None, query: _Query | None = None) -> T:
-        """Make one request, and read the answer; see `_send`."""
-        return decode(self._send(method, path, body, query), kind, what=f"answer of {path}")
-
-    def _send(self, method: str, path: str, body: object = None, query: _Query | None = None) -> bytes:
-        """Make one request, again where that may help; it is carried out once at most.
-
-        Raises:
-            EdgeopsError: E-NET-UNREACHABLE, E-NET-RESPONSE, or what the control plane answered.
-        """
-        headers = dict(self._headers)
-        if method != "GET":
-            headers["Idempotency-Key"] = str(uuid.uuid4())
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        data = None if body is None else msgspec.json.encode(body)
-        until_s = time.monotonic() + RETRY_WITHIN_S
-        attempt = 0
-        while True:
-            attempt += 1
-            more = attempt < TRIES and time.monotonic() < until_s
-            try:
-                answer = self._request(method, path, data, query, headers)
-            except urllib3.exceptions.HTTPError as error:
-                if not more or isinstance(next(iter(error.args), None), ssl.SSLCertVerificationError):
-                    raise EdgeopsError(
-                        "E-NET-UNREACHABLE", f"{self._base}: {error}", "Is `edgeops serve` running there?"
-                    ) from error
-                least_s = 0.0
-            else:
-                wanted_s = _retry_after_s(answer)
-                if not more or wanted_s is None:
-                    return _content(path, answer)
-                least_s = wanted_s
-            self._sleep(max(least_s, _backoff_s(attempt)))
-
-    def _request(
-        self, method: str, path: str, data: bytes | None, query: _Query | None, headers: Mapping[str, str]
-    ) -> _Answer:
-        response = self._pool.request(
-            method,
-            self._base + path,
-            fields=_fields(query) if query else None,
-            headers=headers,
-            body=data,
-            preload_content=False,
-            redirect=False,
-        )
-        with response:
-            return _Answer(response.status, response.headers, response.read(MAX_ANSWER_BYTES + 1))
-
-
-def _backoff_s(attempt: int) -> float:
-    """Return a random wait after try number `attempt` (from 1): full jitter under a doubling, bounded ceiling.
-
-    Source: Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
-    """
-    return random.uniform(0, min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** (attempt - 1)))  # noqa: S311  spreads load
-
-
-def _retry_after_s(answer: _Answer) -> float | None:
-    """Return how long to wait at least before the request is made again; None: its answer is final.
-
-    409 asks for a wait while the first request with the key is under way, 429 where there were too many. A kept answer
-    stays as it is.
-    """
-    wait = answer.headers.get("Retry-After", "")
-    soon = wait.isdecimal() and float(wait) <= RETRY_MAX_S
-    waits = answer.status == 503 or (answer.status == 409 and wait) or (answer.status == 429 and soon)
-    if "Idempotency-Replayed" in answer.headers or not waits:
-        return None
-    return min(float(wait), RETRY_MAX_S) if wait.isdecimal() else 0.0
-
-
-def _content(path: str, answer: _Answer) -> bytes:
-    if len(answer.data) > MAX_ANSWER_BYTES:
-        raise EdgeopsError("E-NET-RESPONSE", f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
-    if answer.status >= 400:
-        raise _problem(path, answer.status, answer.data)
-    return answer.data
-
-
-def _problem(path: str, status: int, data: bytes) -> EdgeopsError:
-    try:
-        said = decode(data, resources.Problem, what=path)
-    except EdgeopsError:
-        return EdgeopsError("E-NET-RESPONSE", f"{path}: HTTP status {status} without a reason that can be read")
-    if said.code not in ERROR_CODES:
-        return EdgeopsError("E-NET-RESPONSE", f"{path}: {said.code}: {said.detail}", said.next_step)
-    return EdgeopsError(said.code, said.detail, said.next_step)
+        return self._session.call("POST", f"/api/v1/rollouts/{rollout_id}/{action}", rollout_resources.RolloutInfo)
 
 
 def _part(name: str) -> str:
     return quote(name, safe="")
-
-
-def _fields(query: _Query) -> list[tuple[str, str]]:
-    return [
-        (name, value) for name, values in query.items() for value in ([values] if isinstance(values, str) else values)
-    ]

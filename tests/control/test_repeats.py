@@ -20,8 +20,9 @@ from served_fleet import MODEL, Fleet, Serving
 from sqlalchemy import event, func, select, update
 from test_api import Http, problem
 
-from edgeops.client.api import RETRY_MAX_S, TRIES, Api
+from edgeops.client.api import Api
 from edgeops.client.rollout_resources import RolloutWish
+from edgeops.client.session import RETRY_MAX_S, TRIES
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control import idempotency, retention
 from edgeops.control.access import Doorkeeper
@@ -401,7 +402,7 @@ def client(serving: Serving, *mishaps: Any) -> tuple[Api, Line, list[float]]:
     waits: list[float] = []
     token = (serving.home / "api.token").read_text().strip()
     api = Api(serving.ready["api"], token, serving.home / "ca" / "ca.pem", sleep=waits.append)
-    api._pool = line = Line(api._pool, *mishaps)  # type: ignore[assignment]
+    api._session._pool = line = Line(api._session._pool, *mishaps)  # type: ignore[assignment]
     return api, line, waits
 
 
