@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.control.api.app import api_app
 from edgeops.control.api.base import ControlApi
+from edgeops.control.api.limits import REQUESTS_PER_S
 from edgeops.control.api.resources import BrokerHealth, Health
 from edgeops.control.database import Database
 from edgeops.control.enrolment import FirstTrust
@@ -43,13 +44,20 @@ class Reply(NamedTuple):
 class Worker:
     """One control worker's API on a registry."""
 
-    def __init__(self, where: Path | str, *, shut_out: Callable[[str], None] = lambda connection: None) -> None:
+    def __init__(
+        self,
+        where: Path | str,
+        *,
+        shut_out: Callable[[str], None] = lambda connection: None,
+        requests_per_s: float = REQUESTS_PER_S,
+    ) -> None:
         self.database = Database(where)
+        self._loop = asyncio.Runner()
         broker = BrokerHealth(kind="none", connected=False, restarts=0)
         health = Health(
             status="ok", fleet=FLEET, version="0", broker=broker, messages_accepted=0, messages_refused=0
         )  # fmt: skip
-        self._app = api_app(
+        self.app = api_app(
             ControlApi(
                 database=self.database,
                 fleet=FLEET,
@@ -68,30 +76,20 @@ class Worker:
                 shut_out=shut_out,
                 health=lambda: health,
                 metrics=lambda: b"",
+                requests_per_s=requests_per_s,
             )
         )
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         data = b"" if body is None else json.dumps(body).encode()
-        return asyncio.run(self._ask(method, path, data, headers))
+        path, _, query = path.partition("?")
+        return self._loop.run(self._ask(method, path, query, data, headers))
 
     def close(self) -> None:
+        self._loop.close()
         self.database.close()
 
-    async def _ask(self, method: str, path: str, data: bytes, headers: dict[str, str]) -> Reply:
-        given = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"} | headers
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "https",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in given.items()],
-        }
+    async def _ask(self, method: str, path: str, query: str, data: bytes, headers: dict[str, str]) -> Reply:
         sent: list[Any] = []
 
         async def receive() -> Any:
@@ -100,9 +98,25 @@ class Worker:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await self._app(scope, receive, send)
-        headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
-        return Reply(sent[0]["status"], headers, b"".join(part.get("body", b"") for part in sent[1:]))
+        await self.app(self.scope(method, path, query, headers), receive, send)
+        answered = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+        return Reply(sent[0]["status"], answered, b"".join(part.get("body", b"") for part in sent[1:]))
+
+    def scope(self, method: str, path: str, query: str, headers: dict[str, str]) -> dict[str, Any]:
+        """A request, as a server tells the app of it."""
+        given = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"} | headers
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "https",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in given.items()],
+        }
 
 
 class CommitKiller(Killer):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from edgeops.control.access import MAX_VALID_S
-from edgeops.control.api.resources import Labels, Name, Request
+from edgeops.control.api.request import Request
+from edgeops.control.api.resources import Labels, Name
 from edgeops.control.enrolment import TOKEN_VALID_MAX_S, TOKEN_VALID_S
 
 

@@ -23,7 +23,8 @@ from edgeops.contracts.measurement import (
     candidate_path,
 )
 from edgeops.control import access, measuring
-from edgeops.control.api.resources import Request, contract
+from edgeops.control.api.request import Request
+from edgeops.control.api.resources import contract
 from edgeops.control.database import Database
 from edgeops.control.models import AskedMeasurement, Device
 from edgeops.trust import envelopes

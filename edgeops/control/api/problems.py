@@ -7,6 +7,7 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -96,6 +97,11 @@ def install(app: FastAPI) -> None:
     async def on_invalid(_request: Request, error: RequestValidationError) -> Response:
         where = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:8])
         return problem(422, "E-API-REQUEST", "The request is not valid", where, "See the API reference.")
+
+    @app.exception_handler(DataError)
+    async def on_unkeepable(_request: Request, error: DataError) -> Response:
+        said = str(error.orig)[:200]
+        return problem(422, "E-API-REQUEST", "A value is none that the registry could hold", said, "Ask for another.")
 
     @app.exception_handler(HTTPException)
     async def on_http(_request: Request, error: HTTPException) -> Response:

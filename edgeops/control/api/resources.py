@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
 from edgeops.contracts.samples import MAX_VALID_S as MAX_VALID_SAMPLES_S
+from edgeops.control.api.request import Request
 from edgeops.control.commands import VALID_S as SAMPLES_VALID_S
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -23,12 +24,6 @@ Labels = Annotated[dict[str, str], Field(max_length=32)]
 def contract(name: str) -> Any:
     """Return the type of a field that holds a contract type, by the name of its schema."""
     return Annotated[dict[str, Any], WithJsonSchema({"$ref": f"#/components/schemas/{name}"})]
-
-
-class Request(BaseModel):
-    """What a client sends: unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class FailureResource(BaseModel):

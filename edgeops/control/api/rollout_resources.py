@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from edgeops.contracts.rig_runs import MAX_VALID_S as MAX_RIG_S
-from edgeops.control.api.resources import Labels, Name, Request, UnitName
+from edgeops.control.api.request import Request
+from edgeops.control.api.resources import Labels, Name, UnitName
 from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES, MAX_RIGS
 
 
