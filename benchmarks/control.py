@@ -47,7 +47,7 @@ from edgeops.transport.mqtt import Message
 from edgeops.trust import reported
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 PROFILES = ("raspberry-pi-4", "intel-nuc", "jetson-orin-nano")
 MODEL = "lines"
@@ -126,7 +126,7 @@ def fit(fleets: list[dict[str, Any]]) -> dict[str, float]:
 def served_fleet(folder: Path, count: int) -> Served:
     """Serve a fleet of simulated devices and measure it."""
     home = folder / "home"
-    publisher = Publisher.init(home, "bench")
+    publisher = make_fleet(home, "bench")
     for version in ("1.0.0", "1.1.0"):
         publish_sealed_release(home, folder / version, MODEL, version, PROFILES)
     authority = FleetAuthority.load(home / "ca")
@@ -281,7 +281,7 @@ def list_times() -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="bench-api-") as name:
         folder = Path(name)
         home = folder / "home"
-        Publisher.init(home, "bench")
+        make_fleet(home, "bench")
         database = Database(home / "control.sqlite")
         database.migrate()
         devices = enroll_many(database, FleetAuthority.load(home / "ca"), folder / "devices", LISTED_DEVICES, PROFILES)

@@ -21,6 +21,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgeops.contracts.release import TargetCustom, target_path
 from edgeops.trust.edition import Edition
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.keys import KeyStore
 from edgeops.trust.publisher import Publisher
 from edgeops.trust.repository import Repository
@@ -76,7 +77,7 @@ def main() -> None:
     releases = wish.targets // wish.models // len(PROFILES)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        publisher = Publisher.init(folder / "home", "benchmark")
+        publisher = make_fleet(folder / "home", "benchmark")
         began_s = time.monotonic()
         for number in range(wish.models):
             model = f"model-{number}"

@@ -20,7 +20,7 @@ from edgeops.releases.bundles import Bundle, open_bundle, seal
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
 from edgeops.trust.authority import FleetAuthority
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 FLEET = "hil"
 DEVICE = "board"
@@ -54,7 +54,7 @@ class Field:
         self.home = folder / "home"
         self.tested = open_bundle(bundle)
         self.model = self.tested.manifest.model
-        self._publisher = Publisher.init(self.home, FLEET)
+        self._publisher = make_fleet(self.home, FLEET)
         self._authority = FleetAuthority.load(self.home / "ca")
         self._before = open_bundle(before) if before is not None else self._renamed("before")
 

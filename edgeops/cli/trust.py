@@ -40,9 +40,9 @@ def init(
     as_json: bool,
 ) -> None:
     """Make a fleet: its keys, certificate authority and empty repository. Nothing is ever overwritten."""
-    from edgeops.trust.publisher import KeyPlan, Publisher
+    from edgeops.trust.founding import KeyPlan, make_fleet
 
-    publisher = Publisher.init(
+    publisher = make_fleet(
         home,
         fleet,
         root=KeyPlan(root_keys, root_threshold),

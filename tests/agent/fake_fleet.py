@@ -44,7 +44,8 @@ from edgeops.trust import measure_commands
 from edgeops.trust import reported as statements
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
-from edgeops.trust.publisher import NewTarget, Publisher
+from edgeops.trust.founding import make_fleet
+from edgeops.trust.publisher import NewTarget
 
 FLEET = "demo"
 DEVICE = "device-1"
@@ -66,7 +67,7 @@ class FakeFleet:
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
         self._folder = folder
-        self.publisher = Publisher.init(self.home, FLEET)
+        self.publisher = make_fleet(self.home, FLEET)
         self.authority = FleetAuthority.load(self.home / "ca")
         self.server_pem, self.server_key = self.authority.issue_server(["127.0.0.1"])
         self.client_pem, self.client_key = self.authority.issue_client("edgeops-control")

@@ -25,6 +25,7 @@ from edgeops.contracts.deployment import Component, ComponentKind, DeploymentSta
 from edgeops.contracts.release import TargetCustom, target_path
 from edgeops.releases.bundles import pack
 from edgeops.trust.authority import FleetAuthority
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import NewTarget, Publisher
 
 pytestmark = pytest.mark.timeout(240)
@@ -146,7 +147,7 @@ def foreign_repository(scene: Scene) -> Callable[[], bool]:
     """Network, broker and artifact server together: a repository of their own keys, valid in itself, and a desired
     state signed by the key that it names."""
     fleet = scene.fleet
-    evil = Publisher.init(scene.folder / "evil", FLEET)
+    evil = make_fleet(scene.folder / "evil", FLEET)
     bundle = small_bundle(scene.folder / "evil-bundle", add=9.0)
     pack(bundle, scene.folder / "evil.edgeops")
     custom = TargetCustom(model=MODEL, version="9.0.0", number=90, profile=PROFILE, digest=bundle.digest)

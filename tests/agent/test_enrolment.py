@@ -20,7 +20,7 @@ from edgeops.contracts.wire import encode
 from edgeops.testkit.power import cuts, recording
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_stolen_ca_certificate_does_not_help_a_server_without_its_key(
 
 
 def test_another_first_root_is_refused_and_nothing_is_stored(fleet: FakeFleet, state: StateDirectory, tmp_path: Path):
-    fleet.root = Publisher.init(tmp_path / "other-home", FLEET).root_bytes()
+    fleet.root = make_fleet(tmp_path / "other-home", FLEET).root_bytes()
     assert refused(state, fleet.token()) == "E-TRUST-ROOT"
     assert files(state) == []
 

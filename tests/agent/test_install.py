@@ -27,7 +27,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases import assemble
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 pytestmark = pytest.mark.timeout(180)
 QUICK = Settings(trial=TrialRules(confirm_after_s=0.2))
@@ -61,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         version: make_stick(fleet.home, folder, version, add=float(number))
         for number, version in enumerate(("1.0.0", "1.1.0"), start=1)
     }
-    Publisher.init(folder / "other", "demo")
+    make_fleet(folder / "other", "demo")
     sticks["other fleet"] = make_stick(folder / "other", folder / "x", "1.0.0", add=5.0)
     sticks["lying"] = make_stick(fleet.home, folder, "1.2.0", lie=0.5, add=3.0)
     sticks["profile"] = make_stick(fleet.home, folder, "1.3.0", profile="raspberry-pi-4")

@@ -25,7 +25,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.releases import assemble
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 DEVICES = ("line-1", "line-2")
 
@@ -77,7 +77,7 @@ class Device:
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Serving]:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     serving = Serving(tmp_path / "home", BROKERS[-1])
     serving.start()
     yield serving

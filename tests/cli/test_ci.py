@@ -29,7 +29,7 @@ from edgeops.cli.ci import command
 from edgeops.cli.ci.yaml import dump
 from edgeops.contracts.errors import EdgeopsError, Fault
 from edgeops.testkit.handovers import write_shapes_handover
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 BOARD = """\
 name = "small"
@@ -248,7 +248,7 @@ class Runner:
 def test_the_steps_take_a_model_from_a_commit_to_its_canary(repository: Path, tmp_path: Path):
     """Compile, gates, report, signed release and rollout on a control plane that is really there."""
     home = tmp_path / "home"
-    key = Publisher.init(home, "demo").desired_signer().public_key
+    key = make_fleet(home, "demo").desired_signer().public_key
     serving = Serving(home, BROKERS[-1])
     serving.start()
     try:

@@ -17,7 +17,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.report.cases import of_rollout
 from edgeops.report.junit import Case, Outcome, document
 from edgeops.testkit.handovers import write_shapes_handover
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 PROFILE = """\
 name = "small"
@@ -88,7 +88,7 @@ def test_a_gate_that_fails_is_a_failing_case_with_its_figures(shapes: Path, tmp_
     assert isinstance(result(cases["compile.small/bundle"]), Failure)
     assert result(cases["compile.small/cosine:shape"]) is None
     # The rejected bundle makes no gated release, and that reads as a failing case too.
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     words = ["create", "--home", str(tmp_path / "home"), "--version", "1.0.0", "--gated", "--junit"]
     rejected = str(tmp_path / "build" / "small" / "rejected" / "bundle")
     done = CliRunner().invoke(release_command, [*words, str(tmp_path / "r.xml"), rejected])
@@ -109,7 +109,7 @@ def test_what_could_not_be_carried_out_is_an_error_not_a_failure(shapes: Path, t
 def test_a_release_says_what_was_verified(shapes: Path, tmp_path: Path):
     compiled(shapes, tmp_path)
     home = ["--home", str(tmp_path / "home")]
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     create = ["create", *home, "--version", "1.0.0", "--gated", str(tmp_path / "build" / "small" / "bundle")]
     for words in (create, ["publish", *home, "shapes", "1.0.0"], ["verify", *home, "shapes", "1.0.0"]):
         done = CliRunner().invoke(release_command, [*words, "--junit", str(tmp_path / f"{words[0]}.xml")])

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgeops.contracts.release import TargetCustom
-from edgeops.trust.publisher import NewTarget, Publisher
+from edgeops.trust.founding import make_fleet
+from edgeops.trust.publisher import NewTarget
 
 CLIENT = Path(__file__).parent / "tuf_client"
 TARGET = "m/1.0.0/pi.edgeops"
@@ -68,7 +69,7 @@ class Suite:
     """What the suite does: a fresh client, its folders, and a server."""
 
     def __init__(self, folder: Path) -> None:
-        self.publisher = Publisher.init(folder / "home", "demo")
+        self.publisher = make_fleet(folder / "home", "demo")
         self.file = folder / "bundle"
         self.file.write_bytes(b"content")
         self.publish("1.0.0", 1)

@@ -14,14 +14,14 @@ from registry_fleet import open_registry
 from served_fleet import BROKERS, Fleet, Serving, make_release
 from sqlalchemy import URL, make_url
 
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fleet's home with three releases; copied for each test that serves it."""
     home = tmp_path_factory.mktemp("published") / "home"
-    Publisher.init(home, "f1")
+    make_fleet(home, "f1")
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         make_release(home, version)
     return home

@@ -14,6 +14,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import ENDED_STATES
 from edgeops.control.fleet_trust import FleetTrust
 from edgeops.trust import desired as desired_state
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 
 WANTED = Desired(
@@ -35,7 +36,7 @@ def verified(home: Path, envelope: bytes) -> Desired:
 
 
 def test_a_rotated_key_signs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     trust = FleetTrust(tmp_path / "home")
     before = trust.desired_keyid()
     assert verified(tmp_path / "home", trust.sign(WANTED)) == WANTED
@@ -53,7 +54,7 @@ def test_a_rotated_key_signs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_repository_that_cannot_be_read_leaves_the_key_as_it_was(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     trust = FleetTrust(tmp_path / "home")
     before = trust.desired_keyid()
     (tmp_path / "home" / "repository" / "metadata" / "timestamp.json").write_bytes(b"{}")

@@ -35,7 +35,7 @@ from edgeops.control.telemetry_models import TelemetryTotal, TelemetryWindow
 from edgeops.testkit.simulator import SimulatedDevice, Simulator, enroll_many
 from edgeops.transport.mqtt import MqttLink, TlsFiles
 from edgeops.trust.authority import FleetAuthority
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 pytestmark = pytest.mark.timeout(180)
 needs_mosquitto = needs_mosquitto
@@ -67,7 +67,7 @@ class Split:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.home, self.url = folder / "home", url
-        publisher = Publisher.init(self.home, "f1")
+        publisher = make_fleet(self.home, "f1")
         for version in ("1.0.0", "1.1.0"):
             make_release(self.home, version)
         self.database = Database(url)

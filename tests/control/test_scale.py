@@ -17,7 +17,7 @@ from edgeops.control.models import Generation
 from edgeops.control.telemetry_models import TelemetryWindow
 from edgeops.testkit.simulator import SimulatedDevice, Simulator, enroll_many
 from edgeops.trust.authority import FleetAuthority
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 
 @needs_mosquitto
@@ -31,7 +31,7 @@ from edgeops.trust.publisher import Publisher
 )
 def test_none_of_a_fleet_is_lost(tmp_path: Path, count: int) -> None:
     home = tmp_path / "home"
-    publisher = Publisher.init(home, "f1")
+    publisher = make_fleet(home, "f1")
     for version in ("1.0.0", "1.1.0"):
         make_release(home, version)
     database = Database(home / "control.sqlite")

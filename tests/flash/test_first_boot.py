@@ -33,7 +33,7 @@ from edgeops.profiles import registry
 from edgeops.releases import assemble
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 from hil.boards.arm64_root import debootstrap, made_once
 
 PROGRAMS = {
@@ -111,7 +111,7 @@ class Fleet:
     def __init__(self, folder: Path, lab: Lab) -> None:
         home = folder / "home"
         self.lab = lab
-        Publisher.init(home, "demo")
+        make_fleet(home, "demo")
         assemble.create(home, [small_bundle(folder / "bundle").directory], version="1.0.0")
         publish(home, MODEL, "1.0.0")
         self.stick = export(home, MODEL, "1.0.0", folder / "release.edgeops").path

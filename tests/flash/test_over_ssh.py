@@ -35,7 +35,7 @@ from edgeops.flash.over_ssh import Wish
 from edgeops.releases import assemble
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -56,7 +56,7 @@ def test_a_bare_board_becomes_a_device_that_serves_in_one_go(
     board: LoopbackBoard, tmp_path: Path, payloads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    Publisher.init(home, "demo")
+    make_fleet(home, "demo")
     assemble.create(home, [small_bundle(tmp_path / "bundle").directory], version="1.0.0")
     publish(home, MODEL, "1.0.0")
     stick = export(home, MODEL, "1.0.0", tmp_path / "release.edgeops").path
@@ -222,7 +222,7 @@ def test_a_version_that_does_not_start_is_never_switched_to(
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     home = tmp_path_factory.mktemp("fleet") / "home"
-    Publisher.init(home, "demo")
+    make_fleet(home, "demo")
     serving = Serving(home, "auto")
     serving.start()
     yield serving

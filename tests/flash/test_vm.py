@@ -22,7 +22,7 @@ from edgeops.releases import assemble
 from edgeops.releases.bundles import seal
 from edgeops.releases.export import export
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 from hil.boards.arm64_vm import Arm64VmBoard
 from hil.rig import Arm64VmSpec
 
@@ -77,7 +77,7 @@ def tunnel(board: Arm64VmBoard, ports: list[int]) -> subprocess.Popen[bytes]:
 
 def test_a_bare_arm64_machine_is_flashed_serves_and_survives_a_power_cut(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    Publisher.init(home, "demo")
+    make_fleet(home, "demo")
     release(home, tmp_path, "1.0.0", 1.0)
     stick = export(home, MODEL, "1.0.0", tmp_path / "release.edgeops").path
     serving = Serving(home, "mosquitto")

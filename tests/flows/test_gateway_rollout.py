@@ -20,6 +20,7 @@ from edgeops.client.rollout_resources import GatesInfo, RolloutWish
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.releases import assemble, blob_signing, publish
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 from firmware_bridge.emulated import QemuBoard
 from firmware_bridge.link import SmpLink
@@ -37,7 +38,7 @@ class Plant:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "home"
-        Publisher.init(self.home, "f1")
+        make_fleet(self.home, "f1")
         key = blob_signing.raw_public(Publisher(self.home).blob_signer())
         self.board = QemuBoard(MACHINE, folder / "flash.bin", [key])
         self.board.power_on()

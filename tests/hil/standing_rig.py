@@ -21,6 +21,7 @@ from edgeops.client.rollout_resources import RolloutInfo, RolloutRigInfo, Rollou
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 from edgeops.releases import assemble, publish, rig_results
 from edgeops.releases.bundles import seal
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 
 PROFILE = "generic-x86-64"
@@ -63,7 +64,7 @@ class StandingRig:
         serve: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.options, self.home = folder, options, folder / "home"
-        Publisher.init(self.home, "f1")
+        make_fleet(self.home, "f1")
         for version, made in releases.items():
             publish_adder(self.home, folder / "bundles", version, **made)
         # No rollout of this fleet goes around the rig.

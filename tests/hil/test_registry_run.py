@@ -15,6 +15,7 @@ from edgeops.contracts.rigs import RigResult, Verdict
 from edgeops.contracts.wire import decode
 from edgeops.releases import assemble, catalog
 from edgeops.releases.publish import publish
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 from hil.rig import find_rig, read_rig
 
@@ -32,7 +33,7 @@ def home(tmp_path: Path) -> Path:
         else mcu_bundle(tmp_path / board.profile / "bundle", profile=board.profile).directory
         for board in RIG.boards
     ]
-    Publisher.init(tmp_path / "home", "lab")
+    make_fleet(tmp_path / "home", "lab")
     assemble.create(tmp_path / "home", bundles, version="1.1.0")
     publish(tmp_path / "home", "adder", "1.1.0")
     return tmp_path / "home"

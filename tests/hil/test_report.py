@@ -17,7 +17,7 @@ from edgeops.releases.publish import publish
 from edgeops.report import sources
 from edgeops.report.page import page
 from edgeops.report.text import markdown
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 from hil.evidence import RigKey, seal
 from hil.report import to_html, to_junit
 
@@ -70,7 +70,7 @@ def test_the_page_runs_and_loads_nothing_whatever_a_board_says() -> None:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGEOPS_RIG_KEYS", str(tmp_path / "keys"))
-    Publisher.init(tmp_path / "home", "lab")
+    make_fleet(tmp_path / "home", "lab")
     return tmp_path / "home"
 
 

@@ -13,14 +13,14 @@ from edgeops.releases import assemble
 from edgeops.releases.bundles import open_agent_bundle, open_bundle, unpack, unpack_agent
 from edgeops.releases.catalog import DRAFTS, draft_dir
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 PROFILES = ("intel-nuc", "raspberry-pi-4")
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     return tmp_path / "home"
 
 

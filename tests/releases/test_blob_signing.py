@@ -13,6 +13,7 @@ from edgeops.contracts.tensors import TensorSpec
 from edgeops.releases import assemble
 from edgeops.releases.blob_signing import raw_public, raw_trailer
 from edgeops.releases.publish import publish
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 from firmware_bridge import blobs
 
@@ -26,7 +27,7 @@ def blob(cpu: blobs.Cpu = blobs.Cpu.CORTEX_M4) -> bytes:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     return tmp_path / "home"
 
 
@@ -62,7 +63,7 @@ def test_a_published_blob_has_a_trailer_that_its_key_signed(home: Path, tmp_path
 def test_bundles_digest_and_bytes_do_not_depend_on_the_key(tmp_path: Path):
     found = set()
     for name in ("one", "two"):
-        Publisher.init(tmp_path / name, "demo")
+        make_fleet(tmp_path / name, "demo")
         release(tmp_path / name, tmp_path / f"{name}-bundles", "1.0.0")
         target = Publisher(tmp_path / name).targets()["adder/1.0.0/cortex-m4.edgeops"]
         assert target.custom is not None

@@ -11,12 +11,13 @@ from edgeops.contracts.drift import histograms_of
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases import assemble, catalog
 from edgeops.releases.publish import publish
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 
 
 def test_references_come_from_signed_bundles_and_damage_is_noticed(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    Publisher.init(home, "demo")
+    make_fleet(home, "demo")
     bundle = small_bundle(tmp_path / "bundle")
     assemble.create(home, [bundle.directory], version="1.0.0")
     release = publish(home, MODEL, "1.0.0")

@@ -19,6 +19,7 @@ from edgeops.releases.bundles import unpack
 from edgeops.releases.export import export
 from edgeops.releases.offline import INDEX_NAME, OfflineRepository
 from edgeops.releases.publish import publish
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
@@ -35,7 +36,7 @@ def refused(code: str, act: Callable[[], object]) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    Publisher.init(tmp_path / "home", "demo", now=lambda: NOW_S)
+    make_fleet(tmp_path / "home", "demo", now=lambda: NOW_S)
     release(tmp_path / "home", tmp_path, "1.0.0")
     return tmp_path / "home"
 
@@ -137,7 +138,7 @@ def test_a_changed_bundle_on_a_stick_is_refused(home: Path, tmp_path: Path):
 
 
 def test_another_fleets_stick_is_refused(home: Path, tmp_path: Path):
-    Publisher.init(tmp_path / "other", "demo", now=lambda: NOW_S)
+    make_fleet(tmp_path / "other", "demo", now=lambda: NOW_S)
     release(tmp_path / "other", tmp_path / "x", "1.0.0")
     made = export(tmp_path / "other", "adder", "1.0.0", tmp_path / "usb")
     with OfflineRepository(made.path) as stick:

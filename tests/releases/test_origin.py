@@ -24,6 +24,7 @@ from edgeops.releases import assemble, catalog, materials, provenance
 from edgeops.releases.publish import publish
 from edgeops.releases.verify import verify
 from edgeops.trust import envelopes
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 
 PROFILES = ("intel-nuc", "raspberry-pi-4")
@@ -58,7 +59,7 @@ def compiled(folder: Path, *, passed: bool = True) -> list[Path]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     return tmp_path / "home"
 
 
@@ -164,7 +165,7 @@ def test_a_statement_of_other_files_is_refused(home: Path, released: Release, tm
     ]
     for statement in wrong:
         refused("E-TRUST-TARGET", lambda s=statement: provenance.check(s, released, {}, what="it"))
-    stranger = Publisher.init(tmp_path / "stranger", "other")
+    stranger = make_fleet(tmp_path / "stranger", "other")
     stranger.delegate("adder")
     keys = Publisher(home).models()["adder"]
     forged = envelopes.seal(encode(found), PAYLOAD_TYPE, stranger.model_signer("adder"))

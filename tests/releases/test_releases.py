@@ -19,6 +19,7 @@ from edgeops.contracts.wire import encode
 from edgeops.releases import assemble, catalog
 from edgeops.releases.bundles import pack, unpack
 from edgeops.releases.publish import publish
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 
 PROFILES = ("intel-nuc", "raspberry-pi-4")
@@ -33,7 +34,7 @@ def refused(code: str, act: Callable[[], object]) -> EdgeopsError:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     return tmp_path / "home"
 
 

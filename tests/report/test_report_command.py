@@ -16,7 +16,7 @@ from edgeops.contracts.evidence import Evidence
 from edgeops.contracts.wire import decode
 from edgeops.releases import assemble
 from edgeops.releases.publish import publish
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 
 def run(*words: str) -> str:
@@ -38,7 +38,7 @@ def told(*words: str) -> dict:
 @pytest.fixture
 def home(compiled: Path, tmp_path: Path) -> Path:
     """A fleet with two releases of the same bundles for one profile, and the second for one more."""
-    Publisher.init(tmp_path / "home", "demo")
+    make_fleet(tmp_path / "home", "demo")
     for version, profiles in (("1.0.0", ["small"]), ("1.1.0", ["small", "tiny"])):
         bundles = [compiled / profile / "bundle" for profile in profiles]
         assemble.create(tmp_path / "home", bundles, version=version)

@@ -17,6 +17,7 @@ from raw_repository import DAY, NOW, NOW_S, SIGNERS, RawRepository, kept, refuse
 from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.trust.device import DeviceIdentity
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import Publisher
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
@@ -252,7 +253,7 @@ def test_two_publishers_with_the_same_keys_confuse_no_device(tmp_path: Path):
     """A restored copy signs on beside the original. A device that meets both refuses what would take it back, visibly,
     and never mixes the two; it follows the one that goes on as soon as that is ahead."""
     now_s = NOW.timestamp()
-    first = Publisher.init(tmp_path / "one", "demo", now=lambda: now_s)
+    first = make_fleet(tmp_path / "one", "demo", now=lambda: now_s)
     first.publish([bundle_target(tmp_path, version="1.0.0", number=1)])
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     second = Publisher(tmp_path / "two", now=lambda: now_s)

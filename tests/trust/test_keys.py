@@ -16,7 +16,7 @@ from securesystemslib.signer import CryptoSigner
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.trust import keys
 from edgeops.trust.device import DeviceIdentity
-from edgeops.trust.publisher import Publisher
+from edgeops.trust.founding import make_fleet
 
 
 @pytest.mark.parametrize("scheme", ["ed25519", "ecdsa"])
@@ -104,7 +104,7 @@ def test_private_files_are_0600_and_their_folders_0700(tmp_path: Path):
     """Of a fleet's home and of a device, whatever the umask says."""
     before = os.umask(0)
     try:
-        Publisher.init(tmp_path / "home", "demo").delegate("m")
+        make_fleet(tmp_path / "home", "demo").delegate("m")
         DeviceIdentity.create(tmp_path / "device").next_key()
     finally:
         os.umask(before)
@@ -121,7 +121,7 @@ def test_no_private_key_appears_in_errors_logs_or_metadata(tmp_path: Path, caplo
     """Every private key of a fleet is searched for, in each of its written forms, in all that others can read."""
     caplog.set_level(logging.DEBUG)
     home = tmp_path / "home"
-    publisher = Publisher.init(home, "demo")
+    publisher = make_fleet(home, "demo")
     publisher.delegate("m")
     identity = DeviceIdentity.create(tmp_path / "device")
     told = [repr(publisher), repr(identity), repr(identity.signer), str(publisher.status())]

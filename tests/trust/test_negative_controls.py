@@ -19,6 +19,7 @@ from edgeops.contracts.wire import encode
 from edgeops.trust import authority, certificates, desired, envelopes, repository, tuf_client
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.device import DeviceIdentity
+from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import NewTarget, Publisher
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
@@ -181,7 +182,7 @@ def test_an_intact_repository_passes_all_checks(repo: RawRepository, tmp_path: P
 def test_without_its_own_checks_the_publisher_would_sign_on_top_of_a_forgery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    publisher = Publisher.init(tmp_path / "home", "demo")
+    publisher = make_fleet(tmp_path / "home", "demo")
     publisher.publish([bundle_target(tmp_path)])
     folder = tmp_path / "home" / "repository" / "metadata"
     newest = max(folder.glob("*.targets.json"), key=lambda path: int(path.name.partition(".")[0]))
@@ -229,7 +230,7 @@ def test_without_the_paths_of_a_delegation_a_models_publisher_could_release_anot
 
 
 def test_without_the_comparison_a_bundle_could_be_described_as_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    publisher = Publisher.init(tmp_path / "home", "demo")
+    publisher = make_fleet(tmp_path / "home", "demo")
     good = bundle_target(tmp_path)
     assert good.custom is not None
     wrong = NewTarget("m/9.0.0/pi.edgeops", good.file, good.custom)
@@ -281,7 +282,7 @@ def test_without_verifying_again_a_cached_role_would_go_on_being_believed(
 def test_without_a_passphrase_the_control_planes_machine_could_release(tmp_path: Path):
     for name, secret in (("encrypted", b"passphrase"), ("plain", None)):
         (tmp_path / name).mkdir()
-        Publisher.init(tmp_path / name / "home", "demo", secret=secret).publish([bundle_target(tmp_path / name)])
+        make_fleet(tmp_path / name / "home", "demo", secret=secret).publish([bundle_target(tmp_path / name)])
     thief = Publisher(tmp_path / "encrypted" / "home")
     with refused("E-TRUST-KEY"):
         thief.publish([bundle_target(tmp_path / "encrypted", version="2.0.0", number=2)])

@@ -17,7 +17,8 @@ from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.testkit.power import Journal, Tree, cuts, recording
 from edgeops.trust import keys, roles
-from edgeops.trust.publisher import KeyPlan, NewTarget, Publisher
+from edgeops.trust.founding import KeyPlan, make_fleet
+from edgeops.trust.publisher import NewTarget, Publisher
 from edgeops.trust.tuf_client import TufClient
 
 NOW_S = 1_900_000_000.0
@@ -29,7 +30,7 @@ class Fleet:
 
     def __init__(self, folder: Path, **plan: object) -> None:
         self.folder, self.home, self.now_s = folder, folder / "home", NOW_S
-        self.publisher = Publisher.init(self.home, "demo", now=lambda: self.now_s, **plan)  # type: ignore[arg-type]
+        self.publisher = make_fleet(self.home, "demo", now=lambda: self.now_s, **plan)  # type: ignore[arg-type]
         self.first_root = self.publisher.root_bytes()
 
     def copied_to(self, folder: Path) -> Fleet:
@@ -132,12 +133,12 @@ def test_only_paths_of_model_version_file_are_published(fleet: Fleet, path: str)
 def test_init_overwrites_nothing(fleet: Fleet, tmp_path: Path):
     before = {path: path.read_bytes() for path in fleet.home.rglob("*") if path.is_file()}
     with refused("E-CONFIG"):
-        Publisher.init(fleet.home, "other")
+        make_fleet(fleet.home, "other")
     for plan in (KeyPlan(1, 2), KeyPlan(2, 0)):
         with refused("E-CONFIG"):
-            Publisher.init(tmp_path / "new", "demo", root=plan)
+            make_fleet(tmp_path / "new", "demo", root=plan)
     with refused("E-NAME"):
-        Publisher.init(tmp_path / "new", "De mo")
+        make_fleet(tmp_path / "new", "De mo")
     assert not (tmp_path / "new").exists()
     assert before == {path: path.read_bytes() for path in fleet.home.rglob("*") if path.is_file()}
     with refused("E-TRUST-KEY"):
