@@ -45,7 +45,7 @@ PEERS = {"onnxruntime": "onnxruntime_static", "nncf": "nncf_default", "olive": "
 R = TypeVar("R")
 _ROOT = Path(__file__).parent.parent
 _PEER_TIMEOUT_S = 900
-_MEMORY_POLL_S = 0.1
+_MEMORY_POLL_S = 0.25
 
 
 class Peer(NamedTuple):
@@ -143,7 +143,10 @@ def _compile_set(work: Path, handovers: Mapping[str, Path]) -> dict[str, Run]:
 
 
 class _PeakMemory:
-    """Watches the resident memory of a process and all that it starts, added up: shared pages count in each."""
+    """Watches the memory of a process and all that it starts: proportional set sizes, added up.
+
+    A page that several processes share counts once, so the sum is what the machine has to hold.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -171,8 +174,8 @@ class _PeakMemory:
             for member in family:
                 # One that has just ended takes nothing.
                 try:
-                    total += member.memory_info().rss
-                except psutil.NoSuchProcess:
+                    total += member.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
             self._most = max(self._most, total)
 
