@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.control.connections import BoundedProtocol, Listening, room
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ START_WITHIN_S = 20.0
 GRACE_S = 1
 IDLE_S = 30
 BACKLOG = 2048
+LISTENERS = 2
 
 
 class Listener(NamedTuple):
@@ -39,14 +40,19 @@ class Listener(NamedTuple):
     lifespan: bool = False
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, open_to: int | None = None) -> socket.socket:
     """Bind a TCP socket; port 0: a free one.
+
+    Args:
+        host: Its address.
+        port: Its port.
+        open_to: How many connections one address may have; None: as many as there may be.
 
     Raises:
         EdgeopsError: E-CONFIG; the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = Listening(family, room(LISTENERS), open_to)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -56,7 +62,7 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-class _WithPeer(HttpToolsProtocol):
+class _WithPeer(BoundedProtocol):
     """Tells apps who a client is by its certificate: `scope["edgeops.peer"]` is the common name, None without one."""
 
     def connection_made(self, transport: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
+log = logging.getLogger(__name__)
+
 MAX_KEYS = 20_000
+NAMED_EVERY_S = 60.0
 
 
 class Buckets:
@@ -52,3 +56,15 @@ class Buckets:
         self._left[key] = (left, self._clock())
         if len(self._left) > MAX_KEYS:
             del self._left[next(iter(self._left))]
+
+
+class Offenders:
+    """Names addresses in the log, each once a minute."""
+
+    def __init__(self) -> None:
+        self._told = Buckets(1 / NAMED_EVERY_S, 1)
+
+    def name(self, address: str, what: str) -> None:
+        """Say what an address did."""
+        if not self._told.take(address):
+            log.warning("%s: %s", address, what)

@@ -32,6 +32,7 @@ from edgeops.control.api.limits import REQUESTS_PER_S
 from edgeops.control.api.resources import BrokerHealth, Health
 from edgeops.control.backup import DATABASE_NAME
 from edgeops.control.broker.start import BrokerKind, BrokerTls, RunningBroker, is_free, local_host, start_broker
+from edgeops.control.connections import MAX_OPEN_PER_ADDRESS
 from edgeops.control.database import Database
 from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
@@ -151,9 +152,9 @@ class ControlPlane:
         self._database.migrate()
 
         last = _last_ports(home)
-        api_socket = _bind_again(options.host, options.port, last.api)
+        api_socket = _bind_again(options.host, options.port, last.api, MAX_OPEN_PER_ADDRESS)
         stack.callback(api_socket.close)
-        artifacts_socket = _bind_again(options.host, 0, last.artifacts)
+        artifacts_socket = _bind_again(options.host, 0, last.artifacts, None)
         stack.callback(artifacts_socket.close)
         hosts = sorted({self._advertised, options.host, "localhost", "127.0.0.1"})
         server = self._trust.server_identity(hosts)
@@ -481,9 +482,9 @@ def _last_ports(home: Path) -> _Ports:
         return _Ports()
 
 
-def _bind_again(host: str, port: int, last: int) -> socket.socket:
+def _bind_again(host: str, port: int, last: int, open_to: int | None) -> socket.socket:
     """Bind the port that was asked for; without one, that of the last time if it is free, else any."""
-    return bind(host, port or (last if last and is_free(host, last) else 0))
+    return bind(host, port or (last if last and is_free(host, last) else 0), open_to=open_to)
 
 
 def _in_url(host: str) -> str:

@@ -417,9 +417,12 @@ def test_an_endless_body_is_cut_off_and_without_the_limit_it_is_read_on(
 
 
 def test_without_the_limits_of_rate_a_flood_and_a_guesser_are_served_on(
-    filled: tuple[Path, dict[Role, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    filled: tuple[Path, dict[Role, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The control of the two buckets: with both, most calls are refused before the registry is asked."""
+    """The control of the two buckets: with both, most calls are refused before the registry is asked, once named."""
 
     def flood(token: str) -> int:
         return sum(worker("GET", "/api/v1/releases", Authorization=f"Bearer {token}").status == 429 for _ in range(40))
@@ -429,6 +432,7 @@ def test_without_the_limits_of_rate_a_flood_and_a_guesser_are_served_on(
     worker = Worker(Path(shutil.copy(filled[0], tmp_path / "control.sqlite")), requests_per_s=2)
     assert flood(TOKEN) > 10
     assert flood("guess") == 32
+    assert [record.getMessage() for record in caplog.records if "too many" in record.message] == [": too many requests"]
     monkeypatch.setattr(Buckets, "take", lambda self, key: 0.0)
     assert (flood(TOKEN), flood("guess")) == (0, 0)
     worker.close()

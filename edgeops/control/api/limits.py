@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.control.api.problems import problem_of
-from edgeops.control.pace import Buckets
+from edgeops.control.pace import Buckets, Offenders
 
 MAX_BODY_BYTES = 256 << 10
 HEALTH = "/api/v1/health"
@@ -84,6 +84,7 @@ class RateLimit:
 
     def __init__(self, app: ASGIApp, callers: Buckets, strangers: Buckets) -> None:
         self._app, self._callers, self._strangers = app, callers, strangers
+        self._offenders = Offenders()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -94,7 +95,7 @@ class RateLimit:
         token = Headers(scope=scope).get("Authorization", "")
         caller = hashlib.sha256(token.encode()).hexdigest() if token else f"at {address}"
         if wait_s := self._callers.take(caller):
-            await _too_often("requests", wait_s)(scope, receive, send)
+            await self._too_often(address, "requests", wait_s)(scope, receive, send)
             return
         refused = False
 
@@ -103,17 +104,17 @@ class RateLimit:
             failed = message["type"] == "http.response.start" and message["status"] == 401
             if failed and (wait_s := self._strangers.take(address)):
                 refused = True
-                await _too_often("requests without a token that holds", wait_s)(scope, receive, send)
+                await self._too_often(address, "requests without a token that holds", wait_s)(scope, receive, send)
             if not refused:
                 await send(message)
 
         await self._app(scope, receive, unless_guessed)
 
-
-def _too_often(what: str, wait_s: float) -> Response:
-    answer = problem_of(EdgeopsError("E-API-RATE", f"too many {what}", "Wait as long as Retry-After says."))
-    answer.headers["Retry-After"] = str(math.ceil(wait_s))
-    return answer
+    def _too_often(self, address: str, what: str, wait_s: float) -> Response:
+        self._offenders.name(address, f"too many {what}")
+        answer = problem_of(EdgeopsError("E-API-RATE", f"too many {what}", "Wait as long as Retry-After says."))
+        answer.headers["Retry-After"] = str(math.ceil(wait_s))
+        return answer
 
 
 class Attempts:
