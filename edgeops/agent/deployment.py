@@ -8,20 +8,21 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from edgeops.agent.channel import Load
 from edgeops.agent.downloads import start_delay_s
 from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
 from edgeops.agent.house import House
+from edgeops.agent.keeping import Keeping
+from edgeops.agent.loads import Loads
 from edgeops.agent.loop import Timer
 from edgeops.agent.plan import ON_ITS_WAY, Wish, changes_for, event_at_start, event_for, repair_at_start
-from edgeops.agent.room import fits_beside
 from edgeops.agent.self_update import AgentServing
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.serving_words import ComponentServing
-from edgeops.agent.slots import SlotName, Slots
+from edgeops.agent.slots import SlotName
 from edgeops.agent.states import MAX_ATTEMPTS, Effect, Event, next_step
 from edgeops.agent.store import ComponentRecord, report_of
-from edgeops.agent.trial import TrialBook, faults, judge
+from edgeops.agent.trial import Verdict
+from edgeops.agent.trial_watch import TrialWatch
 from edgeops.agent.waiting import Waiting
 from edgeops.contracts.deployment import (
     ComponentKind,
@@ -38,11 +39,8 @@ from edgeops.contracts.telemetry import ModelWindow
 log = logging.getLogger(__name__)
 
 WATCHDOG_EVERY_S = 15.0
-TRIAL_LOOK_EVERY_S = 0.25
-DISK_RETRY_S = 30.0
 HOLD_LOOK_EVERY_S = 5.0
 _WORKED_ON = (ON_ITS_WAY - {DeploymentState.HELD}) | {DeploymentState.ROLLING_BACK}
-_DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
 
 
 class Deployment:
@@ -60,16 +58,17 @@ class Deployment:
 
     def __init__(self, name: str, house: House, *, floor_number: int, ports: list[int]) -> None:
         self._house, self._loop, self._observer = house, house.loop, house.observer
-        self._slots = Slots(house.state.component_dir(name))
-        self.record = house.state.read_component(name, self._slots)
-        self._trial_rules = house.settings.trial
+        self._keeping = Keeping(name, house.state, house.loop)
+        self._slots = self._keeping.slots
+        self._loads = Loads(name, self._slots, house)
+        trial_rules = house.settings.trial
         self.serving: ComponentServing
         if house.make_serving is not None:
             self.serving = house.make_serving(self, name)
         elif house.life is not None and kind_of(name) is ComponentKind.AGENT:
-            self.record = msgspec.structs.replace(self.record, kind=ComponentKind.AGENT)
+            self._keeping.record = msgspec.structs.replace(self.record, kind=ComponentKind.AGENT)
             self.serving = AgentServing(house.loop, self, house.life)
-            self._trial_rules = self._trial_rules._replace(confirm_within_s=house.settings.self_update.trial_s)
+            trial_rules = trial_rules._replace(confirm_within_s=house.settings.self_update.trial_s)
         else:
             kept = [self.record.port] if self.record.port is not None and not house.settings.http_port else []
             socket_path = (house.settings.socket_dir or house.state.sockets) / f"{name}.sock"
@@ -80,23 +79,28 @@ class Deployment:
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
         self._waiting = Waiting(house.settings.holds, house.conditions, house.now, self.record.waited_s)
-        self._trial: TrialBook | None = None
+        self._trial = TrialWatch(house.loop, trial_rules, self.serving, self._judged)
         # What happened, but waits for the rest of its set.
         self.ready: Event | None = None
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     # What the supervisor asks
 
+    @property
+    def record(self) -> ComponentRecord:
+        """How it stands, as it is kept."""
+        return self._keeping.record
+
     def start(self) -> None:
         """Serve what is active, at once, without a network; then go on with what was under way."""
-        self._durably(self._slots.collect)
+        self._keeping.durably(self._slots.collect)
         repair = repair_at_start(self.record, self._slots.active_slot if self._slots.in_trial else None)
         if repair is Effect.CONFIRM:
             self._confirm()
         elif repair is Effect.REVERT:
-            self._durably(self._slots.revert)
+            self._keeping.durably(self._slots.revert)
         elif repair is Effect.GIVE_WAY:
-            self._durably(self._slots.give_way)
+            self._keeping.durably(self._slots.give_way)
         if self._slots.active is not None:
             self._serve(self._slots.active)
         event = event_at_start(self.record)
@@ -109,7 +113,7 @@ class Deployment:
     def amend(self, record: ComponentRecord) -> None:
         """Take another record before the start: what its set had decided."""
         if record != self.record:
-            self._keep(record)
+            self._keeping.keep(record)
 
     def begins(self, wish: Wish) -> bool:
         """Say whether a desired state would end what is under way, or begin something."""
@@ -124,7 +128,7 @@ class Deployment:
             self._waiting.begin(anew=event is not Event.RENEWED and record.generation != wish.generation)
             self.handle(event, **changes_for(record, wish, event))
         elif wish.together != record.together:
-            self._keep(msgspec.structs.replace(record, together=wish.together))
+            self._keeping.keep(msgspec.structs.replace(record, together=wish.together))
         if not self.record.together:
             self.proceed()  # it may have waited for a set that is none any more
         if event is Event.RENEWED and wish.override_holds and self.record.state is DeploymentState.HELD:
@@ -194,7 +198,7 @@ class Deployment:
         # The agent's own trial begins with a start; those are counted by what starts it.
         cut_off = event is Event.RESTARTED and record.kind is ComponentKind.MODEL
         begins = Effect.TEST in step.effects or (Effect.WATCH in step.effects and cut_off)
-        self._keep(
+        self._keeping.keep(
             msgspec.structs.replace(
                 record,
                 attempts=record.attempts + 1 if begins else record.attempts,
@@ -215,24 +219,6 @@ class Deployment:
         if self.record.state is state:
             self.handle(event, **changes)
 
-    def _keep(self, record: ComponentRecord) -> None:
-        self.record = record
-        try:
-            self._house.state.write_component(record)
-        except EdgeopsError as error:
-            # After a restart the step before is done once more; the reserve makes a full disk here unlikely.
-            log.error("%s: the state could not be kept: %s", record.name, error)
-
-    def _durably(self, change: Callable[[], None]) -> None:
-        """Change the slots. A disk that refuses does not stop the device: what is due is written once it can be."""
-        try:
-            change()
-        except EdgeopsError as error:
-            if error.code not in _DISK_ERRORS:
-                raise
-            log.error("%s: %s; it is tried again", self.record.name, error)
-            self._loop.after(DISK_RETRY_S, lambda: self._durably(self._slots.write_back))
-
     def _await_set(self, ready: Event | None) -> None:
         if ready is not self.ready:
             self.ready = ready
@@ -250,7 +236,7 @@ class Deployment:
         if self._hold is not None:
             self._hold.cancel()
         self.serving.drop_candidate()
-        self._trial = None
+        self._trial.end()
 
     def _fetch(self) -> None:
         want = self.record.want
@@ -286,20 +272,12 @@ class Deployment:
                 outcome = error
         if isinstance(outcome, Staged):
             self.handle(Event.FETCHED)
-        elif outcome.code == "E-DISK-FULL" and self._made_room(outcome):
+        elif outcome.code == "E-DISK-FULL" and self._keeping.made_room(outcome):
             self._fetch()
         elif (hold := self._waiting.after(outcome)) is not None:
             self.handle(Event.HOLD, **self._waiting.told(hold))
         else:
             self.handle(Event.REFUSED, failure=self._failure(outcome))
-
-    def _made_room(self, full: EdgeopsError) -> bool:
-        """Let the older bundle make room: it is kept for a quick return only. Say whether it did."""
-        if self._slots.candidate not in self._slots.records:
-            return False
-        log.warning("%s: %s; the older bundle is removed", self.record.name, full.what)
-        self._durably(self._slots.discard)
-        return self._slots.candidate not in self._slots.records
 
     def _wait(self) -> None:
         wait_s = HOLD_LOOK_EVERY_S
@@ -314,7 +292,7 @@ class Deployment:
             self.handle(Event.RELEASED)
             return
         if self._waiting.is_to_be_kept(self.record, hold):
-            self._keep(msgspec.structs.replace(self.record, **self._waiting.told(hold)))
+            self._keeping.keep(msgspec.structs.replace(self.record, **self._waiting.told(hold)))
             self._observer.changed(self)
         self._wait()
 
@@ -329,7 +307,7 @@ class Deployment:
         name, want = self._slots.candidate, self.record.want
         # A shadow is asked for to run beside what serves: that it does, or fails.
         shadows = want is not None and want.shadow is not None
-        self.serving.try_out(self._load(name), alone=not shadows and not self._fits_beside(name))
+        self.serving.try_out(self._loads.of(name), alone=not shadows and not self._loads.fits_beside(name))
 
     def _shadow(self) -> None:
         want = self.record.want
@@ -352,12 +330,11 @@ class Deployment:
             self._serve(name)
 
     def _begin_trial(self) -> None:
-        self._trial = TrialBook()
-        self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
+        self._trial.begin()
 
     def _confirm(self) -> None:
-        self._trial = None
-        self._durably(self._slots.confirm)
+        self._trial.end()
+        self._keeping.durably(self._slots.confirm)
         self.serving.confirm()
         slot = self._slots.active_slot
         if slot is not None:
@@ -369,7 +346,7 @@ class Deployment:
         if not self._slots.in_trial:
             self._say_reverted()
             return
-        self._durably(self._slots.revert)
+        self._keeping.durably(self._slots.revert)
         if self._slots.active is not None:
             self._serve(self._slots.active)  # it says when it serves
         else:
@@ -378,7 +355,7 @@ class Deployment:
 
     def _give_way(self) -> None:
         before = self._slots.active
-        self._durably(self._slots.give_way)
+        self._keeping.durably(self._slots.give_way)
         if self._slots.active is not None and self._slots.active != before:
             self._serve(self._slots.active)
 
@@ -389,12 +366,12 @@ class Deployment:
         if not self._slots.in_trial:
             record = self._slots.records.get(self._slots.candidate)
             if record is not None and not record.keeps:
-                self._durably(self._slots.discard)
+                self._keeping.durably(self._slots.discard)
         self._observer.changed(self)
 
     def _remove(self) -> None:
         self.serving.stop()
-        self._durably(self._slots.clear)
+        self._keeping.durably(self._slots.clear)
         self._observer.changed(self)
 
     _effects: ClassVar[dict[Effect, Callable[[Deployment], None]]] = {
@@ -435,7 +412,7 @@ class Deployment:
         elif self.record.state is DeploymentState.SELF_TEST:
             # A test that passed is no attempt that ended the agent, however long the rest of the set takes.
             attempts = self.record.attempts - 1
-            self._keep(msgspec.structs.replace(self.record, self_test=figures, attempts=attempts))
+            self._keeping.keep(msgspec.structs.replace(self.record, self_test=figures, attempts=attempts))
             self._await_set(Event.TEST_PASSED)
 
     def test_failed(self, error: EdgeopsError) -> None:
@@ -458,10 +435,10 @@ class Deployment:
         if self.record.state is DeploymentState.TRIAL:
             self.handle(Event.UNHEALTHY, failure=failure)
             return
-        self._durably(self._slots.abandon)
+        self._keeping.durably(self._slots.abandon)
         if self._slots.active is not None:
             self._serve(self._slots.active)
-        self._keep(msgspec.structs.replace(self.record, failure=failure))
+        self._keeping.keep(msgspec.structs.replace(self.record, failure=failure))
         self._observer.changed(self)
         if self.record.state is DeploymentState.ROLLING_BACK:
             self._say_reverted()
@@ -473,73 +450,45 @@ class Deployment:
 
     def crashed(self, how: str) -> None:
         """The current worker died; it is started again after a wait."""
-        if self._trial is not None:
-            self._trial.crashes += 1
-            self._trial.last_crash = how
+        self._trial.crashed(how)
 
     def alive(self) -> None:
         """The current worker gave a sign of life."""
-        if self._trial is not None:
-            self._trial.probes += 1
+        self._trial.alive()
 
     def counted(self, window: ModelWindow) -> None:
         """A worker tells what it served."""
         active = self._slots.active_slot
-        if self._trial is not None and active is not None and window.digest == active.digest:
-            self._trial.requests += window.requests
-            self._trial.errors += faults(window.errors)
+        if active is not None and window.digest == active.digest:
+            self._trial.counted(window)
         self._observer.counted(window)
 
     def busy(self, for_s: float) -> None:
         """The application does not want to be disturbed for so long."""
         self._observer.busy(for_s)
 
-    # Time
-
     def drawn(self, id: str, sample: bytes) -> None:
         """A worker drew a request for a command."""
         self._observer.drawn(id, sample)
 
-    def _look_at_trial(self) -> None:
-        trial = self._trial
-        if trial is None or self.record.state is not DeploymentState.TRIAL:
-            return
-        # What the old bundle still answers says nothing about the new one: it is confirmed once that has ended.
-        serving = self.serving.is_serving and self.serving.is_alone
-        verdict = judge(trial.facts(serving=serving), self._trial_rules)
+    # Time
+
+    def _judged(self, verdict: Verdict) -> bool:
+        """Take in how a trial stands; say whether it goes on."""
+        if self.record.state is not DeploymentState.TRIAL:
+            return False
         if verdict.healthy is False:
             self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
         elif verdict.healthy and not self.record.together:
             self.handle(Event.HEALTHY)
         else:
             self._await_set(Event.HEALTHY if verdict.healthy else None)
-            self.serving.probe(infer=True)
-            self._loop.after(TRIAL_LOOK_EVERY_S, self._look_at_trial)
+            return True
+        return False
 
     def _watch(self) -> None:
         self.serving.probe(infer=False)
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     def _serve(self, name: SlotName) -> None:
-        self.serving.serve(self._load(name), alone=not self._fits_beside(name))
-
-    def _fits_beside(self, name: SlotName) -> bool:
-        """Say whether a bundle can be loaded while the one that serves does so."""
-        files = self._slots.bundle_path(name)
-        size_mib = sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) / (1 << 20)
-        fits = fits_beside(size_mib, self._house.conditions().memory_available_mib)
-        if not fits:
-            log.warning("%s: no room for two bundles: requests wait while it is changed", self.record.name)
-        return fits
-
-    def _load(self, name: SlotName) -> Load:
-        slot = self._slots.records[name].slot
-        return Load(
-            directory=str(self._slots.bundle_path(name)),
-            release=slot.release,
-            digest=slot.digest,
-            ram_mib=self._house.ram_mib,
-            threads=self._house.serving.threads,
-            affinity=self._house.serving.affinity,
-            cache_dir=str(self._slots.engines_path(name)),
-        )
+        self.serving.serve(self._loads.of(name), alone=not self._loads.fits_beside(name))

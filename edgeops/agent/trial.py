@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -59,24 +58,3 @@ def judge(facts: TrialFacts, rules: TrialRules) -> Verdict:
 def faults(errors: Mapping[str, int]) -> int:
     """Return how many errors are the bundle's fault."""
     return sum(count for code, count in errors.items() if code in BUNDLE_FAULTS)
-
-
-class TrialBook:
-    """What was seen since a trial began."""
-
-    def __init__(self) -> None:
-        self.began_s = time.monotonic()
-        self.probes = self.crashes = self.requests = self.errors = 0
-        self.last_crash = ""
-
-    def facts(self, *, serving: bool) -> TrialFacts:
-        """Return what is known now."""
-        return TrialFacts(
-            elapsed_s=time.monotonic() - self.began_s,
-            serving=serving,
-            probes=self.probes,
-            crashes=self.crashes,
-            requests=self.requests,
-            errors=self.errors,
-            last_crash=self.last_crash,
-        )

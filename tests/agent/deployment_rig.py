@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from edgeops.agent import deployment as deployment_module
+from edgeops.agent import trial_watch
 from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
 from edgeops.agent.deployment import Deployment
@@ -184,10 +185,12 @@ class Rig:
         self.sets = Sets(self.loop, self.deployments)
         unit = self.state.read_unit()
         self._patches = contextlib.ExitStack()
-        for what, stand_in in (
-            ("ModelServing", StandInServing), ("FetchJob", InlineJob), ("TRIAL_LOOK_EVERY_S", TRIAL_LOOK_EVERY_S)
-        ):  # fmt: skip
-            self._patches.enter_context(mock.patch.object(deployment_module, what, stand_in))
+        for module, what, stand_in in (
+            (deployment_module, "ModelServing", StandInServing),
+            (deployment_module, "FetchJob", InlineJob),
+            (trial_watch, "TRIAL_LOOK_EVERY_S", TRIAL_LOOK_EVERY_S),
+        ):
+            self._patches.enter_context(mock.patch.object(module, what, stand_in))
         for name in names:
             self.deployments[name] = Deployment(name, house, floor_number=unit.numbers.get(name, 0), ports=[0])
             self.serving_of(name).bad_digests = bad

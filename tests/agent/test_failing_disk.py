@@ -13,7 +13,7 @@ from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
 
 from edgeops.agent.backlog import TelemetryQueue
-from edgeops.agent.deployment import Deployment
+from edgeops.agent.keeping import Keeping
 from edgeops.agent.plan import Wish
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import StateDirectory
@@ -145,7 +145,7 @@ def test_an_agent_that_lets_the_disks_errors_through_is_caught(
     device: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Negative control: without the one place that takes them, some refused write ends the agent."""
-    monkeypatch.setattr(Deployment, "_durably", lambda self, change: change())
+    monkeypatch.setattr(Keeping, "durably", lambda self, change: change())
     with pytest.raises(EdgeopsError, match="E-DISK"):
         every_failure(device, files, tmp_path, errno.EIO, float("inf"), frozenset(), every=1)
 
