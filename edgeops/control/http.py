@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import socket
 import ssl
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 START_WITHIN_S = 20.0
 GRACE_S = 1
+RELOAD_WITHIN_S = 30.0
 IDLE_S = 30
 BACKLOG = 2048
 LISTENERS = 2
@@ -100,6 +102,7 @@ class HttpServers:
         self._sockets = [listener.bound for listener in listeners]
         self._servers = [uvicorn.Server(_config(listener, certificate, key)) for listener in listeners]
         self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
@@ -125,10 +128,28 @@ class HttpServers:
 
     def reload_certificate(self, certificate: Path, key: Path) -> None:
         """Use a new server certificate for connections from now on."""
-        for server in self._servers:
-            context = server.config.ssl
-            assert isinstance(context, ssl.SSLContext)
-            context.load_cert_chain(certificate, key)
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def load() -> None:
+            try:
+                for server in self._servers:
+                    context = server.config.ssl
+                    assert isinstance(context, ssl.SSLContext)
+                    context.load_cert_chain(certificate, key)
+            except (OSError, ValueError) as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        # Where connections begin: between two of them, none finds the new certificate with its key still to come.
+        if self._loop is not None and self.alive:
+            try:
+                self._loop.call_soon_threadsafe(load)
+                done.result(RELOAD_WITHIN_S)
+            except (RuntimeError, concurrent.futures.TimeoutError):
+                log.warning("HTTPS ends, or stands still: the new certificate is for the next start")
+        else:
+            load()
 
     def stop(self) -> None:
         """Finish the requests at hand, then end."""
@@ -147,6 +168,7 @@ class HttpServers:
             log.error("HTTPS ended: %s", error)
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         await asyncio.gather(
             *(server.serve(sockets=[bound]) for server, bound in zip(self._servers, self._sockets, strict=True))
         )
