@@ -140,9 +140,10 @@ class SampleDesk:
             "command %s asks for %d requests of %s, %d bytes within %.0f s: %s %s",
             command.id, wish.count, wish.model, wish.max_bytes, wish.within_s, record.state, record.what,
         )  # fmt: skip
-        self._answer(record)
+        # Before it is said: who hears that it is taken up may count on each request from then on.
         if record.state is AnswerState.ACCEPTED:
             self._draw(record)
+        self._answer(record)
 
     def _draw(self, record: SampleRecord) -> None:
         left_s = record.until_s - self._now()

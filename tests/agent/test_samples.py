@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from adder_bundles import MODEL, small_bundle
 from fake_fleet import AT_ONCE, DEVICE, FLEET, WITHIN_S, Agent, FakeFleet, wait_for
 from securesystemslib.signer import CryptoSigner
 
+from edgeops.agent.channel import Draw
 from edgeops.agent.logbook import read_logbook
+from edgeops.agent.loop import Loop
 from edgeops.agent.samples import MAX_KNOWN, SampleRules, SampleStore
+from edgeops.agent.sampling import SampleDesk
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
@@ -60,7 +64,7 @@ class AskingFleet(FakeFleet):
     def ask(self, id: str, *, signer: Any = None, **changes: Any) -> bytes:
         """Publish a command; return its envelope."""
         now_s = time.time()
-        wish: dict[str, Any] = {"model": MODEL, "count": 4, "max_bytes": 1 << 20, "within_s": 60.0}
+        wish: dict[str, Any] = {"model": MODEL, "count": 4, "max_bytes": 1 << 20, "within_s": 600.0}
         wish |= {name: changes.pop(name) for name in list(changes) if name in wish}
         parts = {"connection": DEVICE, "issued_at_s": now_s, "expires_at_s": now_s + 600}
         command = SamplesCommand(fleet=FLEET, unit="self", id=id, wish=SamplesWish(**wish), **{**parts, **changes})
@@ -257,6 +261,24 @@ def command(id: str, *, expires_at_s: float = 1000.0, **bounds: Any) -> SamplesC
 
 def always(model: str) -> bool:
     return True
+
+
+class Published:
+    """What MQTT says of a message that has arrived."""
+
+    def is_published(self) -> bool:
+        return True
+
+
+def test_requests_are_drawn_before_it_is_said_that_they_will_be(tmp_path: Path) -> None:
+    """Who hears that a command is taken up asks at once, and each of these requests counts."""
+    did: list[Any] = []
+    uplink = SimpleNamespace(answer=lambda id, state, **_: (did.append(state), Published())[1])
+    serving = SimpleNamespace(draw=did.append)
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    desk = SampleDesk(Loop(), None, store, uplink, lambda model: serving, lambda: 0.0, did.append)  # type: ignore[arg-type,return-value]
+    desk._accept(command("a"))
+    assert did == [Draw("a", 2, 100, 1.0), AnswerState.ACCEPTED]
 
 
 def test_bounds_of_count_and_bytes_end_it(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def device(serving: Serving, tmp_path: Path) -> Iterator[Device]:
 
 def test_inputs_come_to_the_operator_and_all_of_it_is_noted(serving: Serving, device: Device, tmp_path: Path) -> None:
     rows = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
-    asked = run(serving, "device", "samples", NAME, MODEL, "--count", "3", "--within-s", "60", "--json")
+    asked = run(serving, "device", "samples", NAME, MODEL, "--count", "3", "--within-s", "600", "--json")
     facts = json.loads((device.state / "agent.json").read_text())
     wait_for(lambda: serving.api.samples_state(NAME, asked["id"]).state == "accepted", "it is not taken up")
     with InferenceClient(facts["endpoints"][MODEL]) as client:
