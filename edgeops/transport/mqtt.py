@@ -6,6 +6,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +108,8 @@ class MqttLink:
         self._on_message, self._on_connect, self._on_disconnect = on_message, on_connect, on_disconnect
         self._attempt, self._backoff_max_s = 0, backoff_max_s
         self._context: ssl.SSLContext | None = None
-        self._connected = threading.Event()
+        self._connected, self._subscribed = threading.Event(), threading.Event()
+        self._subscribing: int | None = None
         self._session_kept = False
         self._unheard: set[int] = set()
         self._client = paho.Client(
@@ -132,6 +134,7 @@ class MqttLink:
         self._client.on_connect_fail = lambda *_: self._lost("cannot connect")
         self._client.on_disconnect = lambda _c, _u, _f, reason, _p: self._lost(str(reason))
         self._client.on_publish = self._acknowledged
+        self._client.on_subscribe = self._granted
         self._client.on_message = self._received
         self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         self._properties.SessionExpiryInterval = session_expiry_s
@@ -170,10 +173,13 @@ class MqttLink:
         self._client.disconnect()
         self._client.loop_stop()
         self._connected.clear()
+        self._subscribed.clear()
 
     def wait_connected(self, timeout_s: float) -> bool:
-        """Wait for the connection; return whether it is up."""
-        return self._connected.wait(timeout_s)
+        """Wait for the connection, and for the broker's answer to the subscriptions: what is published from then on is
+        heard. Return whether it is up."""
+        deadline_s = time.monotonic() + timeout_s
+        return self._connected.wait(timeout_s) and self._subscribed.wait(max(0.0, deadline_s - time.monotonic()))
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> paho.MQTTMessageInfo | None:
         """Send a message; it is repeated after a reconnection until the broker has it (QoS 1).
@@ -214,12 +220,23 @@ class MqttLink:
         self._attempt = 0
         self._session_kept = bool(flags.session_present)
         if self._subscriptions:
-            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
+            _, self._subscribing = client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
+        else:
+            self._subscribed.set()
         self._connected.set()
         self._on_connect()
 
+    def _granted(self, _client: object, _userdata: object, mid: int, reasons: Any, _properties: object) -> None:
+        if mid != self._subscribing:
+            return
+        for topic, reason in zip(self._subscriptions, reasons, strict=False):
+            if reason.is_failure:
+                log.error("the broker refuses the subscription of %s: %s", topic, reason)
+        self._subscribed.set()
+
     def _lost(self, reason: str) -> None:
         self._connected.clear()
+        self._subscribed.clear()
         wait_s = max(0.05, backoff_s(self._attempt, max_s=self._backoff_max_s))
         self._attempt += 1
         # paho waits this long before it tries again.
