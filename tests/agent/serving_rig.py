@@ -82,19 +82,28 @@ class ServingRig:
         assert current is not None
         return current.process.pid
 
-    def close(self) -> None:
+    def counted_to_the_end(self) -> list[ModelWindow]:
+        """Serve no more, and return all that was ever counted: a worker tells it in parts, every few seconds."""
+        self.do(lambda serving: serving.stop())
+        self._wait_ended()
+        return self.windows
+
+    def _wait_ended(self) -> None:
         ended = threading.Event()
 
         def look() -> None:
             if self.serving.ended:
                 ended.set()
-                self.loop.stop()
             else:
                 self.loop.after(0.02, look)
 
-        self.do(lambda serving: serving.close())
         self.loop.post(look)
         assert ended.wait(WITHIN_S)
+
+    def close(self) -> None:
+        self.do(lambda serving: serving.close())
+        self._wait_ended()
+        self.loop.post(self.loop.stop)
         self._thread.join()
         self._folder.cleanup()
 

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adder_bundles import MODEL, small_bundle
+from fake_fleet import wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_rig import ServingRig
@@ -57,7 +57,7 @@ def read(connection: socket.socket) -> tuple[int, int, int, bytes]:
 
 @pytest.fixture
 def line(served: ServingRig) -> Iterator[socket.socket]:
-    with unix.connect(path_of(served), 20) as connection:
+    with unix.connect(path_of(served), 60) as connection:
         assert read(connection)[0] == Frame.GREETING
         yield connection
 
@@ -193,23 +193,20 @@ def test_descriptors_that_nobody_asked_for_do_not_pile_up(served: ServingRig) ->
 
     before = held()
     for _ in range(30):
-        with unix.connect(path_of(served), 20) as connection:
+        with unix.connect(path_of(served), 60) as connection:
             read(connection)
             descriptors = [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]
             socket.send_fds(connection, [HEADER.pack(Frame.INFER, 0, 1, 0)], descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-    until_s = time.monotonic() + 20
-    while held() > before and time.monotonic() < until_s:
-        time.sleep(0.05)
-    assert held() <= before
+    wait_for(lambda: held() <= before, "descriptors pile up")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(st.binary(max_size=200), st.just(request())), max_size=6))
 def test_random_bytes_never_crash_the_worker(served: ServingRig, parts: list[bytes]) -> None:
     pid = served.pid
-    with unix.connect(path_of(served), 20) as connection:
+    with unix.connect(path_of(served), 60) as connection:
         read(connection)
         try:
             for part in parts:
@@ -237,12 +234,13 @@ def test_a_swap_loses_no_request_and_clients_go_along(rig: ServingRig, bundle: A
     clients = [threading.Thread(target=ask) for _ in range(4)]
     for client in clients:
         client.start()
+    wait_for(lambda: answers, "nobody is answered")
     for number, following in enumerate((other_bundle, bundle, other_bundle), 2):
         rig.swap(following, f"{number}.0.0")
-    time.sleep(0.5)
+    wait_for(lambda: len(set(answers)) == 2, "the new bundle answers nobody")
     stop.set()
     for client in clients:
-        client.join(30)
+        client.join(60)
     assert not any(client.is_alive() for client in clients)
     assert len(set(answers)) == 2
     with SocketClient(path_of(rig)) as client:
@@ -252,7 +250,7 @@ def test_a_swap_loses_no_request_and_clients_go_along(rig: ServingRig, bundle: A
 def test_a_client_that_does_not_go_along_gets_no_answer(rig: ServingRig, bundle: Any, other_bundle: Any) -> None:
     """The control of the test above: after its good-bye a worker answers nothing any more."""
     rig.serve(bundle)
-    with unix.connect(path_of(rig), 20) as connection:
+    with unix.connect(path_of(rig), 60) as connection:
         assert read(connection)[0] == Frame.GREETING
         rig.swap(other_bundle, "2.0.0")
         assert read(connection)[0] == Frame.BYE
@@ -293,15 +291,27 @@ def test_a_slow_model_answers_health_and_refuses_what_waits_too_long(tmp_path: P
 
 
 def test_a_turn_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "WAIT_WITHIN_S", 0.05)
     monkeypatch.setattr(turns, "MAX_WAITING", 3)
+    running, may_end = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    def slow() -> None:
+        running.set()
+        may_end.wait(60)
 
     async def go() -> list[object]:
         desk = turns.Turns(typical_ms=turns.SLOW_MS)
-        return await asyncio.gather(*(desk.take(lambda: time.sleep(0.2)) for _ in range(4)), return_exceptions=True)
+        one = asyncio.ensure_future(desk.take(slow))
+        await asyncio.to_thread(running.wait, 60)
+        monkeypatch.setattr(turns, "WAIT_WITHIN_S", 0.05)
+        others = [asyncio.ensure_future(desk.take(lambda: ran.append(1))) for _ in range(3)]
+        await asyncio.sleep(0)  # they wait from now on
+        await asyncio.sleep(0.1)
+        may_end.set()
+        return await asyncio.gather(one, *others, return_exceptions=True)
 
     first, second, third, fourth = asyncio.run(go())
-    assert first is None
+    assert (first, ran) == (None, [])
     assert [error.code for error in (second, third, fourth) if isinstance(error, EdgeopsError)] == ["E-INFER-BUSY"] * 3
     assert "wait already" in str(fourth)
 
@@ -310,10 +320,10 @@ def test_more_clients_than_there_is_room_for_are_told(served: ServingRig) -> Non
     connections = []
     try:
         for _ in range(lines.MAX_LINES):
-            connection = unix.connect(path_of(served), 20)
+            connection = unix.connect(path_of(served), 60)
             connections.append(connection)
             assert read(connection)[0] == Frame.GREETING
-        with unix.connect(path_of(served), 20) as connection:
+        with unix.connect(path_of(served), 60) as connection:
             refused(read(connection), "E-INFER-BUSY")
     finally:
         for connection in connections:
@@ -324,7 +334,7 @@ def test_clients_that_are_gone_before_they_are_greeted_take_no_room(served: Serv
     os.kill(served.pid, signal.SIGSTOP)
     try:
         for _ in range(2 * lines.MAX_LINES):
-            unix.connect(path_of(served), 20).close()
+            unix.connect(path_of(served), 60).close()
     finally:
         os.kill(served.pid, signal.SIGCONT)
     with SocketClient(path_of(served)) as client:
@@ -385,5 +395,5 @@ class Mute:
 def test_a_client_survives_what_is_no_server(tmp_path: Path, says: bytes, code: str) -> None:
     Mute(tmp_path / "s", says)
     with pytest.raises(EdgeopsError) as caught:
-        SocketClient(tmp_path / "s", timeout_s=2)
+        SocketClient(tmp_path / "s", timeout_s=60)
     assert caught.value.code == code

@@ -35,14 +35,16 @@ def fleet(tmp_path: Path) -> Iterator[FakeFleet]:
 
 
 def started(fleet: FakeFleet, folder: Path, monkeypatch: pytest.MonkeyPatch, *, limited: bool) -> Agent:
-    """A device that serves 1.1.0, with trials long enough to be disturbed."""
+    """A device that serves 1.1.0, with trials long enough to be disturbed, also on a busy machine."""
     if not limited:
         monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
         monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "memory_limit")
-    agent = Agent(fleet, folder / "device", "--confirm-after-s", "3").start()
+    agent = Agent(fleet, folder / "device").start()
     fleet.desire(fleet.publish(small_bundle(folder / "good", add=1.0), "1.1.0", 1))
     fleet.wait_state(DeploymentState.CONFIRMED)
-    return agent
+    agent.stop()
+    agent.options = ("--confirm-after-s", "60" if limited else "10")
+    return agent.start()
 
 
 def feast_in_trial(fleet: FakeFleet, agent: Agent, folder: Path) -> list[str]:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from adder_bundles import MODEL, small_bundle
-from serving_rig import ServingRig, load_of
+from fake_fleet import wait_for
+from serving_rig import WITHIN_S, ServingRig, load_of
 
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.errors import EdgeopsError
@@ -29,29 +31,38 @@ class Load:
     """Clients that ask without a pause; every answer is checked."""
 
     def __init__(self, url: str, clients: int = 3) -> None:
-        self.answers: list[float] = []
+        # Of each client, in order.
+        self.answers: list[list[float]] = [[] for _ in range(clients)]
         self.failures: list[str] = []
         self._stop = threading.Event()
         self._url = url
-        self._threads = [threading.Thread(target=self._ask, args=(number % 2 == 0,)) for number in range(clients)]
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
+        self.wait(lambda answers: bool(answers))
         return self
+
+    def wait(self, condition: Callable[[list[float]], bool]) -> None:
+        """Wait until something holds for what each client has got, or one has failed."""
+        deadline_s = time.monotonic() + WITHIN_S
+        while not self.failures and not all(condition(answers) for answers in self.answers):
+            assert time.monotonic() < deadline_s, self.answers
+            time.sleep(0.005)
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()
 
-    def _ask(self, keep: bool) -> None:
+    def _ask(self, number: int) -> None:
         client = InferenceClient(self._url)
         while not self._stop.is_set():
             try:
                 added = client.infer(MODEL, {"x": X})["y"] - X
-                self.answers.append(float(added[0, 0]))
-                if not keep:
+                self.answers[number].append(float(added[0, 0]))
+                if number % 2:
                     client.close()
             except EdgeopsError as error:
                 self.failures.append(str(error))
@@ -63,10 +74,13 @@ def test_hot_swap_under_load_drops_no_request(rig: ServingRig, bundle: Bundle, o
         for number in range(3):
             figures = rig.swap(other_bundle if number % 2 == 0 else bundle, f"1.{number + 1}.0")
             assert figures.vectors == 3
-            time.sleep(0.2)
+            added = 2.0 if number % 2 == 0 else 1.0
+            # The worker before answers what it has begun; once it has ended, only the new one does.
+            wait_for(lambda: rig.serving.is_alone, "the old worker stays")
+            load.wait(lambda answers, added=added: answers[-1] == added)  # type: ignore[misc]
     assert load.failures == []
-    assert {1.0, 2.0} == set(load.answers)
-    assert load.answers[-1] == 2.0
+    assert {1.0, 2.0} == {answer for answers in load.answers for answer in answers}
+    assert {answers[-1] for answers in load.answers} == {2.0}
 
 
 ASK = b"GET /v2/health/live HTTP/1.1\r\n\r\n"
@@ -79,10 +93,10 @@ def ask(connection: socket.socket) -> bytes:
 
 def test_a_kept_connection_is_answered_once_more_and_then_closed(rig: ServingRig, bundle: Bundle, other_bundle: Bundle):
     rig.serve(bundle)
-    with socket.create_connection(("127.0.0.1", rig.serving.port), timeout=20) as kept:
+    with socket.create_connection(("127.0.0.1", rig.serving.port), timeout=WITHIN_S) as kept:
         assert b"Connection: close" not in ask(kept)
         rig.swap(other_bundle, "1.1.0")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WITHIN_S
         while b"Connection: close" not in (answer := ask(kept)):  # the old worker has yet to hear of it
             assert answer.startswith(b"HTTP/1.1 200")
             assert time.monotonic() < deadline
@@ -93,7 +107,7 @@ def test_a_kept_connection_is_answered_once_more_and_then_closed(rig: ServingRig
 def test_drop_check_can_fail(rig: ServingRig, bundle: Bundle):
     """Negative control: a worker that is killed instead of drained does drop what its clients asked."""
     rig.serve(bundle)
-    with socket.create_connection(("127.0.0.1", rig.serving.port), timeout=20) as kept:
+    with socket.create_connection(("127.0.0.1", rig.serving.port), timeout=WITHIN_S) as kept:
         assert ask(kept)
         os.kill(rig.pid, signal.SIGSTOP)
         kept.sendall(ASK)
@@ -131,7 +145,7 @@ def test_a_hanging_worker_is_found_and_replaced(rig: ServingRig, bundle: Bundle,
     rig.expect("alive")
     first = rig.pid
     os.kill(first, signal.SIGSTOP)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WITHIN_S
     while rig.said.empty() and time.monotonic() < deadline:
         rig.do(lambda serving: serving.probe(infer=False))
         time.sleep(0.05)
@@ -159,7 +173,7 @@ def test_a_candidate_that_fails_leaves_the_incumbent_serving(
         rig.do(lambda serving: serving.try_out(load_of(bad, "9.9.9")))
         assert rig.expect("test_failed").code == code
     assert load.failures == []
-    assert set(load.answers) == {1.0}
+    assert {answer for answers in load.answers for answer in answers} == {1.0}
     assert rig.pid == pid
 
 
@@ -220,8 +234,5 @@ def test_a_worker_dies_with_its_supervisor(tmp_path: Path):
         assert supervisor.stdout is not None
         worker = int(supervisor.stdout.readline())
         supervisor.kill()
-        supervisor.wait(20)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{worker}").exists()
+        supervisor.wait(WITHIN_S)
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), "the worker stays")

@@ -104,12 +104,12 @@ def fleet(tmp_path: Path) -> Iterator[FakeFleet]:
 def test_a_real_devices_first_model_answers_while_its_successor_is_fetched(fleet: FakeFleet, tmp_path: Path):
     first = fleet.publish(small_bundle(tmp_path / "first", add=1.0), "1.1.0", 1)
     second = fleet.publish(small_bundle(tmp_path / "second", add=2.0), "1.2.0", 2)
-    agent = Agent(fleet, tmp_path / "device", "--confirm-after-s", "20").start()
+    agent = Agent(fleet, tmp_path / "device", "--confirm-after-s", "60").start()
     try:
         fleet.desire(first)
         fleet.wait_state(DeploymentState.TRIAL)
-        fleet.desire(second)
         fleet.stop_artifacts()
+        fleet.desire(second)
         report = fleet.wait_state(DeploymentState.HELD)
         assert report.active is not None
         assert (report.active.release, agent.added()) == ("1.1.0", 1)

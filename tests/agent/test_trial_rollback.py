@@ -32,12 +32,12 @@ def fleet(tmp_path: Path) -> Iterator[FakeFleet]:
 
 @pytest.fixture
 def agent(fleet: FakeFleet, tmp_path: Path) -> Iterator[Agent]:
-    """A device that serves 1.1.0, whose trials last long enough to be disturbed."""
+    """A device that serves 1.1.0, whose trials last until they are disturbed, also on a busy machine."""
     agent = Agent(fleet, tmp_path / "device").start()
     fleet.desire(fleet.publish(small_bundle(tmp_path / "good", add=1.0), "1.1.0", 1))
     fleet.wait_state(DeploymentState.CONFIRMED)
     agent.stop()
-    agent.options = ("--confirm-after-s", "3")
+    agent.options = ("--confirm-after-s", "60")
     yield agent.start()
     agent.stop()
 
@@ -96,6 +96,7 @@ def test_a_bundle_that_answers_nan_in_its_trial_rolls_back(fleet: FakeFleet, age
     """Its golden vectors are fine; live input makes it divide by zero, again and again."""
     fleet.desire(fleet.publish(small_bundle(tmp_path / "new", add=2.0, divide=True), "1.2.0", 2))
     fleet.wait_state(DeploymentState.TRIAL)
+    wait_for(lambda: agent.added() == 2, "the new bundle does not serve")
     facts = agent.facts()
     assert facts is not None
     zero = np.zeros((1, 4), np.float32)
@@ -113,6 +114,11 @@ def test_a_newer_generation_supersedes_a_trial(fleet: FakeFleet, agent: Agent, t
     fleet.desire(fleet.publish(small_bundle(tmp_path / "new", add=2.0), "1.2.0", 2))
     fleet.wait_state(DeploymentState.TRIAL)
     fleet.desire(fleet.publish(small_bundle(tmp_path / "newer", add=3.0), "1.3.0", 3))
+    fleet.wait_state(DeploymentState.TRIAL)
+    # Its own trial goes on after a start, and need not last.
+    agent.stop()
+    agent.options = ("--confirm-after-s", "0.5")
+    agent.start()
     report = fleet.wait_state(DeploymentState.CONFIRMED)
     assert report.active is not None
     assert (report.active.release, agent.added()) == ("1.3.0", 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from test_brokers import CONTROL, FLEET, Bench, needs_mosquitto, raw, run_bench, send, topic_of, wait_for
+from test_brokers import CONTROL, FLEET, WITHIN_S, Bench, needs_mosquitto, raw, run_bench, send, topic_of, wait_for
 
 from edgeops.contracts.topics import PREFIX, control_filters
 from edgeops.control.broker import mosquitto
@@ -64,9 +64,13 @@ def hostile(bench: Bench, files: TlsFiles | None, client_id: str = "any") -> Ite
         client.loop_stop()
 
 
-def happens(condition: Callable[[], object]) -> bool:
-    """Whether something comes true in a while that is long for a broker on this machine."""
-    deadline_s = time.monotonic() + 2.0
+# How long is waited for what a guarded broker does not let happen, and for what a loosened one does.
+GUARDED_S, LOOSENED_S = 2.0, 60.0
+
+
+def happens(condition: Callable[[], object], within_s: float) -> bool:
+    """Whether something comes true in a while."""
+    deadline_s = time.monotonic() + within_s
     while not condition() and time.monotonic() < deadline_s:
         time.sleep(0.01)
     return bool(condition())
@@ -76,21 +80,21 @@ def device(bench: Bench) -> TlsFiles:
     return bench.authority.files(bench.directory / "hostile", "dev-a")
 
 
-def writes_as_another(bench: Bench) -> bool:
+def writes_as_another(bench: Bench, within_s: float) -> bool:
     """Whether dev-a can report as dev-b, or want something of itself."""
     got: list[Message] = []
     control = bench.link(CONTROL, got, subscriptions=[*control_filters(FLEET), f"{PREFIX}/{FLEET}/d/+/+/desired"])
     with hostile(bench, device(bench)) as (client, _):
         wait_for(client.is_connected, "not connected")
         for topic in (topic_of("dev-b", "reported"), topic_of("dev-a", "desired")):
-            client.publish(topic, b"forged", qos=1).wait_for_publish(10)
-        client.publish(topic_of("dev-a", "log"), b"end", qos=1).wait_for_publish(10)
+            client.publish(topic, b"forged", qos=1).wait_for_publish(WITHIN_S)
+        client.publish(topic_of("dev-a", "log"), b"end", qos=1).wait_for_publish(WITHIN_S)
         wait_for(lambda: any(message.payload == b"end" for message in got), "its own message did not arrive")
     control.stop()
     return sum(message.payload == b"forged" for message in got) == 2
 
 
-def reads_of_another(bench: Bench) -> bool:
+def reads_of_another(bench: Bench, within_s: float) -> bool:
     """Whether dev-a hears what dev-b should run."""
     control = bench.link(CONTROL, [])
     with hostile(bench, device(bench)) as (client, got):
@@ -107,13 +111,13 @@ def reads_of_another(bench: Bench) -> bool:
     return b"of b" in got
 
 
-def comes_in_without_a_certificate(bench: Bench) -> bool:
+def comes_in_without_a_certificate(bench: Bench, within_s: float) -> bool:
     """Whether anybody may connect."""
     with hostile(bench, None) as (client, _):
-        return happens(client.is_connected)
+        return happens(client.is_connected, within_s)
 
 
-def takes_over_a_session(bench: Bench) -> bool:
+def takes_over_a_session(bench: Bench, within_s: float) -> bool:
     """Whether dev-a can throw dev-b out by using its client id."""
     gone: list[object] = []
     with hostile(bench, bench.authority.files(bench.directory / "victim", "dev-b"), "dev-b") as (victim, _):
@@ -121,32 +125,32 @@ def takes_over_a_session(bench: Bench) -> bool:
         victim.on_disconnect = lambda *args: gone.append(args)
         with hostile(bench, device(bench), "dev-b") as (client, _):
             wait_for(client.is_connected, "not connected")
-            return happens(lambda: gone)
+            return happens(lambda: gone, within_s)
 
 
-def floods(bench: Bench) -> bool:
+def floods(bench: Bench, within_s: float) -> bool:
     """Whether a message of four times the allowed length goes through to who takes messages of any length."""
     control = bench.authority.files(bench.directory / "control", CONTROL)
     with hostile(bench, control, CONTROL) as (taker, got), hostile(bench, device(bench)) as (client, _):
         wait_for(lambda: taker.is_connected() and client.is_connected(), "not connected")
         taker.subscribe([(topic_of("dev-a", "log"), paho.SubscribeOptions(qos=1))])
         client.publish(topic_of("dev-a", "log"), bytes(4 * mosquitto.MAX_PACKET_BYTES), qos=1)
-        return happens(lambda: got)
+        return happens(lambda: got, within_s)
 
 
-def keeps_messages_for_four_steps(bench: Bench) -> bool:
+def keeps_messages_for_four_steps(bench: Bench, within_s: float) -> bool:
     """Whether dev-a can have the broker hold messages of quality 2, which it then never finishes."""
     got: list[Message] = []
     control = bench.link(CONTROL, got, subscriptions=control_filters(FLEET))
     with hostile(bench, device(bench)) as (client, _):
         wait_for(client.is_connected, "not connected")
         client.publish(topic_of("dev-a", "log"), b"held", qos=2)
-        arrived = happens(lambda: any(message.payload == b"held" for message in got))
+        arrived = happens(lambda: any(message.payload == b"held" for message in got), within_s)
     control.stop()
     return arrived
 
 
-def is_silent_for_hours(bench: Bench) -> bool:
+def is_silent_for_hours(bench: Bench, within_s: float) -> bool:
     """Whether the broker lets a client say that it may be silent for eighteen hours."""
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id="any", protocol=paho.MQTTv5)
     files = device(bench)
@@ -161,7 +165,7 @@ def is_silent_for_hours(bench: Bench) -> bool:
     return told != [mosquitto.MAX_KEEPALIVE_S]
 
 
-RULES: dict[str, Callable[[Bench], bool]] = {
+RULES: dict[str, Callable[[Bench, float], bool]] = {
     "writes": writes_as_another,
     "reads": reads_of_another,
     "certificates": comes_in_without_a_certificate,
@@ -175,7 +179,6 @@ RULES: dict[str, Callable[[Bench], bool]] = {
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_without_its_rule_the_broker_lets_the_hostile_client_through(rule: str, tmp_path: Path) -> None:
     with bench_without(None, tmp_path / "guarded") as bench:
-        assert not RULES[rule](bench)
+        assert not RULES[rule](bench, GUARDED_S)
     with bench_without(rule, tmp_path / "loosened") as bench:
-        # On a busy machine an attack that succeeds may be seen only the second time.
-        assert any(RULES[rule](bench) for _ in range(3))
+        assert RULES[rule](bench, LOOSENED_S)

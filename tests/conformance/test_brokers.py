@@ -32,7 +32,7 @@ from edgeops.transport.mqtt import LastWill, Message, MqttLink, TlsFiles
 
 FLEET = "f1"
 CONTROL = "edgeops-control"
-WITHIN_S = 15.0
+WITHIN_S = 60.0
 
 needs_mosquitto = pytest.mark.skipif(
     mosquitto.find_program() is None, reason="the program mosquitto is not installed: make system"
@@ -191,11 +191,12 @@ def own_iotcore(tmp_path: Path) -> Iterator[Bench]:
 
 def test_a_broker_that_dies_is_started_again_and_links_return(own_iotcore: Bench) -> None:
     got: list[Message] = []
-    control = own_iotcore.link(CONTROL, got, subscriptions=control_filters(FLEET))
+    lost: list[str] = []
+    control = own_iotcore.link(CONTROL, got, subscriptions=control_filters(FLEET), on_disconnect=lost.append)
     pid = own_iotcore.broker.child.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not control.connected, "the link did not notice")
+    wait_for(lambda: lost, "the link did not notice")
     wait_for(lambda: own_iotcore.broker.child.pid not in (None, pid), "it was not started again")
     wait_for(lambda: control.connected, "the link did not return")
     send(control, topic_of("any", "progress"), b"alive")
@@ -375,11 +376,14 @@ class TestOnlyItsOwn:
     def test_a_device_reads_nothing_of_others(self, guarded: Bench, tmp_path: Path, wish: str) -> None:
         client, got = raw(guarded, guarded.authority.files(tmp_path, "dev-a"))
         wait_for(client.is_connected, "not connected")
+        answered: list[object] = []
+        client.on_subscribe = lambda *said: answered.append(said)
         client.subscribe(
             [(wish, paho.SubscribeOptions(qos=1)), (topic_of("dev-a", "desired"), paho.SubscribeOptions(qos=1))]
         )
         control = guarded.link(CONTROL, [])
         client.subscribe([(topic_of("dev-a", "cmd"), paho.SubscribeOptions(qos=1))])
+        wait_for(lambda: len(answered) == 2, "the broker did not answer")
         for leaf in ("desired", "cmd"):
             send(control, topic_of("dev-b", leaf), b"secret of b")
             send(control, topic_of("dev-a", leaf), b"for a: " + leaf.encode())

@@ -40,7 +40,7 @@ def join(directory: Path, token_text: str, *, profile: str, name: str) -> EnrolR
     token = EnrolmentToken.from_text(token_text)
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    with urllib.request.urlopen(token.server + "/bootstrap/ca.pem", context=unverified, timeout=20) as answered:
+    with urllib.request.urlopen(token.server + "/bootstrap/ca.pem", context=unverified, timeout=60) as answered:
         ca_pem = answered.read()
     certificates.check_ca(ca_pem, token.ca_sha256)
     identity = DeviceIdentity.create(directory)
@@ -89,6 +89,8 @@ class FakeDevice:
         self.desired_behind: dict[str, Desired] = {}
         self.active_behind: dict[str, dict[str, Slot]] = {unit: {} for unit in self.behind}
         self._changed = threading.Condition()
+        # Who holds it has what comes meanwhile wait, and may change what this device believes.
+        self.hearing = threading.Lock()
         files = self._identity.tls_files()
         self.link = MqttLink(
             joined.broker,
@@ -114,7 +116,7 @@ class FakeDevice:
         context.load_cert_chain(files.certificate, files.key)
         return context
 
-    def wait_generation(self, generation: int, within_s: float = 20.0) -> None:
+    def wait_generation(self, generation: int, within_s: float = 90.0) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: generation in self.generations, within_s), self.generations
 
@@ -146,6 +148,10 @@ class FakeDevice:
             self._obey_behind(unit)
 
     def _on_message(self, message: Message) -> None:
+        with self.hearing:
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
         topic = parse_topic(message.topic)
         floor = max(self.generations, default=0)
         if topic.unit in self.behind:

@@ -45,17 +45,23 @@ def flood(house: House, number: int) -> None:
         house.say(*[message] * 100, house.sealed(report("dev-b", seq=part + 1)))
 
 
+def in_no_time(house: House) -> None:
+    """Have all that is said be said at one moment: however long it takes here, no token comes back."""
+    house.ingest._pace = Buckets(worker.DEVICE_PER_S, worker.DEVICE_BURST, lambda: 0.0)
+
+
 def test_a_flood_is_cut_off_named_and_stops_nobody_else(house: House) -> None:
+    in_no_time(house)
     flood(house, worker.DEVICE_BURST + 500)
     rejected, last = house.rejected("dev-a")
-    # While it goes on a few tokens come back.
-    assert 300 <= rejected <= 500
+    assert rejected == 500
     assert last.startswith("E-DEVICE-FLOOD")
     assert house.newest("dev-b") == ("b1", (worker.DEVICE_BURST + 500) // 100)
     assert house.rejected("dev-b") == (0, "")
 
 
 def test_what_a_flood_says_costs_no_verification(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_no_time(house)
     flood(house, worker.DEVICE_BURST)
     checked: list[str] = []
     verify = worker.read_statements
@@ -66,7 +72,7 @@ def test_what_a_flood_says_costs_no_verification(house: House, monkeypatch: pyte
 
     monkeypatch.setattr(worker, "read_statements", counted)
     house.say(*[house.sealed(telemetry(1))] * 100)
-    assert len(checked) < 50
+    assert checked == []
     house.ingest._pace = Buckets(1e9, 10**9)  # the control: without a limit all are verified
     house.say(*[house.sealed(telemetry(1))] * 100)
     assert len(checked) >= 100
@@ -135,7 +141,7 @@ def test_if_its_own_clock_counted_it_would(house: House, years: int) -> None:
 
 def wait_until(condition: object) -> None:
     assert callable(condition)
-    deadline_s = time.monotonic() + 40
+    deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
@@ -247,13 +253,23 @@ def test_a_database_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path:
             message = Message(*house.sealed(telemetry(seq)), False, lambda seq=seq: acknowledged.put(seq))
             ingest.receive(message)
             if seq == 150:
-                wait_until(lambda: acknowledged.qsize() > 0)
+                # In the middle of its work; the mutant with nothing left to do, so that what it promises next is lost.
+                wait_until(lambda: len(kept(house)) == 150 if kind is Hasty else acknowledged.qsize() > 0)
                 server.kill()
-        time.sleep(0.5)
+        promised: set[int] = set()
+
+        def beyond() -> bool:
+            """Whether something is promised that came when there was no database any more."""
+            promised.update(acknowledged.get() for _ in range(acknowledged.qsize()))
+            return max(promised) > 150
+
         if kind is Hasty:
+            wait_until(beyond)
             ingest._stopping.set()  # the worker dies with what it holds
-        ingest.stop() if kind is Hasty else None
-        promised = {acknowledged.get() for _ in range(acknowledged.qsize())}
+            ingest.stop()
+        else:
+            time.sleep(0.5)
+        beyond()
         server.start()
         if kind is Hasty:
             assert promised - kept(house), "the mutant was not noticed"
@@ -313,7 +329,7 @@ def test_a_worker_that_is_killed_loses_nothing_that_was_acknowledged(
             wait_until(lambda: device.link.connected)
             info = device.link.publish(topic, payload)
             assert info is not None
-            info.wait_for_publish(40)
+            info.wait_for_publish(60)
             assert info.is_published()
 
     def kept() -> set[int]:
@@ -323,7 +339,7 @@ def test_a_worker_that_is_killed_loses_nothing_that_was_acknowledged(
     try:
         # What devices say when they come is taken in: the next batch is of windows.
         settled(lambda: note.stat().st_size)
-        blocker = sqlite3.connect(home / "control.sqlite", isolation_level=None, timeout=40)
+        blocker = sqlite3.connect(home / "control.sqlite", isolation_level=None, timeout=60)
         blocker.execute("BEGIN IMMEDIATE")
         noted = note.stat().st_size
         tell(*range(1001, 1041))

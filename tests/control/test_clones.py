@@ -114,4 +114,4 @@ def start(state: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def end(agent: subprocess.Popen[bytes]) -> None:
     agent.send_signal(signal.SIGTERM)
-    agent.wait(20)
+    agent.wait(60)

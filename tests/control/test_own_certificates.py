@@ -64,7 +64,6 @@ def test_every_listener_shows_the_new_one_and_no_session_ends(fleet_of) -> None:
     before = serving.shown()
     client = (serving.home / "ca" / "control.pem").read_bytes()
     wait_for(lambda: not set(serving.shown()) & set(before), "a listener kept its certificate")
-    wait_for(lambda: len(set(serving.shown())) < 3 or True, "never")
     assert (serving.home / "ca" / "control.pem").read_bytes() != client
     ca_pem = (serving.home / "ca" / "ca.pem").read_bytes()
     for pem in serving.shown():
@@ -75,7 +74,7 @@ def test_every_listener_shows_the_new_one_and_no_session_ends(fleet_of) -> None:
     device = next(iter(fleet.devices.values()))
     device.link.stop()
     device.link.start()
-    assert device.link.wait_connected(15)
+    assert device.link.wait_connected(60)
 
 
 def test_certificates_that_hold_for_long_are_left_alone(fleet_of) -> None:

@@ -301,7 +301,7 @@ def race(registry_url: Path | str, headers: dict[str, str], *, first_fails: bool
     event.listen(workers[0].database._engine, "before_cursor_execute", wait_inside)
     first = threading.Thread(target=ask, args=(0,))
     first.start()
-    assert inside.wait(20)
+    assert inside.wait(60)
     ask(1)
     first.join()
     for worker in workers:

@@ -57,7 +57,7 @@ class Worker:
     def end(self, *, kill: bool = False) -> None:
         if self.process.poll() is None:
             self.process.kill() if kill else self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -127,6 +127,7 @@ def test_workers_that_die_lose_nothing_and_do_nothing_twice(split: Split) -> Non
         )
     assert {device.running[MODEL].release for device in split.devices} == {"1.1.0"}
     wait_for(lambda: split.simulator.windows >= 6 * DEVICES, "too few windows were told")
+    assert split.simulator.hush(60), "the broker does not acknowledge what was told"
     split.simulator.stop()
 
     def count(what: Any) -> Any:
@@ -157,7 +158,7 @@ def listen(split: Split, name: str, heard: list[str]) -> MqttLink:
         tls=TlsFiles(folder / "ca.pem", folder / "client.pem", folder / "client.key"),
     )
     link.start()
-    assert link.wait_connected(20)
+    assert link.wait_connected(60)
     return link
 
 
@@ -207,8 +208,9 @@ class CountingLink:
         return
 
 
-def published_by_two(url: Path | str) -> int:
-    """Let two processes' publishers stand on one registry; return how many messages they sent for 100 devices."""
+def published_by_two(url: Path | str, count: int) -> int:
+    """Let two processes' publishers stand on one registry; return how many messages they sent for 100 devices, once
+    that are so many, and a few looks later."""
     registry = open_registry(url)
     add_devices(registry, 100)
     manage.create(
@@ -231,7 +233,8 @@ def published_by_two(url: Path | str) -> int:
     ]
     for publisher in publishers:
         publisher.start()
-    time.sleep(2.0)
+    wait_for(lambda: link.published >= count, "too few are sent")
+    time.sleep(0.5)
     for publisher in publishers:
         publisher.stop()
     for database in (*databases, registry):
@@ -241,14 +244,14 @@ def published_by_two(url: Path | str) -> int:
 
 @on_postgresql
 def test_two_publishers_send_each_desired_state_once(registry_url: str) -> None:
-    assert published_by_two(registry_url) == 100
+    assert published_by_two(registry_url, 100) == 100
 
 
 @on_postgresql
 def test_without_the_lock_they_send_it_twice(registry_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control."""
     monkeypatch.setattr(Database, "holds", lambda self, work: True)
-    assert published_by_two(registry_url) > 100
+    assert published_by_two(registry_url, 101) > 100
 
 
 @on_postgresql

@@ -106,11 +106,12 @@ def test_devices_that_go_are_offline_and_get_what_they_missed(served: Serving, f
     sleeper.link._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
     sleeper.stop()
     wait_for(lambda: not api.device(name).online, "the last will did not arrive")
-    rollout = api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", gates=GatesInfo(timeout_s=2.0), start=True))
+    rollout = api.create_rollout(RolloutWish(model=MODEL, version="1.0.0", gates=GatesInfo(timeout_s=10.0), start=True))
     # Two confirm; the third's profile has nobody who reported: inconclusive.
     assert ended(api, rollout.id).state == "paused"
-    api.resume_rollout(rollout.id)
     sleeper.start()
+    sleeper.wait_generation(1)
+    api.resume_rollout(rollout.id)
     assert ended(api, rollout.id).state == "succeeded"
 
 
@@ -275,7 +276,7 @@ class TestArtifacts:
 def raw_get(pool: urllib3.PoolManager, base: str, path: str) -> int:
     url = urllib3.util.parse_url(base)
     context = pool.connection_pool_kw["ssl_context"]
-    plain = socket.create_connection((url.host, url.port), timeout=10)
+    plain = socket.create_connection((url.host, url.port), timeout=60)
     with context.wrap_socket(plain, server_hostname=url.host) as secure:
         secure.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         answer = secure.recv(65536)

@@ -103,10 +103,12 @@ def too_soon(found: Seen) -> list[str]:
 
 
 def together(found: Seen) -> bool:
-    """Whether half of all links would come back within a tenth of a second: as decided, however busy the machine is."""
+    """Whether two thirds of all links would come back within a tenth of a second: as decided, however busy the machine
+    is. By chance that would be less than once in a million times; half of them, once in ten thousand."""
+    most = LINKS * 2 // 3
     for number in range(TRIES - 1):
         waits = sorted(found.waits[name][number] for name in found.tries)
-        if any(waits[place + LINKS // 2] - waits[place] < 0.1 for place in range(LINKS - LINKS // 2)):
+        if any(waits[place + most] - waits[place] < 0.1 for place in range(LINKS - most)):
             return True
     return False
 
