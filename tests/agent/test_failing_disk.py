@@ -7,12 +7,14 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
 
 from edgeops.agent.backlog import TelemetryQueue
+from edgeops.agent.fetching import FetchRequest, Staged
 from edgeops.agent.keeping import Keeping
 from edgeops.agent.plan import Wish
 from edgeops.agent.slots import Slots
@@ -148,6 +150,32 @@ def test_an_agent_that_lets_the_disks_errors_through_is_caught(
     monkeypatch.setattr(Keeping, "durably", lambda self, change: change())
     with pytest.raises(EdgeopsError, match="E-DISK"):
         every_failure(device, files, tmp_path, errno.EIO, float("inf"), frozenset(), every=1)
+
+
+@pytest.mark.parametrize(("confirmed", "ends"), [(2, DeploymentState.CONFIRMED), (1, DeploymentState.REJECTED)])
+def test_the_older_bundle_makes_room_on_a_full_disk(
+    confirmed: int, ends: DeploymentState, device: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The disk has room for two bundles, not for three; the control: there is no older one, and nothing is lost."""
+    root = tmp_path / "device"
+    shutil.copytree(device, root)
+    rig = DeploymentRig(root, NAME, files)
+    rig.start()
+    rig.pursue(component(files, confirmed), 2)
+    assert rig.settle() is DeploymentState.CONFIRMED
+    fetch = rig.fetcher.fetch
+
+    def fetch_if_there_is_room(request: FetchRequest, slots: Slots, **how: Any) -> Staged:
+        if confirmed == 1 or slots.candidate in slots.records:
+            raise EdgeopsError("E-DISK-FULL", "no room for a third")
+        return fetch(request, slots, **how)
+
+    monkeypatch.setattr(rig.fetcher, "fetch", fetch_if_there_is_room)
+    rig.pursue(component(files, 3), 3)
+    assert rig.settle() is ends
+    assert rig.serving.current is not None
+    assert rig.serving.current.digest == component(files, 3 if ends is DeploymentState.CONFIRMED else 1).digest
+    rig.close()
 
 
 def test_what_the_disk_refused_is_due_and_comes_before_any_other_change(device: Path, files: Files, tmp_path: Path):

@@ -23,10 +23,10 @@ from edgeops.control import access, enrolment
 from edgeops.control.assignment import new_unit
 from edgeops.control.database import Database
 from edgeops.control.groups import manage as groups
-from edgeops.control.models import Base
 from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.policy import Policy
 from edgeops.control.rollout.selection import Selection
+from edgeops.control.schema import SCHEMA
 
 DAY_S = 86_400.0
 MANY = 1e6
@@ -170,9 +170,7 @@ def build(database: Database) -> dict[Role, str]:
 def rows(database: Database) -> list[str]:
     """All that a registry holds."""
     with database.read() as session:
-        return [
-            f"{table.name} {row}" for table in Base.metadata.sorted_tables for row in session.execute(select(table))
-        ]
+        return [f"{table.name} {row}" for table in SCHEMA.sorted_tables for row in session.execute(select(table))]
 
 
 class Kept:
