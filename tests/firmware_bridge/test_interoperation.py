@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("host_compiler")
 
 
 async def drive(url: str, blob: bytes) -> None:
-    async with SMPClient(SMPSerialTransport(), url) as client:
+    async with SMPClient(SMPSerialTransport(), url, timeout_s=60) as client:
         echo = await client.request(EchoWrite(d="hello"))
         assert success(echo)
         assert echo.r == "hello"
@@ -40,7 +40,7 @@ async def drive(url: str, blob: bytes) -> None:
         assert success(await client.request(ResetWrite()))
         for _ in range(10):
             try:
-                assert success(await client.request(EchoWrite(d="back"), timeout_s=1))
+                assert success(await client.request(EchoWrite(d="back"), timeout_s=5))
                 break
             except TimeoutError:
                 continue
@@ -52,7 +52,7 @@ async def drive(url: str, blob: bytes) -> None:
         groups = await client.request(ListOfGroups())
         assert success(groups)
         assert set(groups.stat_list) == {"smp", "model"}
-        assert success(await client.request(ImageErase(), timeout_s=10))
+        assert success(await client.request(ImageErase(), timeout_s=60))
 
 
 def test_another_client_updates_the_device(tmp_path: Path):

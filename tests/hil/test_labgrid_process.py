@@ -68,7 +68,7 @@ class Peer:
 
 
 def gone(pid: int) -> bool:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline_s:
             return False
@@ -93,7 +93,8 @@ def gone(pid: int) -> bool:
 def test_an_answer_that_is_none_breaks_the_board_and_leaves_nothing_running(
     tmp_path: Path, answer: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labgrid_process, "_OPEN_WITHIN_S", 1.0)
+    if answer == "hang":
+        monkeypatch.setattr(labgrid_process, "_OPEN_WITHIN_S", 1.0)
     monkeypatch.setattr(labgrid_process, "_END_WITHIN_S", 0.1)
     peer = Peer(tmp_path, {"open": answer})
     with pytest.raises(EdgeopsError) as caught:
@@ -117,6 +118,13 @@ def test_where_the_process_cannot_switch_off_another_one_does(
 ) -> None:
     """The first one hangs or dies at `off`: it is killed with its emulator, and a second one switches off."""
     monkeypatch.setattr(labgrid_process, "_OFF_WITHIN_S", 1.0)
+    replace = LabgridProcess._replace
+
+    def patiently(self: LabgridProcess) -> None:
+        replace(self)
+        monkeypatch.setattr(labgrid_process, "_OFF_WITHIN_S", 60.0)
+
+    monkeypatch.setattr(LabgridProcess, "_replace", patiently)
     peer = Peer(tmp_path, {"1 off": trouble})
     process = peer.open()
     process.switch_off()

@@ -23,6 +23,7 @@ from edgeops.cli import root
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
 from edgeops.contracts.rigs import BoardResult, Verdict
+from firmware_bridge.link import ANSWER_WITHIN_S
 from hil.boards import mcu
 from hil.checks.plan import Effort, Subject
 from hil.reservation import Reservation, resource_of
@@ -39,7 +40,7 @@ def rig_of(*boards: QemuMcuSpec | SerialMcuSpec) -> Rig:
 
 
 def m4(**changed: object) -> QemuMcuSpec:
-    values = {"name": "m4", "profile": "cortex-m4", "machine": "mps2-an386", "boot_within_s": 10.0, **changed}
+    values = {"name": "m4", "profile": "cortex-m4", "machine": "mps2-an386", "boot_within_s": 60.0, **changed}
     return QemuMcuSpec(**values)  # type: ignore[arg-type]
 
 
@@ -123,11 +124,12 @@ def test_a_line_that_is_lost_in_mid_test_says_nothing_of_the_release_and_ends_th
     whole = mcu.QemuMcuBoard.link
     calls = []
 
-    def dying(board: mcu.QemuMcuBoard, answer_within_s: float = 0.2) -> object:
+    def dying(board: mcu.QemuMcuBoard, answer_within_s: float = ANSWER_WITHIN_S) -> object:
         calls.append(1)
         if len(calls) == 6 and board.name == "m4":
             board.power_off()
-        return whole(board, 0.2)
+            return whole(board, 0.2)
+        return whole(board, answer_within_s)
 
     monkeypatch.setattr(mcu.QemuMcuBoard, "link", dying)
     request = Request({"cortex-m4": Subject(mcu_bundle(tmp_path / "b").directory)}, Effort(runs=1, cuts=0))
@@ -170,7 +172,7 @@ def test_an_interrupt_leaves_the_board_off_and_free(
             time.sleep(0.02)
         process.communicate(timeout=60)
         assert process.returncode != 0
-        assert not psutil.wait_procs(children, 10)[1]
+        assert not psutil.wait_procs(children, 60)[1]
     Reservation(resource_of(rig_of(m4()), m4())).release()
 
 
@@ -182,7 +184,7 @@ def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path, 
         with running(tmp_path, M4, bundle) as process:
             seen = interrupt(process, chance, 5.0)
             assert process.returncode != 0
-            assert not psutil.wait_procs(seen, 10)[1], number
+            assert not psutil.wait_procs(seen, 60)[1], number
         Reservation(resource_of(rig_of(m4()), m4())).release()
     proof(f"{moments} runs interrupted three times each; every board was off and free")
 
