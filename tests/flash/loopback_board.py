@@ -150,10 +150,11 @@ class LoopbackBoard:
         self._environment = {} if clock_s is None else clock_at(clock_s, folder)
         for name in ("host_key", "login_key", "other_key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", folder / "rsa_key"], check=True)
+        # The last thing before sshd takes it: nobody else has it then.
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", folder / "rsa_key"], check=True)
         kind, key, *_ = (folder / "host_key.pub").read_text().split()
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
         shutil.copyfile(folder / "login_key.pub", folder / "authorized_keys")
@@ -203,7 +204,7 @@ class LoopbackBoard:
                  self._program, str(self.folder / "sshd_config"), *self._options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -221,7 +222,7 @@ class LoopbackBoard:
         ).stdout.split():
             subprocess.run(["kill", "-KILL", child], check=False, capture_output=True)
         self._sshd.kill()
-        self._sshd.wait(10)
+        self._sshd.wait(60)
         self._sshd = None
 
     def drop_sessions(self) -> None:
