@@ -57,7 +57,7 @@ def test_a_real_model_keeps_its_answers(name: str, profile: str, tmp_path: Path)
     source = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.model_output or output.name for output in declared.outputs]
     with np.load(folder / "evaluation.npz") as file:
-        data = {item.name: file[item.name][:CHECKED] for item in declared.inputs}
+        data = {item.name: file[item.name][:CHECKED].reshape(-1, *item.shape) for item in declared.inputs}
     bundle = open_bundle(result.packaged.directory)
     wanted, got = [], []
     with open_session(bundle.directory, bundle.manifest) as session:
