@@ -5,28 +5,81 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from registry_fleet import obey_all, rigs_pass
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.rollouts import RolloutState
 from edgeops.control import database as database_module
 from edgeops.control.database import Database
-from edgeops.control.models import Rollout
+from edgeops.control.models import AuditEntry, Generation, RigRun, Rollout, RolloutMember, Unit
 from edgeops.control.rollout import execute
 from edgeops.control.rollout.execute import advance, running
 
 NOW = 1_000_000.0
+GROUPS = ("34%", "100%")
 # With the lock nobody comes, and waiting longer proves nothing; without it the other one does, if late.
 MEET_WITHIN_S = {"": 1.0, "no lock": 30.0}
 
 
 def opened(where: str) -> Database:
     """Open a registry by its folder, or by the URL of a PostgreSQL database."""
-    return Database(where if "://" in where else Path(where) / "control.sqlite")
+    return Database(where if "://" in where else file_of(where))
+
+
+def file_of(folder: str) -> Path:
+    """The registry in a folder."""
+    return Path(folder) / "control.sqlite"
+
+
+def faults(where: str) -> list[str]:
+    """What is wrong with a registry whose rollout should be through."""
+    database = opened(where)
+    found = faults_of(database)
+    database.close()
+    return found
+
+
+def faults_of(database: Database) -> list[str]:
+    """The same, of one that is open."""
+    found = []
+    with database.read() as session:
+        state = session.scalars(select(Rollout.state)).one()
+        if state != RolloutState.SUCCEEDED:
+            found.append(f"the rollout is {state}")
+        given = Counter(
+            (row.connection, row.generation) for row in session.scalars(select(Generation)) if row.cause == "rollout 1"
+        )
+        per_device = Counter(name for name, _ in given)
+        members = session.scalars(select(RolloutMember)).all()
+        for member in members:
+            if per_device[member.connection] != 1:
+                found.append(f"{member.connection} was given the release {per_device[member.connection]} times")
+            if member.state != "confirmed":
+                found.append(f"{member.connection} is {member.state}")
+        for unit in session.scalars(select(Unit)):
+            if unit.desired_generation != 1 or unit.publish_wanted < 1:
+                found.append(f"{unit.connection} has generation {unit.desired_generation}, never to be published")
+        starts = Counter(
+            row.detail["group"] for row in session.scalars(select(AuditEntry)) if row.action == "rollout.start-group"
+        )
+        asked = [(run.connection, run.attempt, run.verdict) for run in session.scalars(select(RigRun))]
+        if asked != [("bench", 1, "passed")]:
+            found.append(f"the rig was asked as {asked}")
+        acts = [row.action for row in session.scalars(select(AuditEntry).order_by(AuditEntry.id))]
+        if acts.count("rollout.ask-rigs") != 1 or acts.count("rollout.rig-verdict") != 1:
+            found.append(f"the rig was asked or heard otherwise than once: {acts}")
+        elif acts.index("rollout.rig-verdict") > acts.index("rollout.start-group"):
+            found.append("a group was started before the rig had passed the release")
+        found += [f"group {group} was started {times} times" for group, times in starts.items() if times != 1]
+        if len(starts) != len(GROUPS):
+            found.append(f"{len(starts)} groups were started")
+    return found
 
 
 class Killer:
@@ -93,6 +146,13 @@ def work(where: str, kill_at: int | None, *, mutant: str = "", meeting: str = ""
         meet_before_carrying_out(Path(meeting), MEET_WITHIN_S[mutant])
     database = opened(where)
     killer = Killer(database, kill_at)
+    carry_out(database)
+    database.close()
+    return killer.seen
+
+
+def carry_out(database: Database) -> None:
+    """Carry out what is running, until nothing is."""
     while left := running(database):
         for rollout_id in left:
             try:
@@ -105,8 +165,6 @@ def work(where: str, kill_at: int | None, *, mutant: str = "", meeting: str = ""
                 # Two workers at once: the other one had the database for longer than we wait.
                 if error.code != "E-STATE-LOCKED":
                     raise
-    database.close()
-    return killer.seen
 
 
 def main(where: str, kill_at: int | None, mutant: str, meeting: str = "") -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from crash_worker import NOW, main, opened, work
+from crash_lanes import CONTEXT, Begun, Copies, points_of, run
+from crash_worker import GROUPS, NOW, faults, main, opened, work
 from postgres_server import administration
 from registry_fleet import add_devices, add_rig, open_registry, release, rigs_pass
-from sqlalchemy import URL, make_url, select
+from sqlalchemy import URL, select
 
-from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
-from edgeops.control.models import AuditEntry, Generation, RigRun, Rollout, RolloutMember, Unit
+from edgeops.control.models import Generation, Rollout, Unit
 from edgeops.control.rigs import runs
 from edgeops.control.rollout import execute, manage
 from edgeops.control.rollout.decide import decide
@@ -26,17 +22,6 @@ from edgeops.control.rollout.policy import Gates, Policy
 from edgeops.control.rollout.selection import Selection
 
 DEVICES = 3
-GROUPS = ("34%", "100%")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["edgeops.control.rollout.execute", "edgeops.control.ingest.apply"])
-
-
-class Begun(NamedTuple):
-    """A registry with a rollout that was just started, behind a rig, and how copies of it come and go."""
-
-    kind: str
-    copy: Callable[[str], str]
-    drop: Callable[[str], None]
 
 
 def begin(database: Database) -> None:
@@ -54,23 +39,22 @@ def begun(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "sqlite":
         folder = tmp_path_factory.mktemp("begun")
         begin(open_registry(folder))
-        yield Begun("sqlite", lambda name: str(shutil.copytree(folder, folder.parent / name)), shutil.rmtree)
+        yield Begun(str(folder))
         return
     server: URL = request.getfixturevalue("migrated_postgres")
-
-    def made(name: str, template: str) -> str:
-        with administration(server) as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        return server.set(database=name).render_as_string()
-
-    def drop(url: str) -> None:
-        with administration(server) as connection:
-            connection.exec_driver_sql(f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
-
-    url = made("begun", "migrated")
+    with administration(server) as connection:
+        connection.exec_driver_sql("CREATE DATABASE begun TEMPLATE migrated")
+    url = server.set(database="begun").render_as_string()
     begin(Database(url))
-    yield Begun("postgresql", lambda name: made(name, "begun"), drop)
-    drop(url)
+    yield Begun(url)
+    with administration(server) as connection:
+        connection.exec_driver_sql("DROP DATABASE begun WITH (FORCE)")
+
+
+@pytest.fixture
+def copies(begun: Begun) -> Iterator[Copies]:
+    with begun.copies() as copies:
+        yield copies
 
 
 @pytest.fixture
@@ -87,80 +71,32 @@ def die_at(where: str, point: int, mutant: str = "") -> None:
     assert process.exitcode == -9, f"point {point}: the worker did not die"
 
 
-def faults(where: str) -> list[str]:
-    """What is wrong with a registry whose rollout should be through."""
-    database = opened(where)
-    found = []
-    with database.read() as session:
-        state = session.scalars(select(Rollout.state)).one()
-        if state != RolloutState.SUCCEEDED:
-            found.append(f"the rollout is {state}")
-        given = Counter(
-            (row.connection, row.generation) for row in session.scalars(select(Generation)) if row.cause == "rollout 1"
-        )
-        per_device = Counter(name for name, _ in given)
-        members = session.scalars(select(RolloutMember)).all()
-        for member in members:
-            if per_device[member.connection] != 1:
-                found.append(f"{member.connection} was given the release {per_device[member.connection]} times")
-            if member.state != "confirmed":
-                found.append(f"{member.connection} is {member.state}")
-        for unit in session.scalars(select(Unit)):
-            if unit.desired_generation != 1 or unit.publish_wanted < 1:
-                found.append(f"{unit.connection} has generation {unit.desired_generation}, never to be published")
-        starts = Counter(
-            row.detail["group"] for row in session.scalars(select(AuditEntry)) if row.action == "rollout.start-group"
-        )
-        asked = [(run.connection, run.attempt, run.verdict) for run in session.scalars(select(RigRun))]
-        if asked != [("bench", 1, "passed")]:
-            found.append(f"the rig was asked as {asked}")
-        acts = [row.action for row in session.scalars(select(AuditEntry).order_by(AuditEntry.id))]
-        if acts.count("rollout.ask-rigs") != 1 or acts.count("rollout.rig-verdict") != 1:
-            found.append(f"the rig was asked or heard otherwise than once: {acts}")
-        elif acts.index("rollout.rig-verdict") > acts.index("rollout.start-group"):
-            found.append("a group was started before the rig had passed the release")
-        found += [f"group {group} was started {times} times" for group, times in starts.items() if times != 1]
-        if len(starts) != len(GROUPS):
-            found.append(f"{len(starts)} groups were started")
-    database.close()
-    return found
-
-
-def points_of(begun: Begun, name: str) -> int:
-    whole = begun.copy(f"whole-{name}")
-    points = work(whole, None)
-    assert faults(whole) == []
-    begun.drop(whole)
-    return points
-
-
 def survive(begun: Begun, name: str, points: range) -> int:
-    for point in points:
-        where = begun.copy(f"p{point}-{name}")
-        die_at(where, point)
-        work(where, None)
-        assert faults(where) == [], f"death at point {point}"
-        begun.drop(where)
+    """A worker dies at each of these points, and another one goes on after it."""
+    for outcome in run(begun, name, points, two=False):
+        assert (outcome.ended, outcome.faults) == ([-9], []), f"death at point {outcome.point}"
     return len(points)
 
 
-def test_death_at_a_sample_of_points_loses_and_repeats_nothing(begun: Begun, name: str) -> None:
-    points = points_of(begun, name)
+def test_death_at_a_sample_of_points_loses_and_repeats_nothing(begun: Begun, copies: Copies, name: str) -> None:
+    points = points_of(copies, name)
     survive(begun, name, range(1, points + 1, max(1, points // (8 if begun.kind == "sqlite" else 3))))
 
 
 @pytest.mark.full
-def test_death_at_every_point_loses_and_repeats_nothing(begun: Begun, name: str, proof: Callable[[str], None]) -> None:
-    deaths = survive(begun, name, range(1, points_of(begun, name) + 1))
+def test_death_at_every_point_loses_and_repeats_nothing(
+    begun: Begun, copies: Copies, name: str, proof: Callable[[str], None]
+) -> None:
+    deaths = survive(begun, name, range(1, points_of(copies, name) + 1))
     proof(f"{deaths} deaths of a worker survived")
 
 
 @pytest.mark.parametrize("begun", ["sqlite"], indirect=True)
-def test_without_transactions_death_leaves_a_fault(begun: Begun, name: str) -> None:
+def test_without_transactions_death_leaves_a_fault(copies: Copies, name: str) -> None:
     """The negative control: the same deaths, with every statement committed by itself, must be noticed."""
     noticed = []
     for point in range(60, 80):
-        where = begun.copy(f"m{point}-{name}")
+        where = copies.make(f"m{point}-{name}")
         die_at(where, point, "no transaction")
         database = opened(where)
         with database.read() as session:
@@ -189,15 +125,15 @@ def both(where: str, *, kill_at: int | None = None, mutant: str = "", meeting: s
 @pytest.mark.parametrize(
     ("begun", "mutant"), [("sqlite", ""), ("postgresql", ""), ("postgresql", "no lock")], indirect=["begun"]
 )
-def test_two_workers_at_once_start_each_group_once(begun: Begun, name: str, tmp_path: Path, mutant: str) -> None:
+def test_two_workers_at_once_start_each_group_once(copies: Copies, name: str, tmp_path: Path, mutant: str) -> None:
     """They decide at the same time if they can. SQLite has one writer at a time; on PostgreSQL it is the lock alone."""
-    where = begun.copy(f"two-{name}")
+    where = copies.make(f"two-{name}")
     if mutant:
         pass_rig(where)  # see below for what comes before
     assert both(where, mutant=mutant, meeting=str(tmp_path)) == [0, 0]
     found = faults(where)
     assert any("was started 2 times" in fault for fault in found) if mutant else found == []
-    begun.drop(where)
+    copies.remove(where)
 
 
 def pass_rig(where: str) -> None:
@@ -208,46 +144,44 @@ def pass_rig(where: str) -> None:
 
 
 @pytest.mark.parametrize("begun", ["postgresql"], indirect=True)
-def test_two_workers_without_the_lock_ask_a_rig_once_all_the_same(begun: Begun, name: str, tmp_path: Path) -> None:
+def test_two_workers_without_the_lock_ask_a_rig_once_all_the_same(copies: Copies, name: str, tmp_path: Path) -> None:
     """Whom to ask is found out again where it is written, behind the first change of the rollout's row."""
-    where = begun.copy(f"twice-{name}")
+    where = copies.make(f"twice-{name}")
     assert both(where, mutant="no lock", meeting=str(tmp_path)) == [0, 0]
     assert [fault for fault in faults(where) if "rig" in fault] == []
-    begun.drop(where)
+    copies.remove(where)
 
 
 def one_of_two_dies(begun: Begun, name: str, points: range) -> int:
     """Two workers carry the rollout out at once, and one of them dies at a point; the other ends it."""
-    died = 0
-    for point in points:
-        where = begun.copy(f"both{point}-{name}")
-        mortal, other = both(where, kill_at=point)
+    outcomes = run(begun, name, points, two=True)
+    for outcome in outcomes:
+        mortal, other = outcome.ended
         # Who is late finds everything done, and has nothing to die at.
-        assert (mortal in (-9, 0), other) == (True, 0), f"death at point {point}"
-        died += mortal == -9
-        assert faults(where) == [], f"death of one of two at point {point}"
-        begun.drop(where)
+        assert (mortal in (-9, 0), other, outcome.faults) == (True, 0, []), f"death at point {outcome.point}"
+    died = sum(outcome.ended[0] == -9 for outcome in outcomes)
     assert died, "nobody died"
     return died
 
 
-def test_one_of_two_workers_that_dies_loses_and_repeats_nothing(begun: Begun, name: str) -> None:
-    one_of_two_dies(begun, name, range(3, points_of(begun, name) // 2, 12 if begun.kind == "sqlite" else 24))
+def test_one_of_two_workers_that_dies_loses_and_repeats_nothing(begun: Begun, copies: Copies, name: str) -> None:
+    points = points_of(copies, name)
+    one_of_two_dies(begun, name, range(3, points // 2, 12 if begun.kind == "sqlite" else 24))
 
 
 @pytest.mark.full
 def test_one_of_two_workers_that_dies_anywhere_loses_and_repeats_nothing(
-    begun: Begun, name: str, proof: Callable[[str], None]
+    begun: Begun, copies: Copies, name: str, proof: Callable[[str], None]
 ) -> None:
-    points = points_of(begun, name)
+    points = points_of(copies, name)
     died = one_of_two_dies(begun, name, range(1, points + 1))
     proof(f"{died} deaths of one of two workers survived, of {points} points")
 
 
 @pytest.mark.parametrize("begun", ["sqlite"], indirect=True)
-def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Begun, name: str) -> None:
+def test_deciding_outside_the_transaction_starts_a_group_twice(copies: Copies, name: str) -> None:
     """The negative control of the lock: two workers that decide first and lock later both start the group."""
-    where = begun.copy(f"stale-{name}")
+    where = copies.make(f"stale-{name}")
     pass_rig(where)
     database = opened(where)
     stale = []
@@ -263,9 +197,9 @@ def test_deciding_outside_the_transaction_starts_a_group_twice(begun: Begun, nam
 
 
 @pytest.mark.parametrize("begun", ["sqlite"], indirect=True)
-def test_asking_outside_the_decision_asks_a_rig_twice(begun: Begun, name: str) -> None:
+def test_asking_outside_the_decision_asks_a_rig_twice(copies: Copies, name: str) -> None:
     """The negative control: who asks without looking asks once more, and that is noticed."""
-    where = begun.copy(f"asked-{name}")
+    where = copies.make(f"asked-{name}")
     database = opened(where)
     for _ in range(2):
         with database.write() as session:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import secrets
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import urllib3
 from api_worker import WISH, Reply, Worker, main
+from crash_lanes import CONTEXT
 from registry_fleet import add_devices
 from served_fleet import MODEL, Fleet, Serving
 from sqlalchemy import event, func, select, update
@@ -31,11 +31,6 @@ from edgeops.control.database import Database
 from edgeops.control.idempotency import CLAIM, Claim, KeyedRequest
 from edgeops.control.models import AuditEntry, Device, RequestKey, Rollout
 
-CONTEXT = multiprocessing.get_context("forkserver")
-# There is one such server for all tests: what those of crashes want, and the API.
-CONTEXT.set_forkserver_preload(
-    ["edgeops.control.rollout.execute", "edgeops.control.ingest.apply", "edgeops.control.api.app"]
-)
 NOW = 1_000_000.0
 ROLLOUTS = "/api/v1/rollouts"
 
