@@ -137,9 +137,13 @@ def test_who_does_not_come_to_an_end_is_cut_off_and_named(
     house = open_house()
     begins, goes_on, _ = SLOW[slow]
     with house.connect() as link:
-        link.sendall(begins)
+        with contextlib.suppress(*AWAY):
+            link.sendall(begins)
         goes_on_until_it_is_away(link, goes_on)
     assert told(caplog) == [f"{HOST}: a connection was ended: no whole request within 0.3 s"]
+    # Who comes to an end has its time, however busy the machine is.
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 60.0)
+    monkeypatch.setattr(connections, "BODY_WITHIN_S", 60.0)
     with house.connect() as link:
         link.sendall(GET)
         assert answered(link).endswith(b"it is /next")
