@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import kept_ports
 import numpy as np
 from adder_bundles import MODEL, PROFILE
 
@@ -30,6 +31,7 @@ from edgeops.contracts.deployment import (
     Reported,
 )
 from edgeops.contracts.enrolment import BrokerAddress, EnrolmentToken, EnrolRequest, EnrolResponse
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import Candidate, MeasureAnswer, MeasureCommand
 from edgeops.contracts.release import TargetCustom, target_path
 from edgeops.contracts.telemetry import Telemetry
@@ -82,10 +84,11 @@ class FakeFleet:
         self.telemetry: list[Telemetry] = []
         self.answers: list[MeasureAnswer] = []
         self._bootstrap = HttpsServer(self, mutual=False)
-        self.artifacts: HttpsServer | None = HttpsServer(self, mutual=True)
-        self._artifacts_port = self.artifacts.port
+        # Both come and go, and are found where they were.
+        self._kept = [kept_ports.keep() for _ in range(2)]
+        self._artifacts_port, self._broker_port = map(kept_ports.number, self._kept)
+        self.artifacts: HttpsServer | None = HttpsServer(self, mutual=True, port=self._artifacts_port)
         self.broker: RunningBroker | None = None
-        self._broker_port = 0
         self.start_broker()
 
     # The broker and the control plane's link
@@ -96,7 +99,6 @@ class FakeFleet:
             "auto", self._folder / "broker", fleet=FLEET, control_identity="edgeops-control", bind_host="127.0.0.1",
             advertised_host="127.0.0.1", port=self._broker_port, tls=tls,
         )  # fmt: skip
-        self._broker_port = self.broker.address.port
         self._link = self.control_link()
 
     def control_link(self) -> MqttLink:
@@ -134,6 +136,8 @@ class FakeFleet:
         self.stop_broker()
         self.stop_artifacts()
         self._bootstrap.stop()
+        for kept in self._kept:
+            kept.close()
 
     def _message(self, message: Message) -> None:
         topic = parse_topic(message.topic)
@@ -326,12 +330,18 @@ class Agent:
         return facts if self.process is not None and facts["pid"] == self.process.pid else None
 
     def added(self, model: str = MODEL) -> float:
-        """What the model that serves adds to its input."""
+        """What the model that serves adds to its input; one that loads for longer than clients wait is waited for."""
         facts = self.facts()
         assert facts is not None, self.log.read_text()[-2000:]
         x = np.array([[1, 2, 3, 4]], np.float32)
+        deadline_s = time.monotonic() + WITHIN_S
         with InferenceClient(facts["endpoints"][model]) as client:
-            return float((client.infer(model, {"x": x})["y"] - x)[0, 0])
+            while True:
+                try:
+                    return float((client.infer(model, {"x": x})["y"] - x)[0, 0])
+                except EdgeopsError as error:
+                    if error.code != "E-INFER-AWAY" or time.monotonic() > deadline_s:
+                        raise
 
     def stop(self) -> int:
         assert self.process is not None

@@ -117,6 +117,7 @@ def infer(agent: Agent, rows: Any) -> None:
     facts = agent.facts()
     assert facts is not None
     with InferenceClient(facts["endpoints"][MODEL]) as client:
+        wait_for(client.ready, "it does not serve")
         for row in rows:
             client.infer(MODEL, {"x": row})
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kept_ports
 import pytest
 from paho.mqtt.client import MQTTMessageInfo
 from securesystemslib.signer import CryptoSigner
@@ -28,7 +29,7 @@ from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.telemetry import DeviceWindow, Telemetry
 from edgeops.contracts.topics import unit_topic
 from edgeops.control.broker.mosquitto import find_program
-from edgeops.control.broker.start import BrokerTls, RunningBroker, free_port, start_broker
+from edgeops.control.broker.start import BrokerTls, RunningBroker, start_broker
 from edgeops.transport import mqtt
 from edgeops.transport.mqtt import Message, MqttLink
 from edgeops.trust import reported as statements
@@ -101,7 +102,7 @@ class House:
     """A broker, and who listens there as the control plane does."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, 0
+        self._folder, self._kept = folder, kept_ports.keep()
         self.heard: list[Telemetry] = []
         self.broker: RunningBroker
         self.start()
@@ -109,9 +110,9 @@ class House:
     def start(self) -> None:
         self.broker = start_broker(
             "iotcore", self._folder / "broker", fleet=FLEET, control_identity="edgeops-control",
-            bind_host="127.0.0.1", advertised_host="127.0.0.1", port=self._port, tls=BrokerTls(b"", b"", b"", b""),
+            bind_host="127.0.0.1", advertised_host="127.0.0.1", port=kept_ports.number(self._kept),
+            tls=BrokerTls(b"", b"", b"", b""),
         )  # fmt: skip
-        self._port = self.broker.address.port
         topic = unit_topic(FLEET, DEVICE, "self", "telemetry")
         self._ear = MqttLink(self.broker.address, "edgeops-control", on_message=self._hear, subscriptions=[topic])
         self._ear.start()
@@ -204,6 +205,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     made = House(tmp_path)
     yield made
     made.stop()
+    made._kept.close()
 
 
 @pytest.fixture
@@ -308,7 +310,8 @@ def test_a_control_plane_that_comes_after_the_device_hears_what_was_told_before(
         return answers[-1] if asks else True
 
     monkeypatch.setattr(MqttLink, "was_heard", looked)
-    port = free_port("127.0.0.1")
+    kept = kept_ports.keep()
+    port = kept_ports.number(kept)
     broker = mosquitto(tmp_path, port)
     speaker = Speaker(tmp_path, "127.0.0.1", port)
     heard: list[Telemetry] = []
@@ -341,6 +344,7 @@ def test_a_control_plane_that_comes_after_the_device_hears_what_was_told_before(
         ear.stop()
         broker.terminate()
         broker.wait(WITHIN_S)
+        kept.close()
 
 
 @pytest.mark.parametrize("step_s", [-40 * 365 * 86400.0, 40 * 365 * 86400.0])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from fake_device import FakeDevice, join
+from kept_ports import Kept
 
 from edgeops.cli import root
 from edgeops.client.api import Api
@@ -44,6 +45,8 @@ class Serving:
     def __init__(self, home: Path, broker: str, *options: str) -> None:
         self.home, self.broker, self.options = home, broker, options
         self.process: subprocess.Popen[str]
+        self.ready: dict[str, Any] = {}
+        self._kept = Kept()
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "edgeops"]
@@ -57,8 +60,9 @@ class Serving:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"it ended with {self.process.wait()}"
-        self.ready: dict[str, Any] = json.loads(line)
+        self.ready = json.loads(line)
         assert json.loads((self.home / "serve.json").read_bytes()) == self.ready
+        self._kept.release()
         return self.ready
 
     def stop(self) -> int:
@@ -74,6 +78,10 @@ class Serving:
         status = self.process.wait(WITHIN_S)
         assert self.process.stdout is not None
         self.process.stdout.close()
+        # It finds its devices again, and they it, where it was: nobody else is to have its ports meanwhile.
+        if self.ready:
+            listeners = (self.ready[name].rpartition(":")[2] for name in ("api", "artifacts"))
+            self._kept.hold(*map(int, listeners), self.ready["broker"]["port"])
         return status
 
     @property
