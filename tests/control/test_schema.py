@@ -41,7 +41,7 @@ def keep_to_the_document(serving: Serving, examples: int) -> int:
         @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(case=operation.as_strategy(generation_mode=mode))
         def keeps(case: schemathesis.Case) -> None:
-            case.call_and_validate(checks=CHECKS, verify=ca, timeout=20, headers={"Authorization": f"Bearer {token}"})
+            case.call_and_validate(checks=CHECKS, verify=ca, timeout=60, headers={"Authorization": f"Bearer {token}"})
 
         # Where an operation takes nothing, nothing can be wrong with what it is given.
         with contextlib.suppress(*([Unsatisfiable] if mode is GenerationMode.NEGATIVE else [])):
