@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from edgeops import durable
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.intake.cache import cache_dir
 
 # Name → module of this package that makes it, by a function `make(folder)`.
@@ -52,5 +53,10 @@ def handover(name: str) -> Path:
             made = Path(folder) / name
             importlib.import_module(f"benchmarks.models.{modules[name]}").make(made)
             durable.fsync_tree(made)
-            durable.rename(made, target)
+            try:
+                durable.rename(made, target)
+            except EdgeopsError:
+                # Another process may have been quicker with the same.
+                if not target.exists():
+                    raise
     return target
