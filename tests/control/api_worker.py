@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,11 @@ class Worker:
         data = b"" if body is None else json.dumps(body).encode()
         path, _, query = path.partition("?")
         return self._loop.run(self._ask(method, path, query, data, headers))
+
+    def apart(self, *asked: Any, **headers: str) -> Reply:
+        """Ask on a thread of its own, while another one's request is under way on this one."""
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self, *asked, **headers).result()
 
     def close(self) -> None:
         self._loop.close()

@@ -7,7 +7,7 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -97,6 +97,11 @@ def install(app: FastAPI) -> None:
     async def on_invalid(_request: Request, error: RequestValidationError) -> Response:
         where = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:8])
         return problem(422, "E-API-REQUEST", "The request is not valid", where, "See the API reference.")
+
+    @app.exception_handler(IntegrityError)
+    async def on_race(_request: Request, _error: IntegrityError) -> Response:
+        # Each change looks before whether it may be made: somebody made the same after that look.
+        return problem_of(EdgeopsError("E-STATE-LOCKED", "another request made the same meanwhile", "Try again."))
 
     @app.exception_handler(DataError)
     async def on_unkeepable(_request: Request, error: DataError) -> Response:
