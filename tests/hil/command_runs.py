@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import psutil
 
+# An emulated board is known by its rig's name, and belongs to one run of the whole machine at a time: tests that run
+# beside each other have rigs of their own.
+BENCH = f"bench-{os.getpid()}"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -29,8 +33,8 @@ def running(
         after_lines: How many lines it shall have said.
         mutant: Python that changes edgeops before the command begins.
     """
-    rig = folder / "bench.toml"
-    rig.write_text(f'name = "bench"\ntitle = "b"\n[[boards]]\n{board}\n')
+    rig = folder / f"{BENCH}.toml"
+    rig.write_text(f'name = "{BENCH}"\ntitle = "b"\n[[boards]]\n{board}\n')
     code = f"{mutant}\nfrom edgeops.cli import main\nmain()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "hil", "run", str(rig), "--bundle", str(bundle), "--soak", "60"],

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
-from command_runs import interrupt, running
+from command_runs import BENCH, interrupt, running
 from model_code import HANG
 from rig_bundles import mcu_bundle
 
@@ -36,7 +36,7 @@ QUICK = Effort(runs=5, cuts=1)
 
 
 def rig_of(*boards: QemuMcuSpec | SerialMcuSpec) -> Rig:
-    return Rig(name="bench", title="a bench", boards=boards)
+    return Rig(name=BENCH, title="a bench", boards=boards)
 
 
 def m4(**changed: object) -> QemuMcuSpec:
@@ -207,20 +207,20 @@ def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path, proof:
 
 def test_a_board_of_a_rig_measures_and_emulated_figures_are_estimates(tmp_path: Path) -> None:
     good, lying = mcu_bundle(tmp_path / "a" / "good"), mcu_bundle(tmp_path / "b" / "lying", lie=1)
-    rig = tmp_path / "bench.toml"
+    rig = tmp_path / f"{BENCH}.toml"
     board = 'name = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\nprofile = "cortex-m4"\n'
-    rig.write_text(f'name = "bench"\ntitle = "b"\n[[boards]]\n{board}')
+    rig.write_text(f'name = "{BENCH}"\ntitle = "b"\n[[boards]]\n{board}')
     words = ["measure", str(good.directory), str(lying.directory), "--device", f"rig:{rig}", "--runs", "5", "--json"]
     done = CliRunner().invoke(root, words)
     found = json.loads(done.stdout)
-    assert found["device"] == "rig:bench/m4"
+    assert found["device"] == f"rig:{BENCH}/m4"
     assert (found["source"], found["arch"]) == ("estimated", "armv7e-m")
     assert found["bundles"][0]["measured"]["golden_vectors"] == 1
     assert found["bundles"][0]["measured"]["latency"]["runs"] == 5
     assert found["bundles"][1]["failure"].startswith("E-SELFTEST-GOLDEN")
     assert isinstance(done.exception, EdgeopsError)
     assert done.exception.code == "E-MEASURE"
-    rig.write_text(f'name = "bench"\ntitle = "b"\npurposes = ["soak"]\n[[boards]]\n{board}')
+    rig.write_text(f'name = "{BENCH}"\ntitle = "b"\npurposes = ["soak"]\n[[boards]]\n{board}')
     refused = CliRunner().invoke(root, words)
     assert isinstance(refused.exception, EdgeopsError)
     assert refused.exception.code == "E-HIL-RIG"

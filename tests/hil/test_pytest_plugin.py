@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from adder_bundles import small_bundle
+from command_runs import BENCH
 
 from hil.reservation import Reservation, resource_of
 from hil.rig import read_rig
@@ -58,9 +59,9 @@ def test_a_wrong_rig_ends_the_run_before_its_first_test(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("arm_compiler", "emulator")
 def test_a_board_in_use_fails_its_test_and_a_hung_one_is_power_cycled(tmp_path: Path) -> None:
-    rig = tmp_path / "bench.toml"
+    rig = tmp_path / f"{BENCH}.toml"
     rig.write_text(
-        'name = "bench"\ntitle = "b"\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an385"\n'
+        f'name = "{BENCH}"\ntitle = "b"\n[[boards]]\nname = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an385"\n'
         'profile = "cortex-m4"\nboot_within_s = 1\n'
     )
     (tmp_path / "test_mine.py").write_text("def test_one(mcu):\n    raise AssertionError('never')\n")
