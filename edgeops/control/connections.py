@@ -28,14 +28,17 @@ MAX_REQUEST_BYTES = 2 << 20
 MAX_OPEN = 600
 MAX_OPEN_PER_ADDRESS = 200
 SPARE_FILES = 256
+LISTENERS = 2
+# Where half of them are taken, who has its answer makes room for others: a fleet that fetches at once is larger.
+CROWDED_IDLE_S = 1
 _REQUEST, _READING = "whole request", "reading of the answer"
 _TOO_LARGE = "The request is too large."
 
 
-def room(listeners: int) -> int:
-    """Return how many connections each of so many listeners may have open."""
+def room() -> int:
+    """Return how many connections each listener may have open."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_OPEN if files == resource.RLIM_INFINITY else max(8, min(MAX_OPEN, (files - SPARE_FILES) // listeners))
+    return MAX_OPEN if files == resource.RLIM_INFINITY else max(8, min(MAX_OPEN, (files - SPARE_FILES) // LISTENERS))
 
 
 _OFFENDERS = Offenders()
@@ -94,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
+        self._idle_s = self.timeout_keep_alive
         self._taken, self._most = 0, MAX_HEAD_BYTES
 
     def connection_made(self, transport: Any) -> None:
@@ -135,6 +139,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._done(_REQUEST)
         self._taken, self._most = 0, MAX_HEAD_BYTES
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """It is answered, and may ask again for as long as there is room."""
+        self.timeout_keep_alive = CROWDED_IDLE_S if len(self.connections) > room() // 2 else self._idle_s
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is answered."""

@@ -23,7 +23,6 @@ GRACE_S = 1
 RELOAD_WITHIN_S = 30.0
 IDLE_S = 30
 BACKLOG = 2048
-LISTENERS = 2
 
 
 class Listener(NamedTuple):
@@ -54,7 +53,7 @@ def bind(host: str, port: int, *, open_to: int | None = None) -> socket.socket:
         EdgeopsError: E-CONFIG; the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = Listening(family, room(LISTENERS), open_to)
+    bound = Listening(family, room(), open_to)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

@@ -252,7 +252,7 @@ def test_all_together_have_so_many_connections(
     open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """Control: where more may be, more are."""
-    monkeypatch.setattr("edgeops.control.http.room", lambda listeners: most)
+    monkeypatch.setattr("edgeops.control.http.room", lambda: most)
     house, held = open_house(), []
     for number in range(6):
         with contextlib.suppress(*AWAY):
@@ -260,6 +260,32 @@ def test_all_together_have_so_many_connections(
     assert len(held) == min(most, 6)
     for link in held:
         link.close()
+
+
+@contextlib.contextmanager
+def two_that_were_answered(house: House) -> Iterator[ssl.SSLSocket]:
+    """Two clients have their answers and stay; the second one."""
+    with house.connect() as first, house.connect() as second:
+        for link in (first, second):
+            link.sendall(GET)
+            assert answered(link).endswith(b"it is /next")
+        yield second
+
+
+def test_where_it_is_crowded_who_has_its_answer_makes_room(
+    open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: where it is not, a connection is kept for the next request."""
+    monkeypatch.setattr("edgeops.control.http.IDLE_S", 3600)
+    monkeypatch.setattr(connections, "CROWDED_IDLE_S", 0.05)
+    house = open_house()
+    with two_that_were_answered(house) as link:
+        time.sleep(0.3)
+        link.sendall(GET)
+        assert answered(link).endswith(b"it is /next")
+    monkeypatch.setattr(connections, "room", lambda: 2)
+    with two_that_were_answered(house) as link:
+        assert answered(link) == b""  # the server ends it
 
 
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
