@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgeops.releases import blob_signing
 from edgeops.releases.bundles import pack
 from edgeops.trust.publisher import NewTarget
 from firmware_bridge.emulated import Board, QemuBoard
-from firmware_bridge.link import SmpLink
+from firmware_bridge.link import ModelInfo, SmpLink
 from firmware_bridge.ports import SerialPort
 
 UNIT, PROFILE, MACHINE = "pump", "cortex-m4", "mps2-an386"
@@ -136,12 +137,25 @@ class Site:
         return all(later > earlier - SECTOR_PERCENT for earlier, later in itertools.pairwise(told))
 
     def runs(self) -> str | None:
-        """The version that the board runs for good, asked behind the gateway's back, with its power cycled."""
-        self.agent.kill()
-        self.cable.pull()
+        """The version that the board runs for good, asked behind the gateway's back, with its power cycled.
+
+        A gateway reports a model as confirmed and has the board keep it then; one that dies in between does so at its
+        next start.
+        """
+        for longer_s in (2, 10, 30, 60):
+            if not self._on_board().trial:
+                break
+            self.cable.plug()
+            self.agent.start()
+            time.sleep(longer_s)
         self.board.power_off()
         self.board.power_on()
-        with SmpLink(SerialPort(self.board.url)) as link:
-            info = link.model_info()
+        info = self._on_board()
         assert not info.trial
         return info.version
+
+    def _on_board(self) -> ModelInfo:
+        self.agent.kill()
+        self.cable.pull()
+        with SmpLink(SerialPort(self.board.url)) as link:
+            return link.model_info()

@@ -34,7 +34,7 @@ def weak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     def make(check: str) -> Site:
         monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
         monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", check)
-        made.append(Site(tmp_path, within_s=60))
+        made.append(Site(tmp_path))
         made[0].desire(made[0].release(1))
         made[0].wait_state(DeploymentState.CONFIRMED)
         return made[0]
@@ -94,7 +94,7 @@ def stranger() -> CryptoSigner:
 
 def test_a_blob_of_a_strangers_key_is_the_boards_to_refuse(tmp_path: Path):
     """The gateway does not look who signed a blob: the board does."""
-    site = Site(tmp_path, within_s=60)
+    site = Site(tmp_path)
     try:
         site.desire(site.release(1))
         site.wait_state(DeploymentState.CONFIRMED)
@@ -111,7 +111,7 @@ def test_a_blob_of_a_strangers_key_is_the_boards_to_refuse(tmp_path: Path):
 def test_a_board_that_holds_the_strangers_key_runs_it(tmp_path: Path, proof: Callable[[str], None]):
     """The control of the test above: nothing else stood in the way."""
     signer = stranger()
-    site = Site(tmp_path, within_s=60, keys=[blob_signing.raw_public(signer)])
+    site = Site(tmp_path, keys=[blob_signing.raw_public(signer)])
     try:
         site.desire(site.release(2, signer=signer))
         site.wait_state(DeploymentState.CONFIRMED)
