@@ -36,6 +36,8 @@ CONTEXT.set_forkserver_preload(
 # A worker that takes longer hangs: it is ended, and said to have been.
 WORKS_WITHIN_S = 120
 LANES = min(4, os.cpu_count() or 1)
+# A lane's start costs as much as several points.
+POINTS_OF_A_LANE = 16
 
 
 class Begun(NamedTuple):
@@ -172,16 +174,17 @@ def _lane(begun: Begun, name: str, points: Sequence[int], two: bool, told: Pipe)
 def run(begun: Begun, name: str, points: Sequence[int], *, two: bool) -> list[Outcome]:
     """Try all of some points out."""
     lanes = []
-    for number in range(min(LANES, len(points))):
+    count = max(1, min(LANES, len(points) // POINTS_OF_A_LANE))
+    for number in range(count):
         heard, told = CONTEXT.Pipe(duplex=False)
-        mine = points[number::LANES]
+        mine = points[number::count]
         lane = CONTEXT.Process(target=_lane, args=(begun, f"{number}-{name}", mine, two, told), daemon=True)
         lane.start()
         told.close()
         lanes.append((lane, heard, len(mine)))
     outcomes = []
-    for lane, heard, count in lanes:
-        outcomes += [heard.recv() for _ in range(count)]
+    for lane, heard, tried in lanes:
+        outcomes += [heard.recv() for _ in range(tried)]
         lane.join(WORKS_WITHIN_S)
         assert lane.exitcode == 0
     return sorted(outcomes)
