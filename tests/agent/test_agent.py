@@ -22,7 +22,7 @@ from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState
 from edgeops.trust import keys
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

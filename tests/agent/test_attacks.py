@@ -28,7 +28,7 @@ from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.founding import make_fleet
 from edgeops.trust.publisher import NewTarget, Publisher
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 WEAKENED = Path(__file__).parent / "weakened"
 
 

@@ -22,7 +22,7 @@ from fake_fleet import DEVICE, FLEET, Agent, FakeFleet, wait_for
 from edgeops.contracts.deployment import Component, DeploymentState
 from edgeops.contracts.topics import unit_topic
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 DAMAGES = ["truncated", "zeroed", "from the future"]
 
 

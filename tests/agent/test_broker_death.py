@@ -26,7 +26,7 @@ from edgeops.trust import reported as statements
 from edgeops.trust.device import DeviceIdentity
 
 pytestmark = [
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
     needs_mosquitto,
 ]
 WEAKENED = Path(__file__).parent / "weakened"

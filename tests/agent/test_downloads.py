@@ -26,7 +26,7 @@ from edgeops.releases.bundles import Bundle, pack
 from edgeops.transport.download import Cancelled
 from edgeops.trust.authority import FleetAuthority
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

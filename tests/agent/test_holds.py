@@ -292,7 +292,7 @@ def test_a_deployment_that_does_not_ask_is_caught(scene: Scene, monkeypatch: pyt
         test_an_update_waits_with_its_reason_and_goes_on_when_it_is_over(scene, HOT, "temperature")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_real_agent_waits_for_its_application_and_obeys_an_operators_override(tmp_path: Path):
     fleet = FakeFleet(tmp_path / "fleet")
     agent = Agent(fleet, tmp_path / "device")
@@ -316,7 +316,7 @@ def test_a_real_agent_waits_for_its_application_and_obeys_an_operators_override(
         fleet.stop()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_an_application_says_by_the_local_api_that_it_is_busy(tmp_path: Path):
     fleet = FakeFleet(tmp_path / "fleet")
     agent = Agent(fleet, tmp_path / "device").start()

@@ -29,7 +29,7 @@ from edgeops.releases.export import export
 from edgeops.releases.publish import publish
 from edgeops.trust.founding import make_fleet
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 QUICK = Settings(trial=TrialRules(confirm_after_s=0.2))
 LATER_S = 8 * 86400.0
 

@@ -22,7 +22,7 @@ from edgeops.cli.agent import parse_duration_s
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

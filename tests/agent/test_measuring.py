@@ -19,7 +19,7 @@ from edgeops.contracts.evidence import Source
 from edgeops.contracts.measurement import Candidate, candidate_path
 from edgeops.releases.bundles import Bundle
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

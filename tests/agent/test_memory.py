@@ -21,7 +21,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
 from edgeops.releases.bundles import Bundle
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 WEAKENED = Path(__file__).parent / "weakened"
 # Makes the hungry bundle take 768 MiB.
 FEAST = np.full((1, 4), 768 * 256, np.float32)

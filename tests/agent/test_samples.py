@@ -32,7 +32,7 @@ from edgeops.trust import reported as statements
 from edgeops.trust import samples as sample_commands
 from edgeops.trust.device import DeviceIdentity
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 WEAKENED = Path(__file__).parent / "weakened"
 ROWS = np.arange(48, dtype=np.float32).reshape(12, 1, 4)
 

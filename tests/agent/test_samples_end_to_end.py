@@ -18,7 +18,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 
 __all__ = ["serving"]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 NAME = "line-1"
 
 

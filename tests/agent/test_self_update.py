@@ -24,7 +24,7 @@ from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import AGENT_COMPONENT, Component, ComponentReport, DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 WEAKENED = Path(__file__).parent / "weakened"
 # Short only where a trial has to run out.
 TRIAL_S, SHORT_S = 60.0, 4.0

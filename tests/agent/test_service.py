@@ -24,7 +24,7 @@ from edgeops.agent.service import UNIT_NAME, ServiceOptions
 from edgeops.cli.agent import command
 from edgeops.contracts.errors import EdgeopsError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd is not here; `make test-system` installs it"
 )

@@ -15,7 +15,7 @@ from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 OTHER = "second"
 
 

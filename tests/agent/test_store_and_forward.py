@@ -34,7 +34,7 @@ from edgeops.transport import mqtt
 from edgeops.transport.mqtt import Message, MqttLink
 from edgeops.trust import reported as statements
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 FLEET, DEVICE = "demo", "pi-1"
 WEEK = 7 * 24 * 4
 SIGNER = CryptoSigner.generate_ecdsa()

@@ -100,7 +100,7 @@ def fleet(tmp_path: Path) -> Iterator[FakeFleet]:
     fleet.stop()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_real_devices_first_model_answers_while_its_successor_is_fetched(fleet: FakeFleet, tmp_path: Path):
     first = fleet.publish(small_bundle(tmp_path / "first", add=1.0), "1.1.0", 1)
     second = fleet.publish(small_bundle(tmp_path / "second", add=2.0), "1.2.0", 2)

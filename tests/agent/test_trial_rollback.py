@@ -20,7 +20,7 @@ from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

@@ -305,7 +305,7 @@ def kept(house: House) -> set[int]:
 
 
 @needs_mosquitto
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("hasty", [False, True], ids=["", "mutant"])
 def test_a_worker_that_is_killed_loses_nothing_that_was_acknowledged(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: bool

@@ -37,7 +37,7 @@ from edgeops.transport.mqtt import MqttLink, TlsFiles
 from edgeops.trust.authority import FleetAuthority
 from edgeops.trust.founding import make_fleet
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 needs_mosquitto = needs_mosquitto
 on_postgresql = pytest.mark.parametrize("registry_url", ["postgresql"], indirect=True)
 DEVICES, REQUESTS = 30, 10

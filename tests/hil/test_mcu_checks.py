@@ -30,7 +30,7 @@ from hil.reservation import Reservation, resource_of
 from hil.rig import QemuMcuSpec, Rig, SerialMcuSpec
 from hil.run import Request, run_rig
 
-pytestmark = [pytest.mark.usefixtures("arm_compiler", "emulator"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("arm_compiler", "emulator"), pytest.mark.timeout(600)]
 M4 = 'name = "m4"\nkind = "qemu-cortex-m"\nmachine = "mps2-an386"\nprofile = "cortex-m4"'
 QUICK = Effort(runs=5, cuts=1)
 
