@@ -34,7 +34,7 @@ BROKEN = {
     "connect": {
         "transport/mqtt.py": ("    def start(self) -> None:\n", "    def start(self) -> None:\n        return\n")
     },
-    "hangs": {"agent/supervisor.py": (_RUN, f"        time.sleep(1000)\n{_RUN}")},
+    "hangs": {"agent/supervisor.py": (_RUN, f"        threading.Event().wait(1000)\n{_RUN}")},
     "dies": {"agent/supervisor.py": (_RUN, f"        os._exit(9)\n{_RUN}")},
 }
 
