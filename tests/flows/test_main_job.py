@@ -169,7 +169,7 @@ def test_7_the_agents_update_themselves_by_the_same_rollout(scenario: Scenario, 
     scenario.commands.run("release", "create-agent", *home, *folders)
     scenario.commands.run("release", "publish", *home, AGENT_COMPONENT, "9.1.0")
     created = scenario.commands.run("rollout", "create", *home, AGENT_COMPONENT, "9.1.0", "--groups", GROUPS, "--start")
-    deadline_s = time.monotonic() + 240
+    deadline_s = time.monotonic() + 480
     while (status := scenario.commands.run("rollout", "status", *home, str(created["id"])))["state"] == "running":
         assert time.monotonic() < deadline_s, status
         time.sleep(1)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeops.cli.demo.commands import CommandLine
-from edgeops.cli.demo.site import Site
+from edgeops.cli.demo.site import READY_WITHIN_S, Site
 from edgeops.cli.demo.text_lines import Split, TextLines, text_lines, write_handover
 from edgeops.cli.demo.traffic import Traffic
 from edgeops.client.inference import InferenceClient
@@ -59,6 +59,7 @@ class Scenario(Site):
         answers = []
         for device, endpoint in self.endpoints.items():
             client = InferenceClient(endpoint)
+            self.wait(client.ready, READY_WITHIN_S, f"{device} does not serve")
             right = 0
             for image, label in zip(images, labels, strict=True):
                 (answer,) = client.infer(MODEL, {"image": image[None]}).values()

@@ -16,7 +16,7 @@ from edgeops.contracts.topics import SELF_UNIT
 from edgeops.releases.bundles import open_bundle
 
 FLEET = "demo"
-READY_WITHIN_S = 60
+READY_WITHIN_S = 180
 _ROLLOUT_WITHIN_S = 180
 _DAMAGE_WITHIN_S = 300
 
@@ -187,7 +187,8 @@ class Site:
     def find_endpoints(self) -> dict[str, str]:
         """Return each device's local inference address, as its agent tells it."""
         for profile in self.device_profiles:
-            facts = self.commands.wait_for(device_name(profile), self.state(profile) / "agent.json", within_s=10)
+            file = self.state(profile) / "agent.json"
+            facts = self.commands.wait_for(device_name(profile), file, within_s=READY_WITHIN_S)
             self.endpoints[device_name(profile)] = facts["endpoints"][self.model]
         return self.endpoints
 
