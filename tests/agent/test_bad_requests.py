@@ -101,9 +101,9 @@ def grown_mib(rig: ServingRig, way: str, count: int) -> float:
     pid, rng = rig.pid, random.Random(7)
     port, path = int(rig.url.rsplit(":", 1)[1]), Path(rig.socket.removeprefix("unix:"))
     if way == "http":
-        connect, requests = (lambda: socket.create_connection(("127.0.0.1", port), timeout=20)), http_requests(rng)
+        connect, requests = (lambda: socket.create_connection(("127.0.0.1", port), timeout=60)), http_requests(rng)
     else:
-        connect, requests = (lambda: unix.connect(path, 20)), frames(rng)
+        connect, requests = (lambda: unix.connect(path, 60)), frames(rng)
     good = open_model(rig.url if way == "http" else rig.socket)
     throw(connect, requests, count // 4, rng)
     before_mib, held_before = used_mib(pid), settled(pid)
@@ -141,7 +141,7 @@ def test_a_worker_that_keeps_what_it_was_sent_is_seen(
 
 def settled(pid: int, down_to: int = 0) -> int:
     """Return how many descriptors a worker holds once the last clients' are closed."""
-    held, until_s = 0, time.monotonic() + 20
+    held, until_s = 0, time.monotonic() + 60
     while time.monotonic() < until_s:
         before, held = held, len(list(Path(f"/proc/{pid}/fd").iterdir()))
         if held == before and held <= (down_to or held):

@@ -171,7 +171,7 @@ def test_what_an_agent_left_that_died_is_ended_by_the_next(base: Path):
     try:
         assert Groups(base).enclose(left.pid, 64.0) is not None
         Groups(base)
-        assert left.wait(10) != 0
+        assert left.wait(60) != 0
         assert list(base.glob("worker-*")) == []
     finally:
         left.kill()

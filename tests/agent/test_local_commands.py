@@ -148,7 +148,7 @@ def test_log_is_read_as_lines_and_as_json(agent: Agent) -> None:
     agent.start()
     assert "connected" in next(line for line in following.stdout if "connected to the broker" in line)
     following.terminate()
-    following.wait(10)
+    following.wait(60)
     following.stdout.close()
 
 

@@ -68,7 +68,7 @@ def killable() -> Iterator[Server]:
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(family, timeout=20)
+            psutil.wait_procs(family, timeout=60)
 
         begin()
         try:

@@ -49,7 +49,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "monitoring.md"
 
 def scrape(serving: Serving) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     ca, token = serving.home / "ca" / "ca.pem", (serving.home / "api.token").read_text().strip()
-    pool = urllib3.PoolManager(ca_certs=str(ca), cert_reqs="CERT_REQUIRED", retries=False, timeout=20)
+    pool = urllib3.PoolManager(ca_certs=str(ca), cert_reqs="CERT_REQUIRED", retries=False, timeout=60)
     answer = pool.request("GET", serving.ready["api"] + "/metrics", headers={"Authorization": f"Bearer {token}"})
     assert answer.status == 200
     return {
@@ -75,7 +75,7 @@ def test_metrics_say_what_the_fleet_is(served: Serving, fleet: Fleet) -> None:
 
 
 def test_metrics_are_for_those_who_may_read(standing: Serving) -> None:
-    pool = urllib3.PoolManager(ca_certs=str(standing.home / "ca" / "ca.pem"), retries=False, timeout=20)
+    pool = urllib3.PoolManager(ca_certs=str(standing.home / "ca" / "ca.pem"), retries=False, timeout=60)
     assert pool.request("GET", standing.ready["api"] + "/metrics").status == 401
 
 

@@ -93,7 +93,7 @@ class McubootDevice:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(10)
+        self._thread.join(60)
         os.close(self._line)
         os.close(self._end)
 

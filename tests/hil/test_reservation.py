@@ -18,7 +18,7 @@ import sys, time
 from hil.reservation import Reservation
 held = Reservation(sys.argv[1])
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -60,7 +60,7 @@ def test_a_killed_holder_holds_nothing() -> None:
     holder = hold("serial /dev/x")
     holder.kill()
     holder.communicate()
-    with Reservation("serial /dev/x", wait_s=5), pytest.raises(EdgeopsError):
+    with Reservation("serial /dev/x", wait_s=60), pytest.raises(EdgeopsError):
         Reservation("serial /dev/x")
 
 
