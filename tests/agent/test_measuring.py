@@ -46,6 +46,11 @@ def bundles(folder: Path, *numbers: float) -> list[Bundle]:
     return [small_bundle(folder / f"candidate-{number}", add=number) for number in numbers]
 
 
+def slow_ones(folder: Path) -> list[Bundle]:
+    """Candidates that take so long together that what ends them comes first, also where it comes late."""
+    return [small_bundle(folder / f"slow-{number}", add=float(number), slow=True) for number in range(8)]
+
+
 def fetched(fleet: FakeFleet) -> list[str]:
     return [path for path in fleet.requests if "/candidates/" in path]
 
@@ -151,11 +156,11 @@ def test_a_busy_device_measures_nothing_and_says_so(fleet: FakeFleet, agent: Age
 
 
 def test_an_update_goes_first_and_what_is_measured_gives_way(fleet: FakeFleet, agent: Agent, tmp_path: Path):
-    slow = fleet.offer(small_bundle(tmp_path / "slow", add=7.0, slow=True))
+    slow = fleet.offer(*slow_ones(tmp_path))
     fleet.ask("c1", *slow, runs=1000)
     wait_for(lambda: (agent.state / "measuring" / "work" / "candidate").exists(), "it is not being measured")
     # A second one has to wait for its turn.
-    fleet.ask("c2", *slow)
+    fleet.ask("c2", slow[0])
     assert fleet.wait_answer("c2").what == "command c1 is measured now"
     fleet.desire(fleet.publish(small_bundle(tmp_path / "next", add=2.0), "1.1.0", 2))
     fleet.wait_state(DeploymentState.CONFIRMED)
@@ -168,7 +173,7 @@ def test_an_update_goes_first_and_what_is_measured_gives_way(fleet: FakeFleet, a
 def test_a_killed_agent_leaves_no_measuring_process_and_answers_for_it_when_it_is_asked_again(
     fleet: FakeFleet, agent: Agent, tmp_path: Path
 ):
-    slow = fleet.offer(small_bundle(tmp_path / "slow", add=7.0, slow=True))
+    slow = fleet.offer(*slow_ones(tmp_path))
     fleet.ask("c1", *slow, runs=1000)
     assert agent.process is not None
     pid = agent.process.pid
