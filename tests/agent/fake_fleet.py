@@ -55,8 +55,8 @@ WITHIN_S = 60.0
 AT_ONCE = "[downloads]\nstart_within_s = 0\n"
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WITHIN_S
+def wait_for(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
+    deadline = time.monotonic() + within_s
     while not (value := condition()):
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
