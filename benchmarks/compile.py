@@ -45,7 +45,7 @@ PEERS = {"onnxruntime": "onnxruntime_static", "nncf": "nncf_default", "olive": "
 R = TypeVar("R")
 _ROOT = Path(__file__).parent.parent
 _PEER_TIMEOUT_S = 900
-_MEMORY_POLL_S = 0.25
+_MEMORY_POLL_S = 0.1
 
 
 class Peer(NamedTuple):

@@ -82,7 +82,7 @@ class Worker:
         )
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        data = b"" if body is None else json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         path, _, query = path.partition("?")
         return self._loop.run(self._ask(method, path, query, data, headers))
 

@@ -278,6 +278,31 @@ def test_no_text_in_a_body_breaks_anything(worker: Worker) -> None:
         assert session.scalar(select(func.count()).select_from(Device)) == 5
 
 
+def nested(levels: int) -> bytes:
+    return b'{"reason":' + b"[" * levels + b"]" * levels + b"}"
+
+
+def test_no_body_is_too_deep_to_be_refused(kept: Kept) -> None:
+    for operation, deed in DEEDS.items():
+        for levels in (100, 600, 100_000):
+            reply = kept.world.worker(operation.partition(" ")[0], f"/api/v1{deed.path}", nested(levels))
+            assert reply.status < 500, (operation, levels)
+            assert not deed.body or reply.status >= 400, (operation, levels)
+
+
+def test_a_look_at_texts_that_went_as_deep_as_the_client_says_would_break(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+
+    def has_nul(given: Any) -> bool:
+        return any(has_nul(one) for one in (given.values() if isinstance(given, dict) else given))
+
+    monkeypatch.setattr(request, "_has_nul", has_nul)
+    with pytest.raises(RecursionError):
+        kept.world.worker("POST", "/api/v1/fleet/freeze", nested(600))
+
+
 def test_without_the_look_at_its_texts_the_registry_would_hold_what_no_postgresql_can(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
