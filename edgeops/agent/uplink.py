@@ -127,7 +127,8 @@ class Uplink:
         if self._unit == SELF_UNIT:  # presence is the connection's
             self._publish(self._presence_topic, self._presence(online=True), retain=True)
         # What was in flight on the connection before is repeated by the MQTT client itself. What was acknowledged there
-        # may have died with the broker.
+        # may have died with the broker, also what nobody has looked at yet.
+        self._forget_acknowledged()
         self._acknowledged.clear()
         self._unheard_until_s = self._unheard_wait_s = 0.0
         self._live.clear()

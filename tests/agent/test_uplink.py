@@ -182,6 +182,18 @@ def test_what_was_acknowledged_just_before_the_connection_was_lost_is_told_again
     assert len(queue) == 3
 
 
+def test_an_acknowledgement_that_was_not_looked_at_before_the_connection_was_lost_counts_for_it(tmp_path: Path) -> None:
+    """The broker dies right after it acknowledged, and is back before the agent looks."""
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    link.connected = True
+    up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    link.acknowledge()
+    up.connected()
+    assert told(link.telemetry()) == [1, 1]
+    assert len(queue) == 1
+
+
 def test_a_full_queue_gives_up_first_what_the_broker_has(tmp_path: Path) -> None:
     link = Link()
     up, queue = uplink(tmp_path, link, limit=4)
