@@ -18,6 +18,7 @@ ANSWER_WITHIN_S = 3.0
 # A device may erase a whole slot before it answers the first part of an upload.
 ERASE_WITHIN_S = 40.0
 _ATTEMPTS = 4
+_NO_ANSWER = ("E-MCU-SILENT", "E-MCU-ANSWER")
 # A device may lose the end of an upload's session by a reset; then the upload begins again where its flash ends.
 _UPLOAD_RESTARTS = 8
 _SMALLEST_BUFFER = 96
@@ -214,15 +215,41 @@ class SmpLink:
         Raises:
             EdgeopsError: E-MCU-SILENT; it does not come back in time.
         """
-        self.request(packets.RESET, {})
-        time.sleep(gone_after_s)
-        end_s = time.monotonic() + back_within_s
+        waiting = self._pending()
+        for attempt in range(_ATTEMPTS):
+            answered = self._ask_for_reset(last=attempt + 1 == _ATTEMPTS)
+            time.sleep(gone_after_s)
+            self._wait_back(back_within_s)
+            # The answer alone may have been lost, and a second reset would end the trial that began with the first.
+            if answered or self._pending() != waiting:
+                return
+
+    def _pending(self) -> list[Image]:
+        try:
+            return [image for image in self.images() if image.pending]
+        except EdgeopsError as error:
+            if error.code != "E-MCU-REFUSED":
+                raise
+            return []  # a server that knows no images tries none out
+
+    def _ask_for_reset(self, *, last: bool) -> bool:
+        """Ask once; return whether the device answered."""
+        try:
+            self.request(packets.RESET, {}, within_s=self._answer_within_s)
+        except EdgeopsError as error:
+            if last or error.code not in _NO_ANSWER:
+                raise
+            return False
+        return True
+
+    def _wait_back(self, within_s: float) -> None:
+        end_s = time.monotonic() + within_s
         while True:
             try:
                 if self.echo("back") == "back":
                     return
             except EdgeopsError as error:
-                if error.code not in ("E-MCU-SILENT", "E-MCU-ANSWER") or time.monotonic() > end_s:
+                if error.code not in _NO_ANSWER or time.monotonic() > end_s:
                     raise
 
     def upload(self, blob: bytes, *, on_progress: Callable[[int, int], object] = lambda _done, _all: None) -> None:

@@ -323,6 +323,62 @@ def test_noise_on_the_line_costs_time_and_nothing_else(board: HostBoard, tmp_pat
         assert plus(link.infer(INPUT).output) == 2
 
 
+class LosingPort:
+    """A line that loses the first answers to a reset; the device never sees that."""
+
+    name = "losing"
+
+    def __init__(self, port: SerialPort, answers: int) -> None:
+        self._port, self._left = port, answers
+        self._heard = frames.FrameReceiver()
+        self.resets = 0
+
+    def read(self, timeout_s: float) -> bytes:
+        data = self._port.read(timeout_s)
+        for raw in self._heard.feed(data):
+            packet = packets.decode(raw)
+            if (packet.group, packet.number) == (packets.RESET.group, packets.RESET.number) and self._left:
+                self._left -= 1
+                return b""
+        return data
+
+    def write(self, data: bytes) -> None:
+        (raw,) = frames.FrameReceiver().feed(data)
+        sent = packets.decode(raw)
+        self.resets += (sent.group, sent.number) == (packets.RESET.group, packets.RESET.number)
+        self._port.write(data)
+
+    def close(self) -> None:
+        self._port.close()
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_reset_whose_answer_is_lost_does_not_end_the_trial_that_began(board: HostBoard, tmp_path: Path, lost: int):
+    blob = signed(adder(tmp_path, add=3))
+    port = LosingPort(SerialPort(board.url), answers=lost)
+    with SmpLink(port, answer_within_s=1.0) as link:
+        identity = try_out(link, blob)
+        assert port.resets == 1
+        info = link.model_info()
+        assert (info.hash, info.trial) == (identity, True)
+        link.confirm(identity)
+        # Nothing waits for this one, so it can be repeated.
+        link.reset()
+        assert port.resets == 1 + lost
+        assert link.model_info().hash == identity
+
+
+def test_a_reset_that_is_simply_repeated_ends_the_trial(
+    board: HostBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Negative control."""
+    monkeypatch.setattr(SmpLink, "_pending", lambda _: [])
+    with SmpLink(LosingPort(SerialPort(board.url), answers=1), answer_within_s=1.0) as link:
+        identity = try_out(link, signed(adder(tmp_path, add=3)))
+        assert link.model_info().hash != identity
+        assert link.model_info().outcome == NOT_CONFIRMED
+
+
 def test_what_is_too_large_is_dropped_counted_and_forgotten(board: HostBoard):
     with link_to(board, answer_within_s=0.1) as link, pytest.raises(EdgeopsError, match="E-MCU-SILENT") as caught:
         link.echo("x" * frames.PACKET_MAX)
