@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -203,7 +204,7 @@ class SampleDesk:
         if before is not None and offset >= total:
             del self._sending[id]
             if record.state is not AnswerState.ACCEPTED and not record.told:
-                self._forget_at[id] = self._loop.after(KEEP_ACKNOWLEDGED_S, lambda: self._forget(id))
+                self._forget_later(id, time.monotonic())
             return
         part = self._store.part(record, offset) if total else b""
         info = self._uplink.answer(
@@ -215,10 +216,16 @@ class SampleDesk:
         else:
             self._sending[id] = (offset + len(part), info)
 
-    def _forget(self, id: str) -> None:
+    def _forget_later(self, id: str, acknowledged_s: float) -> None:
+        self._forget_at[id] = self._loop.after(KEEP_ACKNOWLEDGED_S, lambda: self._forget(id, acknowledged_s))
+
+    def _forget(self, id: str, acknowledged_s: float) -> None:
         self._forget_at.pop(id, None)
+        if not self._uplink.has_kept(acknowledged_s):
+            self._forget_later(id, acknowledged_s)
+            return
         try:
             self._store.forget_data(self._store.records[id])
         except EdgeopsError as error:
             log.error("samples could not be removed: %s", error)
-            self._forget_at[id] = self._loop.after(KEEP_ACKNOWLEDGED_S, lambda: self._forget(id))
+            self._forget_later(id, acknowledged_s)

@@ -162,6 +162,7 @@ class Supervisor:
             tls=tls if enrolment.broker.tls else None,
             will=self._uplink.will,
             keepalive_s=KEEPALIVE_S,
+            notes_pings=True,
         )
         self._uplink.attach(self._link, self._compose)
         self._measuring = Measuring(

@@ -39,7 +39,7 @@ from edgeops.contracts.telemetry import (
 )
 from edgeops.contracts.topics import SELF_UNIT, presence_topic, unit_topic
 from edgeops.contracts.wire import encode
-from edgeops.transport.mqtt import LastWill, MqttLink
+from edgeops.transport.mqtt import Heard, LastWill, MqttLink
 from edgeops.trust import reported as statements
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ MAX_IN_FLIGHT = 4
 # Of a time without link; so a slow link is free for what is measured now within seconds.
 MAX_BYTES_IN_FLIGHT = 256 << 10
 ACK_LOOK_EVERY_S = 0.5
-# What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s).
+# What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s). It
+# has kept it once it was heard so much later on the same connection: time alone says nothing of a broker that is away.
 KEEP_ACKNOWLEDGED_S = 60.0
 # Nobody at the broker had asked for it, since the control plane is not there yet: what is kept waits so long, twice as
 # long each time, and then a part of it is told again to see. What is measured now is told once, and may find out too.
@@ -91,11 +92,14 @@ class Uplink:
         # Window → the message that carries it, and its part of its bytes.
         self._in_flight: dict[int, tuple[MQTTMessageInfo, int]] = {}
         self._live: list[int] = []
-        # Window → until when it is kept, to be told again on a new connection; whoever has it knows it by its number.
+        # Window → when it was acknowledged. It is kept, to be told again on a new connection, until the broker has kept
+        # it; whoever has it knows it by its number.
         self._acknowledged: dict[int, float] = {}
         # While nobody is there to hear it, until when the rest waits, and how long next time; 0: somebody is there.
         self._unheard_until_s = self._unheard_wait_s = 0.0
         self._ack_look: Timer | None = None
+        # The link's connection that `connected` was told of: what is heard on a newer one says nothing yet.
+        self._connection = 0
         self._first_report: MQTTMessageInfo | None = None
 
     @property
@@ -130,6 +134,8 @@ class Uplink:
         # may have died with the broker, also what nobody has looked at yet.
         self._forget_acknowledged()
         self._acknowledged.clear()
+        if self._link is not None:
+            self._connection = self._link.heard.connection
         self._unheard_until_s = self._unheard_wait_s = 0.0
         self._live.clear()
         self.report()
@@ -272,6 +278,14 @@ class Uplink:
         )
         return self._sign_and_publish("res", result, id=id)
 
+    def has_kept(self, acknowledged_s: float) -> bool:
+        """Say whether the broker has surely kept what it had acknowledged at a time of the monotonic clock.
+
+        Only for what was acknowledged since `connected` was last called.
+        """
+        heard = self._link.heard if self._link is not None else Heard()
+        return heard.connection == self._connection and heard.at_s >= acknowledged_s + KEEP_ACKNOWLEDGED_S
+
     def next_seq(self) -> int:
         """Return the next sequence number of this boot."""
         self._seq += 1
@@ -293,7 +307,7 @@ class Uplink:
                 del self._in_flight[number]
                 if self._link is None or self._link.was_heard(info):
                     heard = True
-                    self._acknowledged[number] = time.monotonic() + KEEP_ACKNOWLEDGED_S
+                    self._acknowledged[number] = time.monotonic()
                 else:
                     unheard = True
         if heard:
@@ -301,8 +315,8 @@ class Uplink:
         elif unheard:
             self._unheard_wait_s = min(max(UNHEARD_AGAIN_S, 2 * self._unheard_wait_s), UNHEARD_AGAIN_MOST_S)
             self._unheard_until_s = time.monotonic() + self._unheard_wait_s
-        for number, until_s in list(self._acknowledged.items()):
-            if at_once or time.monotonic() >= until_s:
+        for number, acknowledged_s in list(self._acknowledged.items()):
+            if at_once or self.has_kept(acknowledged_s):
                 del self._acknowledged[number]
                 if number in self._queue:
                     self._queue.remove(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import ssl
 import threading
@@ -48,6 +49,13 @@ class Message(NamedTuple):
     ack: Callable[[], None]
 
 
+class Heard(NamedTuple):
+    """When the broker last said anything, and on which of this link's connections, counted from 1; 0: on none yet."""
+
+    connection: int = 0
+    at_s: float = -math.inf
+
+
 class LastWill(NamedTuple):
     """What the broker says when this link dies: retained, QoS 1."""
 
@@ -81,6 +89,7 @@ class MqttLink:
         receive_maximum: How many unacknowledged messages the broker may send.
         manual_ack: Messages are acknowledged by `Message.ack`, not on return of `on_message`.
         backoff_max_s: Longest wait before a further try to connect.
+        notes_pings: `heard` counts its answers to keep-alives, too. Costs a little for each packet.
 
     Raises:
         EdgeopsError: E-BROKER-ADDRESS; no TLS and not a loopback address. E-CONFIG; TLS without its files.
@@ -102,8 +111,10 @@ class MqttLink:
         receive_maximum: int = 100,
         manual_ack: bool = False,
         backoff_max_s: float = BACKOFF_MAX_S,
+        notes_pings: bool = False,
     ) -> None:
         self._broker = broker
+        self._heard = Heard()
         self._subscriptions = list(subscriptions)
         self._on_message, self._on_connect, self._on_disconnect = on_message, on_connect, on_disconnect
         self._attempt, self._backoff_max_s = 0, backoff_max_s
@@ -136,6 +147,8 @@ class MqttLink:
         self._client.on_publish = self._acknowledged
         self._client.on_subscribe = self._granted
         self._client.on_message = self._received
+        if notes_pings:
+            self._client.on_log = self._logged
         self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         self._properties.SessionExpiryInterval = session_expiry_s
         self._properties.ReceiveMaximum = receive_maximum
@@ -146,6 +159,11 @@ class MqttLink:
     def connected(self) -> bool:
         """Whether the link is up now."""
         return self._connected.is_set()
+
+    @property
+    def heard(self) -> Heard:
+        """When the broker was last known to be there, by the monotonic clock."""
+        return self._heard
 
     @property
     def session_kept(self) -> bool:
@@ -205,6 +223,7 @@ class MqttLink:
         return info.mid not in self._unheard
 
     def _acknowledged(self, _client: object, _userdata: object, mid: int, reason: Any, _properties: object) -> None:
+        self._note_heard()
         # Called before `is_published` is true. Packet identifiers are used again, one after the other, up to 65,535.
         if reason.value == _NO_SUBSCRIBERS:
             self._unheard.add(mid)
@@ -218,6 +237,7 @@ class MqttLink:
             self._lost(str(reason))
             return
         self._attempt = 0
+        self._heard = Heard(self._heard.connection + 1, time.monotonic())
         self._session_kept = bool(flags.session_present)
         if self._subscriptions:
             _, self._subscribing = client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
@@ -225,6 +245,14 @@ class MqttLink:
             self._subscribed.set()
         self._connected.set()
         self._on_connect()
+
+    def _note_heard(self) -> None:
+        self._heard = self._heard._replace(at_s=time.monotonic())
+
+    def _logged(self, _client: object, _userdata: object, _level: int, said: str) -> None:
+        # Paho tells nobody else that a keep-alive was answered.
+        if said == "Received PINGRESP":
+            self._note_heard()
 
     def _granted(self, _client: object, _userdata: object, mid: int, reasons: Any, _properties: object) -> None:
         if mid != self._subscribing:
@@ -245,6 +273,7 @@ class MqttLink:
         self._on_disconnect(reason)
 
     def _received(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        self._note_heard()
         mid, qos = message.mid, message.qos
         ack = (lambda: client.ack(mid, qos)) if self._manual_ack else (lambda: None)
         try:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from adder_bundles import MODEL, small_bundle
 from fake_fleet import AT_ONCE, DEVICE, FLEET, WITHIN_S, Agent, FakeFleet, wait_for
 from securesystemslib.signer import CryptoSigner
 
+from edgeops.agent import sampling
 from edgeops.agent.channel import Draw
 from edgeops.agent.logbook import read_logbook
 from edgeops.agent.loop import Loop
@@ -280,6 +281,38 @@ def test_requests_are_drawn_before_it_is_said_that_they_will_be(tmp_path: Path) 
     desk = SampleDesk(Loop(), None, store, uplink, lambda model: serving, lambda: 0.0, did.append)  # type: ignore[arg-type,return-value]
     desk._accept(command("a"))
     assert did == [Draw("a", 2, 100, 1.0), AnswerState.ACCEPTED]
+
+
+def test_inputs_are_kept_until_the_broker_has_surely_kept_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may die with what it has just acknowledged, and be away for long."""
+    monkeypatch.setattr(sampling, "KEEP_ACKNOWLEDGED_S", 0.0)
+    kept: list[float] = []
+    surely = False
+
+    def has_kept(acknowledged_s: float) -> bool:
+        kept.append(acknowledged_s)
+        return surely
+
+    loop = Loop()
+    uplink = SimpleNamespace(answer=lambda id, state, **_: Published(), has_kept=has_kept)
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    desk = SampleDesk(loop, None, store, uplink, lambda model: None, lambda: 0.0, lambda error: None)  # type: ignore[arg-type]
+    record = store.end(store.add(store.accept(command("a", count=9), always, 0.0), b"x"), "over")
+    desk.start()
+
+    def run_until(condition: Callable[[], bool]) -> None:
+        def look() -> None:
+            loop.stop() if condition() else loop.after(0.01, look)
+
+        loop.post(look)
+        loop.run()
+
+    run_until(lambda: len(kept) > 5)
+    assert len(set(kept)) == 1
+    assert store.data_path(record).read_bytes() == b"x"
+    surely = True
+    run_until(lambda: store.records["a"].told)
+    assert not store.data_path(record).exists()
 
 
 def test_bounds_of_count_and_bytes_end_it(tmp_path: Path) -> None:

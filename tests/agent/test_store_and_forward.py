@@ -347,6 +347,67 @@ def test_a_control_plane_that_comes_after_the_device_hears_what_was_told_before(
         kept.close()
 
 
+@needs_mosquitto
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_broker_that_died_with_what_it_acknowledged_is_told_it_again_however_long_it_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    """Negative control: an uplink that only waits for a while has forgotten it when the broker is back."""
+    monkeypatch.setattr(uplinks, "KEEP_ACKNOWLEDGED_S", 0.3)
+    asked: list[float] = []
+    has_kept = Uplink.has_kept
+
+    def looked(uplink: Uplink, acknowledged_s: float) -> bool:
+        over = time.monotonic() >= acknowledged_s + 0.3
+        if over:
+            asked.append(acknowledged_s)
+        return has_kept(uplink, acknowledged_s) if looks else over
+
+    monkeypatch.setattr(Uplink, "has_kept", looked)
+    kept = kept_ports.keep()
+    port = kept_ports.number(kept)
+    heard: list[int] = []
+
+    def hear(message: Message) -> None:
+        speaks = {"key": SIGNER.public_key, "fleet": FLEET, "connection": DEVICE, "unit": "self"}
+        heard.extend(window.seq for window in statements.verify_telemetry(message.payload, **speaks))  # type: ignore[arg-type]
+
+    topic = unit_topic(FLEET, DEVICE, "self", "telemetry")
+    address = BrokerAddress(host="127.0.0.1", port=port, tls=False)
+    broker = mosquitto(tmp_path, port)
+    speaker = Speaker(tmp_path, "127.0.0.1", port)
+    ear = MqttLink(address, "edgeops-control", on_message=hear, subscriptions=[topic])
+    try:
+        ear.start()
+        assert ear.wait_connected(WITHIN_S)
+        speaker.start()
+        wait_for(lambda: speaker.link.connected, "no connection")
+        first = speaker.say()
+        wait_for(lambda: first in heard and speaker.uplink._acknowledged, "the broker does not take it")
+        broker.kill()
+        broker.wait(WITHIN_S)
+        wait_for(lambda: not speaker.link.connected and asked, "nobody looks whether the broker has kept it")
+        ear.stop()
+        heard.clear()
+        broker = mosquitto(tmp_path, port)
+        ear = MqttLink(address, "edgeops-control", on_message=hear, subscriptions=[topic])
+        ear.start()
+        assert ear.wait_connected(WITHIN_S)
+        wait_for(lambda: speaker.link.connected, "no connection")
+        after = speaker.say()
+        wait_for(lambda: after in heard, "nothing is heard")
+        if looks:
+            wait_for(lambda: first in heard, "what the broker died with is lost")
+        else:
+            assert first not in heard
+    finally:
+        speaker.stop()
+        ear.stop()
+        broker.kill()
+        broker.wait(WITHIN_S)
+        kept.close()
+
+
 @pytest.mark.parametrize("step_s", [-40 * 365 * 86400.0, 40 * 365 * 86400.0])
 def test_a_clock_that_steps_loses_nothing_and_keeps_the_order(house: House, speaker: Speaker, step_s: float) -> None:
     speaker.keep(20)

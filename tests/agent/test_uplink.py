@@ -16,6 +16,7 @@ from edgeops.contracts.deployment import TELEMETRY_BATCH_TYPE, TELEMETRY_TYPE
 from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.contracts.telemetry import MAX_BATCH_BYTES, MAX_WINDOWS_PER_BATCH, DeviceWindow, Telemetry
 from edgeops.contracts.wire import encode
+from edgeops.transport.mqtt import Heard
 from edgeops.trust import envelopes
 from edgeops.trust import reported as statements
 
@@ -45,6 +46,12 @@ class Link:
         self.connected = False
         self.sent: list[tuple[str, bytes, Info]] = []
         self.somebody_listens = True
+        self.connection = 0
+        self.silent_since_s: float | None = None
+
+    @property
+    def heard(self) -> Heard:
+        return Heard(self.connection, time.monotonic() if self.silent_since_s is None else self.silent_since_s)
 
     def was_heard(self, info: Info) -> bool:
         return self.somebody_listens
@@ -192,6 +199,35 @@ def test_an_acknowledgement_that_was_not_looked_at_before_the_connection_was_los
     up.connected()
     assert told(link.telemetry()) == [1, 1]
     assert len(queue) == 1
+
+
+def test_what_was_acknowledged_is_kept_while_the_broker_is_not_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died soon after, and is away for hours, or nobody has noticed yet: time alone says nothing."""
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    link.connected = True
+    up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    link.acknowledge()
+    up.send_telemetry()
+    link.silent_since_s = time.monotonic()
+    later_s = time.monotonic() + 100 * KEEP_ACKNOWLEDGED_S
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    up.send_telemetry()
+    assert len(queue) == 1
+    # It is back, and the agent does not know of that yet when it looks.
+    link.connection, link.silent_since_s = 1, None
+    up.send_telemetry()
+    assert len(queue) == 1
+    up.connected()
+    assert told(link.telemetry()) == [1, 1]
+    link.acknowledge()
+    up.send_telemetry()
+    done_s = later_s + KEEP_ACKNOWLEDGED_S
+    monkeypatch.setattr(time, "monotonic", lambda: done_s)
+    up.send_telemetry()
+    assert len(queue) == 0
 
 
 def test_a_full_queue_gives_up_first_what_the_broker_has(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from edgeops.transport.mqtt import MqttLink
 LINKS, TRIES, WITHIN_S = 20, 3, 60.0
 # MQTT 5, 3.2: connection accepted, no session, no properties.
 CONNACK = bytes((0x20, 3, 0, 0, 0))
+PINGREQ, PINGRESP = bytes((0xC0, 0)), bytes((0xD0, 0))
 ANSWERS = {"gone before it answers": b"", "gone once it has answered": CONNACK}
 
 
@@ -128,3 +129,39 @@ def test_without_waiting_or_without_chance_they_would_spin_or_come_together(monk
     delay = paho.Client.reconnect_delay_set
     monkeypatch.setattr(paho.Client, "reconnect_delay_set", lambda self, *_: delay(self, 0.001, 0.001))  # type: ignore[arg-type]
     assert too_soon(seen(CONNACK))
+
+
+@pytest.mark.parametrize("notes_pings", [True, False])
+def test_an_answer_to_a_keep_alive_says_that_the_broker_is_there(notes_pings: bool) -> None:
+    """Negative control: a link that does not look at them does not hear of a broker that has nothing else to say."""
+    pings = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            nonlocal pings
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 12)
+                connection.sendall(CONNACK)
+                while said := connection.recv(2):
+                    pings += said == PINGREQ
+                    connection.sendall(PINGRESP)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        address = BrokerAddress(host="127.0.0.1", port=listener.getsockname()[1], tls=False)
+        link = MqttLink(address, "link", on_message=lambda _: None, keepalive_s=1, notes_pings=notes_pings)
+        before = link.heard
+        link.start()
+        try:
+            assert link.wait_connected(WITHIN_S)
+            first = link.heard
+            deadline_s = time.monotonic() + WITHIN_S
+            while time.monotonic() < deadline_s and pings < 3 and link.heard == first:
+                time.sleep(0.05)
+            last = link.heard
+        finally:
+            link.stop()
+        thread.join(WITHIN_S)
+    assert (before.connection, first.connection, last.connection) == (0, 1, 1)
+    assert (last.at_s > first.at_s) is notes_pings
