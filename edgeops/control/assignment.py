@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import ScalarSelect, func, select
 from sqlalchemy.orm import Session
@@ -95,15 +97,33 @@ def reissue(
     return generation
 
 
-def previous_component(session: Session, unit: Unit, name: str, *, below: int) -> Component | None:
-    """Return what a unit was to hold under a name before a generation; None: nothing."""
-    found = session.scalars(
-        select(Generation.components)
-        .where(Generation.connection == unit.connection, Generation.unit == unit.unit, Generation.generation < below)
-        .order_by(Generation.generation.desc())
-        .limit(1)
-    ).one_or_none()
-    return next((part for part in _COMPONENTS.decode(found or b"[]") if part.name == name), None)
+def previous_component(
+    session: Session, unit: Unit, name: str, *, below: int, but_not: Collection[str] = ()
+) -> Component | None:
+    """Return what a unit was to hold under a name before a generation; None: nothing.
+
+    Args:
+        session: A transaction.
+        unit: The unit.
+        name: Of the component.
+        below: The generation.
+        but_not: Releases that do not count: what the unit was to hold before those does.
+    """
+    while True:
+        found = session.execute(
+            select(Generation.generation, Generation.components)
+            .where(
+                Generation.connection == unit.connection, Generation.unit == unit.unit, Generation.generation < below
+            )
+            .order_by(Generation.generation.desc())
+            .limit(1)
+        ).one_or_none()
+        if found is None:
+            return None
+        held = next((part for part in components_in(found.components) if part.name == name), None)
+        if held is None or held.release not in but_not:
+            return held
+        below = found.generation
 
 
 def new_unit(connection: str, unit: str, *, profile: str, now_s: float) -> Unit:

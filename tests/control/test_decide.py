@@ -125,6 +125,7 @@ def test_a_stopped_profile_is_not_waited_for_and_the_end_says_so() -> None:
         b'{"groups": ["100%"], "gates": {"min_count": 0}}',
         b'{"groups": ["100%"], "gates": {"timeout_s": 0}}',
         b'{"groups": ["100%"], "gates": {"failure_maximum": 0.1}}',
+        b'{"groups": ["100%"], "schedule": {"not_before_s": 1e300}}',
         b'{"groups": []}',
         b'{"groups": ["100%"], "gates": {"success_min": 0, "failure_max": 1}}',
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from registry_fleet import MODEL, SpeakingDevice, add_devices, obey_all, open_registry, release, report_of
+from registry_fleet import MODEL, PROFILES, SpeakingDevice, add_devices, obey_all, open_registry, release, report_of
 from sqlalchemy import select
 
 from edgeops.contracts.deployment import DeploymentState, Presence
@@ -374,6 +374,60 @@ def test_revert_leaves_alone_who_got_another_release_since(registry: Database) -
         settle(registry, rollout)
     manage.revert(registry, 2, actor="test", now_s=NOW)
     assert set(desired_versions(registry).values()) == {"1.2.0"}
+
+
+@pytest.mark.parametrize("refused", [DeploymentState.FAILED, DeploymentState.REJECTED])
+def test_revert_does_not_give_back_what_a_device_had_refused(registry: Database, refused: DeploymentState) -> None:
+    """1.1.0 stopped, as the first device refused it and kept 1.0.0; 1.2.0 serves, and is then found to be bad."""
+    names = add_devices(registry, 2, profiles=PROFILES[:1])
+    first = begin(registry)
+    settle(registry, first)
+    obey_all(registry, NOW)
+    settle(registry, first)
+    second = begin(registry, "1.1.0", gates=Gates(failure_max=0.4, success_min=0.6, timeout_s=100))
+    settle(registry, second)
+    for name, state in zip(names, (refused, DeploymentState.CONFIRMED), strict=True):
+        device = SpeakingDevice(registry, name)
+        device.seq = 10
+        device.obey(NOW, state=state)
+    settle(registry, second)
+    assert state_of(registry, second)[0] == RolloutState.STOPPED
+    third = begin(registry, "1.2.0")
+    settle(registry, third)
+    obey_all(registry, NOW)
+    settle(registry, third)
+    assert set(desired_versions(registry).values()) == {"1.2.0"}
+    manage.revert(registry, third, actor="test", now_s=NOW)
+    # Who served 1.1.0 has it in its other slot; who refused it has 1.0.0 there.
+    assert desired_versions(registry) == {names[0]: "1.0.0", names[1]: "1.1.0"}
+
+
+def test_what_was_superseded_before_a_device_took_it_up_is_not_given_back(registry: Database) -> None:
+    (name,) = add_devices(registry, 1)
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        rollout = begin(registry, version)
+        settle(registry, rollout)
+        if version != "1.1.0":
+            obey_all(registry, NOW)
+            settle(registry, rollout)
+    assert state_of(registry, 2)[0] == RolloutState.SUPERSEDED
+    manage.revert(registry, 3, actor="test", now_s=NOW)
+    assert desired_versions(registry) == {name: "1.0.0"}
+
+
+def test_who_was_away_when_a_release_passed_is_given_back_that_release(registry: Database) -> None:
+    """It has never run it, but the fleet does: what stops after it must not send that device to an older one."""
+    names = add_devices(registry, 2, profiles=PROFILES[:1], online=False)
+    for version in ("1.0.0", "1.1.0"):
+        rollout = begin(registry, version)
+        settle(registry, rollout)
+        SpeakingDevice(registry, names[0], boot_id=f"boot-{version}").obey(NOW)
+        settle(registry, rollout, NOW + 101)
+        assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+    third = begin(registry, "1.2.0")
+    settle(registry, third)
+    manage.abort(registry, third, actor="test", now_s=NOW)
+    assert set(desired_versions(registry).values()) == {"1.1.0"}
 
 
 def test_a_frozen_fleet_starts_and_continues_nothing_and_thawing_gives_time_anew(registry: Database) -> None:

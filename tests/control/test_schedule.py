@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import zoneinfo
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.control.rollout.schedule import DAYS, Schedule, check_schedule, opens_at
+from edgeops.control.rollout.schedule import DAYS, LATEST_S, Schedule, check_schedule, opens_at
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
@@ -66,12 +67,25 @@ def test_when_a_group_may_start(schedule: Schedule, now: str, opens: str) -> Non
         Schedule(days=("mon",)),
         Schedule(window="22:00-05:00", time_zone="Mars/Base"),
         Schedule(window="22:00-05:00", time_zone="../../etc/passwd"),
+        Schedule(not_before_s=1e300),
+        Schedule(not_before_s=253_402_300_800.0),
+        Schedule(not_before_s=-1.0),
+        Schedule(not_before_s=math.nan),
+        Schedule(not_before_s=math.inf),
     ],
 )
 def test_a_schedule_that_names_no_time_is_refused(schedule: Schedule) -> None:
     with pytest.raises(EdgeopsError) as refused:
         check_schedule(schedule)
     assert refused.value.code == "E-ROLLOUT-INVALID"
+
+
+def test_the_last_time_that_is_taken_can_be_told_everywhere() -> None:
+    """In the zones that are furthest ahead and behind too, and with a window that begins a week later."""
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        schedule = Schedule(not_before_s=LATEST_S, window="22:00-05:00", days=("sat",), time_zone=zone)
+        check_schedule(schedule)
+        assert LATEST_S <= opens_at(schedule, 0.0) <= LATEST_S + 9 * 86400
 
 
 @given(

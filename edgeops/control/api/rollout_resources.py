@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 from edgeops.contracts.rig_runs import MAX_VALID_S as MAX_RIG_S
 from edgeops.control.api.request import Request
 from edgeops.control.api.resources import Labels, Name, UnitName
-from edgeops.control.rollout.policy import MAX_GROUPS, MAX_RETRIES, MAX_RIGS
+from edgeops.control.rollout.policy import MAX_GROUPS, MAX_PER_MINUTE, MAX_RETRIES, MAX_RIGS
+from edgeops.control.rollout.schedule import LATEST_S
 
 
 class GatesResource(Request):
@@ -35,7 +36,7 @@ class GatesResource(Request):
 class RateResource(Request):
     """A ramp instead of groups: devices a minute, growing by a factor after each minute that passed."""
 
-    per_minute: Annotated[int, Field(ge=1)]
+    per_minute: Annotated[int, Field(ge=1, le=MAX_PER_MINUTE)]
     factor: Annotated[float, Field(ge=1, le=100)] = 1.0
 
 
@@ -49,7 +50,7 @@ class ShadowResource(Request):
 class ScheduleResource(Request):
     """When groups may start: from a time on, and in a daily window of wall time."""
 
-    not_before_s: float | None = None
+    not_before_s: Annotated[float, Field(ge=0, le=LATEST_S)] | None = None
     window: str = ""
     days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = []
     time_zone: str = "UTC"

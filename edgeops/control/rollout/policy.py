@@ -17,6 +17,7 @@ from edgeops.control.rollout.schedule import Schedule, check_schedule
 
 MAX_GROUPS = 64
 MAX_MINUTES = 1440
+MAX_PER_MINUTE = 1_000_000
 MAX_RETRIES = 10
 MAX_RIGS = 16
 MINUTE_S = 60.0
@@ -169,10 +170,10 @@ def _check(policy: Policy) -> None:
             raise _invalid(f"{len(policy.groups)} groups", f"Give 1 to {MAX_GROUPS}.")
     elif policy.groups:
         raise _invalid("groups and a rate", "Give one of both.")
-    elif policy.rate.per_minute < 1 or not 1 <= policy.rate.factor <= 100:
+    elif not 1 <= policy.rate.per_minute <= MAX_PER_MINUTE or not 1 <= policy.rate.factor <= 100:
         raise _invalid(
-            f"{policy.rate.per_minute} devices a minute, growing by {policy.rate.factor:g}",
-            "Give at least one device, and a factor of 1 to 100.",
+            f"{str(policy.rate.per_minute)[:20]} devices a minute, growing by {policy.rate.factor:g}",
+            f"Give 1 to {MAX_PER_MINUTE} devices, and a factor of 1 to 100.",
         )
     if not (math.isfinite(policy.bake_s) and policy.bake_s >= 0) or policy.serves_s >= policy.gates.timeout_s:
         raise _invalid(

@@ -6,13 +6,15 @@ back after weeks and take what nobody else is to have.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from edgeops.contracts.deployment import DeploymentState
+from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.assignment import assign, components_of, previous_component, reissue
 from edgeops.control.models import Rollout, RolloutMember, Unit
 
@@ -26,6 +28,7 @@ class Reverted(NamedTuple):
 
 # Who has it, or has tried it and returned by itself.
 _TAKEN_UP = (DeploymentState.CONFIRMED, DeploymentState.FAILED, DeploymentState.REJECTED)
+_REFUSED = (DeploymentState.FAILED, DeploymentState.REJECTED)
 
 
 def give_back(
@@ -34,6 +37,8 @@ def give_back(
     """Give the devices of a rollout, or of one profile in it, what they were to run before.
 
     A device that has got another release since is left as it is, and so is one that had none before and runs this one.
+    What a device had refused, or had not taken up before a rollout ended other than well, it does not have: it gets what
+    it was to run before that.
 
     Args:
         session: A transaction that writes.
@@ -54,16 +59,64 @@ def give_back(
     if only_open:
         query = query.where(RolloutMember.state.not_in(_TAKEN_UP))
     members = session.execute(query).all()
-    back = [_give_back(session, rollout, member, unit, now_s) for member, unit in members]
+    unfit = _unfit(session, rollout)
+    back = [
+        _give_back(session, rollout, member, unit, unfit.get((member.connection, member.unit), ()), now_s)
+        for member, unit in members
+    ]
     return Reverted(len(members), sum(back))
 
 
-def _give_back(session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, now_s: float) -> bool:
+def _unfit(session: Session, rollout: Rollout) -> dict[tuple[str, str], set[str]]:
+    """Return, by connection and unit, the releases of earlier rollouts that these never came to serve."""
+    mine, earlier, later = aliased(RolloutMember), aliased(RolloutMember), aliased(RolloutMember)
+    its, again = aliased(Rollout), aliased(Rollout)
+
+    def same_unit(one: type[RolloutMember], other: type[RolloutMember]) -> ColumnElement[bool]:
+        return and_(one.connection == other.connection, one.unit == other.unit, one.component == other.component)
+
+    got_it_later = exists(
+        select(1)
+        .select_from(later)
+        .join(again, again.id == later.rollout_id)
+        .where(
+            same_unit(later, earlier),
+            again.version == its.version,
+            later.first_generation > earlier.first_generation,
+            later.first_generation < mine.first_generation,
+            later.state == DeploymentState.CONFIRMED,
+        )
+    )
+    rows = session.execute(
+        select(earlier.connection, earlier.unit, its.version)
+        .select_from(mine)
+        .join(earlier, same_unit(earlier, mine))
+        .join(its, its.id == earlier.rollout_id)
+        .where(
+            mine.rollout_id == rollout.id,
+            earlier.first_generation < mine.first_generation,
+            or_(
+                earlier.state.in_(_REFUSED),
+                and_(earlier.state != DeploymentState.CONFIRMED, its.state != RolloutState.SUCCEEDED),
+            ),
+            ~got_it_later,
+        )
+    )
+    found: dict[tuple[str, str], set[str]] = {}
+    for connection, unit, version in rows:
+        found.setdefault((connection, unit), set()).add(version)
+    return found
+
+
+def _give_back(
+    session: Session, rollout: Rollout, member: RolloutMember, unit: Unit, unfit: Collection[str], now_s: float
+) -> bool:
     """Give one unit what it was to run before the rollout; say whether its desired state has changed."""
     now = next((part for part in components_of(unit) if part.name == member.component), None)
     if now is None or now.release != rollout.version or member.generation is None:
         return False
-    before = previous_component(session, unit, member.component, below=member.first_generation or member.generation)
+    first = member.first_generation or member.generation
+    before = previous_component(session, unit, member.component, below=first, but_not=unfit)
     cause = f"rollout {rollout.id} goes back"
     if before is not None:
         back = msgspec.structs.replace(before, allow_downgrade=True)

@@ -12,6 +12,8 @@ from edgeops.contracts.wire import Declared
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _SEARCH_DAYS = 9
+# The year 3000: later ones, and what is no time at all, cannot be told as dates in every time zone.
+LATEST_S = 32_503_680_000.0
 
 
 class Schedule(Declared, frozen=True, kw_only=True):
@@ -37,6 +39,8 @@ def check_schedule(schedule: Schedule) -> None:
         EdgeopsError: E-ROLLOUT-INVALID; names what cannot be read.
     """
     _zone(schedule.time_zone)
+    if schedule.not_before_s is not None and not 0 <= schedule.not_before_s <= LATEST_S:
+        raise _invalid(f"not_before_s {schedule.not_before_s}", "Give seconds since 1970, up to the year 3000.")
     if schedule.window:
         _clock_times(schedule.window)
     for day in schedule.days:
