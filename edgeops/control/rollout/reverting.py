@@ -37,8 +37,8 @@ def give_back(
     """Give the devices of a rollout, or of one profile in it, what they were to run before.
 
     A device that has got another release since is left as it is, and so is one that had none before and runs this one.
-    What a device had refused, or had not taken up before a rollout ended other than well, it does not have: it gets what
-    it was to run before that.
+    What a device had refused, or had not taken up before a rollout ended other than well, it does not have: it gets
+    what it was to run before that.
 
     Args:
         session: A transaction that writes.
