@@ -41,7 +41,10 @@ class TlsFiles(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A received message. `ack` must be called once it is safe, where the link was made with `manual_ack`."""
+    """A received message. `ack` must be called once it is safe, where the link was made with `manual_ack`.
+
+    Once its connection is lost, `ack` does nothing: the broker gives the message again.
+    """
 
     topic: str
     payload: bytes
@@ -127,6 +130,8 @@ class MqttLink:
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=manual_ack
         )
         self._manual_ack = manual_ack
+        # Which connection it is. Held while a message is acknowledged: until then it is not made anew.
+        self._connection, self._acknowledging = 0, threading.Lock()
         if broker.tls:
             if tls is None:
                 raise EdgeopsError("E-CONFIG", "a broker with TLS needs certificate, key and CA files")
@@ -263,6 +268,8 @@ class MqttLink:
         self._subscribed.set()
 
     def _lost(self, reason: str) -> None:
+        with self._acknowledging:
+            self._connection += 1
         self._connected.clear()
         self._subscribed.clear()
         wait_s = max(0.05, backoff_s(self._attempt, max_s=self._backoff_max_s))
@@ -272,10 +279,21 @@ class MqttLink:
         log.info("broker %s:%d: %s; next try in %.1f s", self._broker.host, self._broker.port, reason, wait_s)
         self._on_disconnect(reason)
 
-    def _received(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+    def _ack(self, mid: int, qos: int, connection: int) -> None:
+        """Acknowledge a message on its own connection only.
+
+        paho would keep the word for the next one, where it goes out before the connection is made, or means another
+        message. What is not acknowledged comes again.
+        """
+        with self._acknowledging:
+            if connection == self._connection:
+                self._client.ack(mid, qos)
+
+    def _received(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         self._note_heard()
         mid, qos = message.mid, message.qos
-        ack = (lambda: client.ack(mid, qos)) if self._manual_ack else (lambda: None)
+        connection = self._connection
+        ack = (lambda: self._ack(mid, qos, connection)) if self._manual_ack else (lambda: None)
         try:
             topic = message.topic
         except UnicodeDecodeError:
