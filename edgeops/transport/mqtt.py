@@ -286,18 +286,16 @@ class MqttLink:
         message. What is not acknowledged comes again.
         """
         with self._acknowledging:
-            if connection == self._connection:
+            if self._manual_ack and connection == self._connection:
                 self._client.ack(mid, qos)
 
     def _received(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         self._note_heard()
-        mid, qos = message.mid, message.qos
-        connection = self._connection
-        ack = (lambda: self._ack(mid, qos, connection)) if self._manual_ack else (lambda: None)
+        ack = functools.partial(self._ack, message.mid, message.qos, self._connection)
         try:
             topic = message.topic
         except UnicodeDecodeError:
             log.warning("dropped a message whose topic is not UTF-8")
             ack()
             return
-        self._on_message(Message(topic, bytes(message.payload), message.retain, ack))  # type: ignore[arg-type]
+        self._on_message(Message(topic, bytes(message.payload), message.retain, ack))
