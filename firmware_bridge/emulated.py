@@ -25,10 +25,11 @@ class Board:
 
     Args:
         command: The device's program; its serial line is its standard input and output.
+        launcher: Words before it, of a program that becomes it.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = list(command)
+    def __init__(self, command: Sequence[str], launcher: Sequence[str] = ()) -> None:
+        self._command = [*launcher, *command]
         self._process: subprocess.Popen[bytes] | None = None
         self._line, self._device_end = os.openpty()
         tty.setraw(self._line)
@@ -85,6 +86,7 @@ class QemuBoard(Board):
         keys: Raw Ed25519 public keys that it accepts.
         defines: C defines that differ from the firmware's own.
         count_instructions: Let virtual time be instructions: one takes 1 ns. Then durations repeat exactly.
+        launcher: Words before the emulator's, of a program that becomes it.
 
     Raises:
         EdgeopsError: As `build.board_firmware`; E-DEPENDENCY; QEMU is not installed.
@@ -98,6 +100,7 @@ class QemuBoard(Board):
         defines: Sequence[str] = (),
         *,
         count_instructions: bool = False,
+        launcher: Sequence[str] = (),
     ) -> None:
         emulator = shutil.which(EMULATOR)
         if emulator is None:
@@ -114,4 +117,4 @@ class QemuBoard(Board):
             "-display", "none", "-monitor", "none", "-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line",
         ]
         # fmt: on
-        super().__init__([*command, *(["-icount", "shift=0"] if count_instructions else [])])
+        super().__init__([*command, *(["-icount", "shift=0"] if count_instructions else [])], launcher)

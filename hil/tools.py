@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edgeops.contracts.errors import EdgeopsError
@@ -54,3 +55,13 @@ QEMU_IMG = Tool("qemu-img", "qemu-utils")
 MOUNT = Tool("mount", "mount")
 UNSHARE = Tool("unshare", "util-linux")
 APT_GET = Tool("apt-get", "apt")
+SETPRIV = Tool("setpriv", "util-linux")
+
+
+def ending_with_us(words: Sequence[str]) -> list[str]:
+    """Return words that run a program which the kernel kills when the thread that starts it ends, however that ends.
+
+    Where this machine has no setpriv, the program outlives a run that is killed.
+    """
+    setpriv = SETPRIV.path()
+    return [setpriv, "--pdeathsig", "KILL", "--", *words] if setpriv else list(words)

@@ -20,8 +20,9 @@ from hil.boards.arm64_root import (
     made_once,
 )
 from hil.boards.ssh import Login, SshBoard
+from hil.interrupts import held
 from hil.rig import Arm64VmSpec
-from hil.tools import MKE2FS, QEMU_AARCH64, QEMU_IMG, SSH_KEYGEN
+from hil.tools import MKE2FS, QEMU_AARCH64, QEMU_IMG, SSH_KEYGEN, ending_with_us
 
 _PACKAGES = (
     "ca-certificates", "dbus", "initramfs-tools", "iproute2", "linux-image-cloud-arm64", "openssh-server", "procps",
@@ -124,9 +125,9 @@ class Arm64VmBoard(SshBoard):
             EdgeopsError: E-HIL-BOARD; it does not answer in its time.
         """
         if self._emulator is None:
-            with self._serial.open("ab") as console:
+            with held(), self._serial.open("ab") as console:
                 self._emulator = subprocess.Popen(
-                    self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+                    ending_with_us(self._command()), stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
                 )
         super().power_on()
 

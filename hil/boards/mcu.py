@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -21,11 +20,13 @@ from firmware_bridge.emulated import QemuBoard
 from firmware_bridge.link import ANSWER_WITHIN_S, SmpLink
 from firmware_bridge.ports import SerialPort
 from hil.boards.protocol import broken, check_board
+from hil.boards.switch import Switch
+from hil.interrupts import held
 from hil.rig import QemuMcuSpec, SerialMcuSpec
+from hil.tools import ending_with_us
 
 B = TypeVar("B", bound="SerialBoard")
 
-_SWITCH_WITHIN_S = 60.0
 _POLL_S = 0.5
 
 
@@ -42,7 +43,8 @@ class SerialBoard(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with held():
+            self.close()
 
     @abstractmethod
     def link(self, answer_within_s: float = ANSWER_WITHIN_S) -> SmpLink:
@@ -116,12 +118,14 @@ class QemuMcuBoard(SerialBoard):
     def __init__(self, spec: QemuMcuSpec, scratch: Path) -> None:
         super().__init__(spec.name, spec.profile, spec.boot_within_s, emulated_key())
         public = self._key.public_key().public_bytes_raw()
-        self._board = QemuBoard(spec.machine, scratch / f"{spec.name}.flash", [public])
+        flash = scratch / f"{spec.name}.flash"
+        self._board = QemuBoard(spec.machine, flash, [public], launcher=ending_with_us(()))
 
     def power_on(self) -> None:
         """Start the emulator, and wait until the firmware answers."""
-        self._board.power_off()
-        self._board.power_on()
+        with held():
+            self._board.power_off()
+            self._board.power_on()
         self._await_answer()
 
     def power_off(self) -> None:
@@ -154,23 +158,24 @@ class SerialMcuBoard(SerialBoard):
 
     def __init__(self, spec: SerialMcuSpec, scratch: Path) -> None:
         super().__init__(spec.name, spec.profile, spec.boot_within_s, read_key(Path(spec.signing_key)))
-        self._port, self._power = spec.port, spec.power
+        self._port = spec.port
+        self._switch = Switch(spec.name, spec.power) if spec.power is not None else None
 
     @property
     def cut(self) -> str:
         """How its power is cut."""
-        return "its power switch" if self._power else "a reset: it has no power switch"
+        return "its power switch" if self._switch else "a reset: it has no power switch"
 
     def power_on(self) -> None:
         """Switch it on, if it has a switch, and wait until the firmware answers."""
-        if self._power is not None:
-            self._switch(self._power.on)
+        if self._switch is not None:
+            self._switch.on()
         self._await_answer()
 
     def power_off(self) -> None:
         """Switch it off; without a switch, reset it."""
-        if self._power is not None:
-            self._switch(self._power.off)
+        if self._switch is not None:
+            self._switch.off()
         else:
             with contextlib.suppress(EdgeopsError), self.link() as link:
                 link.reset(back_within_s=self._boot_within_s)
@@ -185,13 +190,5 @@ class SerialMcuBoard(SerialBoard):
 
     def close(self) -> None:
         """Switch it off."""
-        if self._power is not None:
-            self._switch(self._power.off)
-
-    def _switch(self, words: tuple[str, ...]) -> None:
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=_SWITCH_WITHIN_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise broken(self.name, f"power switch {words[0]}: {error}") from error
-        if done.returncode != 0:
-            raise broken(self.name, f"power switch {words[0]}: status {done.returncode}: {done.stderr.strip()}")
+        if self._switch is not None:
+            self._switch.close()

@@ -17,6 +17,8 @@ from typing import TypeVar
 import psutil
 
 from hil.boards.protocol import Done, broken, check_board
+from hil.interrupts import held
+from hil.tools import ending_with_us
 
 B = TypeVar("B", bound="ProcessBoard")
 
@@ -49,7 +51,8 @@ class ProcessBoard(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with held():
+            self.close()
 
     @abstractmethod
     def _words(self, words: Sequence[str]) -> list[str]:
@@ -109,28 +112,30 @@ class ProcessBoard(ABC):
 
     def run(self, *words: str, within_s: float = 120.0) -> Done:
         """Run a program to its end; see `LinuxBoard`."""
-        process = subprocess.Popen(
-            self._words(words),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with held():
+                process = subprocess.Popen(
+                    ending_with_us(self._words(words)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
             out, err = process.communicate(timeout=within_s)
         except subprocess.TimeoutExpired as error:
             raise broken(self.name, f"{' '.join(words[:6])}: no end in {within_s:.0f} s") from error
         finally:
-            if process.poll() is None:
+            if process is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
         return Done(process.returncode, out, err.decode(errors="replace"))
 
     def start(self, name: str, *words: str) -> None:
         """Start a program that lasts; see `LinuxBoard`."""
-        with self._console.open("ab") as console:
+        with held(), self._console.open("ab") as console:
             self._lasting[name] = subprocess.Popen(
-                self._words(words),
+                ending_with_us(self._words(words)),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

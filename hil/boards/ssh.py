@@ -9,7 +9,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -19,6 +18,8 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.profiles import registry
 from hil.boards.processes import wait_until
 from hil.boards.protocol import Done, broken, check_board
+from hil.boards.switch import Switch
+from hil.interrupts import held
 from hil.rig import PowerSwitch, SshSpec
 from hil.tools import SCP, SSH
 
@@ -26,7 +27,6 @@ B = TypeVar("B", bound="SshBoard")
 
 _CONNECT_WITHIN_S = 15
 _COPY_WITHIN_S = 600.0
-_SWITCH_WITHIN_S = 60.0
 _OFF_FOR_S = 2.0
 _LINK_LOST = 255
 # The leader of the group is the program itself: killing the group takes its workers along.
@@ -62,7 +62,8 @@ class SshBoard:
         self, name: str, profile: str, login: Login, python: str, boot_within_s: float, power: PowerSwitch | None = None
     ) -> None:
         self.name, self.profile, self.login = name, profile, login
-        self._python, self._boot_within_s, self._power = python, boot_within_s, power
+        self._python, self._boot_within_s = python, boot_within_s
+        self._switch = Switch(name, power) if power is not None else None
         self._machine = registry.load(profile).cpu.arch
         # Short: addresses of Unix sockets are at most 107 bytes.
         self._private = Path(tempfile.mkdtemp(prefix="eo-"))
@@ -88,12 +89,13 @@ class SshBoard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with held():
+            self.close()
 
     @property
     def cut(self) -> str:
         """How its power is cut."""
-        return "its power switch" if self._power else "SIGKILL of all processes of the agent: it has no power switch"
+        return "its power switch" if self._switch else "SIGKILL of all processes of the agent: it has no power switch"
 
     @property
     def folder(self) -> str:
@@ -111,15 +113,15 @@ class SshBoard:
 
     def power_on(self) -> None:
         """Switch it on, if it has a switch, and wait until it answers as the board that it should be."""
-        if self._power is not None:
-            self._switch(self._power.on)
+        if self._switch is not None:
+            self._switch.on()
         self._await_link()
 
     def power_off(self) -> None:
         """Switch it off; without a switch, kill what was started."""
-        if self._power is not None:
+        if self._switch is not None:
             self._drop_link()
-            self._switch(self._power.off)
+            self._switch.off()
             time.sleep(_OFF_FOR_S)
         else:
             for pid in self._pids.values():
@@ -147,7 +149,12 @@ class SshBoard:
             pass  # a board that is gone keeps its files: its next run has a folder of its own
         finally:
             try:
-                self.power_off()
+                if self._switch is None:
+                    self.power_off()
+                else:
+                    self._drop_link()
+                    self._switch.close()
+                    time.sleep(_OFF_FOR_S)
             finally:
                 self._drop_link()
                 shutil.rmtree(self._private, ignore_errors=True)
@@ -158,11 +165,13 @@ class SshBoard:
 
     def start(self, name: str, *words: str) -> None:
         """Start a program that lasts; see `LinuxBoard`."""
-        done = self.run("sh", "-c", _START, "sh", self.folder, *words)
-        pid = done.out.decode().strip()
-        if done.status != 0 or not pid.isdecimal():
-            raise broken(self.name, f"{words[0]} cannot be started: {done.err.strip()}")
-        self._pids[name] = pid
+        folder = self.folder
+        with held():
+            done = self.run("sh", "-c", _START, "sh", folder, *words, within_s=_CONNECT_WITHIN_S + 15)
+            pid = done.out.decode().strip()
+            if done.status != 0 or not pid.isdecimal():
+                raise broken(self.name, f"{words[0]} cannot be started: {done.err.strip()}")
+            self._pids[name] = pid
 
     def stop(self, name: str) -> None:
         """Ask a program that was started to end, and wait for it."""
@@ -225,11 +234,6 @@ class SshBoard:
     def _drop_link(self) -> None:
         with contextlib.suppress(EdgeopsError):
             self._call([SSH.find(), *self._target(), "-O", "exit"], 15.0, "leave")
-
-    def _switch(self, words: Sequence[str]) -> None:
-        done = self._call(list(words), _SWITCH_WITHIN_S, "power switch")
-        if done.status != 0:
-            raise broken(self.name, f"power switch {words[0]}: status {done.status}: {done.err.strip()}")
 
     def _call(self, command: list[str], within_s: float, what: str) -> Done:
         try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from edgeops.releases.bundles import open_bundle
 from hil.agent_on_board import AgentOnBoard, Asking, error_of
 from hil.boards.protocol import LinuxBoard
 from hil.checks import accuracy
+from hil.checks.cuts import cut_during
 from hil.checks.plan import Effort, Found, Say, Subject, failed, judged, passed, skipped
 from hil.checks.sequence import Step, run_steps
 from hil.field import Field
@@ -213,12 +212,9 @@ class LinuxChecks:
         return passed(f"{self._effort.cuts} cuts survived ({self._board.cut}), then the update went through", **figures)
 
     def _cut_while_installing(self, place: str) -> None:
-        cutter = threading.Timer(self._random.uniform(0.0, 1.2 * self._update_s), self._board.power_off)
-        cutter.start()
-        # How the installation ends depends on the moment; what the device is afterwards may not.
-        with contextlib.suppress(EdgeopsError):
-            self._agent.install(place)
-        cutter.join()
+        cut_during(
+            lambda: self._agent.install(place), self._board.power_off, self._random.uniform(0.0, 1.2 * self._update_s)
+        )
 
     def _soak(self) -> Found:
         if not self._effort.soak_s:

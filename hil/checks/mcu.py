@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,6 +20,7 @@ from firmware_bridge import blobs
 from firmware_bridge.link import SmpLink, check_fit
 from hil.boards.protocol import McuBoard, broken
 from hil.checks import accuracy
+from hil.checks.cuts import cut_during
 from hil.checks.plan import Effort, Found, Say, Subject, failed, judged, passed, skipped
 from hil.checks.sequence import Step, run_steps
 
@@ -232,12 +232,11 @@ class McuChecks:
         return passed(f"{self._effort.cuts} cuts survived ({self._board.cut}), then an update went through", **figures)
 
     def _cut_while_installing(self, blob: bytes) -> None:
-        cutter = threading.Timer(self._random.uniform(0.0, 1.2 * self._update_s), self._board.power_off)
-        cutter.start()
-        # How the installation ends depends on the moment; what the device is afterwards may not.
-        with contextlib.suppress(EdgeopsError), self._board.link(_SHORT_S) as link:
-            self._bring(link, blob)
-        cutter.join()
+        def install() -> None:
+            with self._board.link(_SHORT_S) as link:
+                self._bring(link, blob)
+
+        cut_during(install, self._board.power_off, self._random.uniform(0.0, 1.2 * self._update_s))
 
     def _soak(self) -> Found:
         if not self._effort.soak_s:

@@ -404,8 +404,8 @@ class RigDaemon:
 
     def _stop(self) -> None:
         self._given_up.set()
-        if self._run is not None:
-            self._run.stop()
+        if self._run is not None and not self._run.stop():
+            power.cut(self._rig)
         topic = presence_topic(self._enrolment.fleet, self._enrolment.connection)
         info = self._link.publish(topic, self._presence(online=False), retain=True)
         if info is not None:

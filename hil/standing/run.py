@@ -17,6 +17,7 @@ from edgeops.contracts.rigs import CheckResult, RigResult
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.releases.bundles import read_manifest
 from hil.checks.plan import Effort, Subject
+from hil.interrupts import one_interrupt
 from hil.rig import read_rig
 from hil.run import Request, run_rig
 from hil.subjects import read_labelled
@@ -59,16 +60,15 @@ class Outcome(Wire, frozen=True, kw_only=True):
 def main(file: str) -> int:
     """Run a job; return the exit status."""
     job = decode(Path(file).read_bytes(), Job, what=file)
-    # As Ctrl-C: whatever is under way is unwound, and boards are powered off on the way.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _end_with(job.parent_pid)
-        try:
-            outcome = Outcome(result=_run(job))
-        except EdgeopsError as error:
-            outcome = Outcome(code=error.code, what=error.what)
-        durable.write_file(Path(job.outcome), encode(outcome), mode=0o600)
+        # Whatever is under way is unwound, and boards are powered off on the way; the daemon may say it twice.
+        with one_interrupt(_say):
+            _end_with(job.parent_pid)
+            try:
+                outcome = Outcome(result=_run(job))
+            except EdgeopsError as error:
+                outcome = Outcome(code=error.code, what=error.what)
+            durable.write_file(Path(job.outcome), encode(outcome), mode=0o600)
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
     return 0

@@ -20,12 +20,16 @@ from edgeops import durable
 from edgeops.agent.loop import Loop
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import decode, encode
+from hil.boards.guardian import is_guardian
+from hil.boards.labgrid_process import WORKER
 from hil.standing.run import Job, Outcome
 
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36
+# Boards are stopped, switched off and given back in this time.
 _STOP_WITHIN_S, _KILL_WITHIN_S = 60.0, 10.0
+_POWER_WITHIN_S = 120.0
 _JOB, _OUTCOME = "job.json", "outcome.json"
 
 
@@ -73,16 +77,18 @@ class Run:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)
 
-    def stop(self) -> None:
-        """Interrupt it and wait until it has ended, and end what it left."""
+    def stop(self) -> bool:
+        """Interrupt it and wait until it has ended, and end what it left; say whether it ended by itself."""
         self.interrupt()
         try:
-            self._process.wait(_STOP_WITHIN_S)
+            ended_itself = self._process.wait(_STOP_WITHIN_S) >= 0
         except subprocess.TimeoutExpired:
             log.error("the run does not end; it is killed")
             self._process.kill()
             self._process.wait(_KILL_WITHIN_S)
+            ended_itself = False
         end_children()
+        return ended_itself
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -106,10 +112,39 @@ class Run:
 
 
 def end_children() -> None:
-    """Kill what a run left: the programs of boards that are processes of this machine."""
+    """Kill what a run left: the programs of boards that are processes of this machine.
+
+    What takes a board's power and gives its places back, since it hears no more of the run, is let do so first.
+    """
     left = psutil.Process().children(recursive=True)
+    kept = [process for process in left if _sees_to_power(process)]
+    spared = {one for process in kept for one in (process, *_below(process))}
     for process in left:
-        log.error("a run left process %d; it is killed", process.pid)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+        if process not in spared:
+            log.error("a run left process %d; it is killed", process.pid)
+            _kill(process)
+    for process in psutil.wait_procs(kept, _POWER_WITHIN_S)[1]:
+        log.error("process %d takes no board's power; it is killed", process.pid)
+        for one in (*_below(process), process):
+            _kill(one)
     psutil.wait_procs(left, _KILL_WITHIN_S)
+
+
+def _sees_to_power(process: psutil.Process) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return is_guardian(command) or str(WORKER) in command
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()

@@ -18,6 +18,7 @@ from command_runs import interrupt, running
 from loopback_board import LOOPS_BACK, LoopbackBoard, can_loop_back
 from rig_bundles import check_all_passed, skip_without
 from rig_bundles import linux_bundle as bundle
+from served_fleet import wait_for
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
@@ -104,6 +105,18 @@ def test_an_interrupt_at_any_time_leaves_no_agent_and_no_lock(tmp_path: Path, pr
             assert not psutil.wait_procs(seen, 20)[1], number
         Reservation(resource_of(Rig(name="bench", title="b", boards=(spec,)), spec)).release()
     proof(f"{moments} runs interrupted three times each; no agent was left")
+
+
+@pytest.mark.boards
+def test_a_run_that_is_killed_leaves_no_agent(tmp_path: Path) -> None:
+    keys = f'name = "local"\nkind = "local"\nprofile = "{LOCAL.profile}"'
+    with running(tmp_path, keys, bundle(tmp_path)) as process:
+        run_of_it = psutil.Process(process.pid)
+        # The agent and its worker.
+        wait_for(lambda: len(run_of_it.children(recursive=True)) >= 2, "the board runs no agent")
+        on_board = run_of_it.children(recursive=True)
+        process.kill()
+        assert not psutil.wait_procs(on_board, 60)[1]
 
 
 def test_a_bundle_that_is_damaged_on_its_way_is_stopped_before_the_board_is_touched(tmp_path: Path) -> None:

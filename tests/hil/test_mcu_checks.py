@@ -176,6 +176,23 @@ def test_an_interrupt_leaves_the_board_off_and_free(
     Reservation(resource_of(rig_of(m4()), m4())).release()
 
 
+@pytest.mark.parametrize(
+    "mutant",
+    ["", pytest.param("from hil.boards import mcu\nmcu.ending_with_us = list", marks=pytest.mark.boards)],
+    ids=["the kernel sees to it", "control: it does not"],
+)
+def test_a_run_that_is_killed_leaves_no_board_running(tmp_path: Path, mutant: str) -> None:
+    with running(tmp_path, M4, mcu_bundle(tmp_path / "b").directory, after_lines=4, mutant=mutant) as process:
+        emulators = psutil.Process(process.pid).children(recursive=True)
+        assert emulators
+        process.kill()
+        process.wait(30)
+        left = psutil.wait_procs(emulators, 60 if not mutant else 2)[1]
+        for one in left:
+            one.kill()
+    assert bool(left) == bool(mutant)
+
+
 @pytest.mark.boards
 def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path, proof: Callable[[str], None]) -> None:
     """Moments over the whole length of a run, also while it opens and closes the board, each followed by more."""
@@ -192,7 +209,7 @@ def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path, 
 @pytest.mark.boards
 def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path, proof: Callable[[str], None]) -> None:
     """With the mutant that forgets to, the emulator runs on: so the tests above would notice."""
-    mutant = "from hil.boards import mcu\nmcu.QemuMcuBoard.__exit__ = lambda *_: None"
+    mutant = "from hil.boards import mcu\nmcu.QemuMcuBoard.__exit__ = lambda *_: None\nmcu.ending_with_us = list"
     bundle = mcu_bundle(tmp_path / "b").directory
     with running(tmp_path, M4, bundle, after_lines=4, mutant=mutant) as process:
         emulators = psutil.Process(process.pid).children(recursive=True)
