@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from edgeops.agent.downloads import start_delay_s
-from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
+from edgeops.agent.fetching import FetchJob, FetchRequest, Staged, discard
 from edgeops.agent.house import House
 from edgeops.agent.keeping import Keeping
 from edgeops.agent.loads import Loads
@@ -269,6 +269,7 @@ class Deployment:
                 else:
                     self._slots.install(outcome.path, outcome.slot)
             except EdgeopsError as error:
+                discard(outcome)
                 outcome = error
         if isinstance(outcome, Staged):
             self.handle(Event.FETCHED)

@@ -252,11 +252,25 @@ class FetchJob:
             return
         except EdgeopsError as error:
             outcome = error
-        self._loop.post(lambda: self._tell(outcome))
+        if self._cancelled.is_set():
+            discard(outcome)
+        else:
+            self._loop.post(lambda: self._tell(outcome))
 
     def _progress(self, share: float) -> None:
         self._loop.post(lambda: None if self._cancelled.is_set() else self._on_progress(share))
 
     def _tell(self, outcome: Staged | EdgeopsError) -> None:
-        if not self._cancelled.is_set():
+        if self._cancelled.is_set():
+            discard(outcome)
+        else:
             self._on_done(outcome)
+
+
+def discard(outcome: Staged | EdgeopsError) -> None:
+    """Remove a bundle that was unpacked for nothing: beside the slots it would lie until the agent's next start."""
+    if isinstance(outcome, Staged) and outcome.path is not None:
+        try:
+            durable.remove_tree(outcome.path)
+        except EdgeopsError as error:
+            log.error("a bundle that nobody wants any more could not be removed: %s", error)

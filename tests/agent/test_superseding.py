@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +12,11 @@ from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
 from fake_fleet import Agent, FakeFleet
 
+from edgeops.agent.fetching import FetchJob, Staged
+from edgeops.agent.loop import Loop
 from edgeops.agent.slots import Slots
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import pack
 
 NAME = "adder"
@@ -121,3 +126,46 @@ def test_a_real_devices_first_model_answers_while_its_successor_is_fetched(fleet
         assert agent.added() == 2
     finally:
         agent.stop()
+
+
+@pytest.mark.parametrize("superseded", ["while it was unpacked", "before anybody heard of it"])
+def test_a_bundle_that_was_unpacked_for_nothing_leaves_nothing_on_the_disk(
+    superseded: str, releases: dict[str, tuple[Path, Slot]], tmp_path: Path
+):
+    """Else each newer wish would cost the disk a bundle, until the agent's next start."""
+    file, slot = next(iter(releases.values()))
+    slots, loop = Slots(tmp_path / NAME), Loop()
+
+    def work(cancelled: threading.Event, _progress: Callable[[float], None]) -> Staged:
+        staged = Staged(slot, slots.unpack(file, slot))
+        if superseded == "while it was unpacked":
+            cancelled.set()
+        return staged
+
+    job = FetchJob(loop, work, before=None, on_progress=lambda share: None, on_done=pytest.fail)  # type: ignore[arg-type]
+    while job.running:
+        time.sleep(0.01)
+    job.cancel()
+    loop.post(loop.stop)
+    loop.run()
+    assert list((tmp_path / NAME / "slots").iterdir()) == []
+
+
+def test_a_bundle_that_no_slot_takes_leaves_nothing_on_the_disk(
+    releases: dict[str, tuple[Path, Slot]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (_, slot), *_ = releases.values()
+    rig = DeploymentRig(tmp_path / "device", NAME, releases, frozenset())
+
+    def full(slots: Slots, staging: Path, slot: Slot) -> None:
+        assert staging.is_dir()
+        raise EdgeopsError("E-DISK-FULL", "as told")
+
+    monkeypatch.setattr(Slots, "install", full)
+    try:
+        rig.start()
+        rig.pursue(component(slot), 1)
+        assert rig.settle() is DeploymentState.REJECTED
+        assert list((tmp_path / "device" / "components" / NAME / "slots").iterdir()) == []
+    finally:
+        rig.close()
