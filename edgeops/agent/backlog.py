@@ -89,7 +89,7 @@ class TelemetryQueue:
         """Keep a window; return its number. Where there is no room, older ones are thinned, then dropped and counted.
 
         Raises:
-            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is not kept.
+            EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is not kept, and the next one says so.
         """
         length = len(_framed(window))
         self._thin_until_room_for(length)
@@ -97,7 +97,11 @@ class TelemetryQueue:
         doomed = self._too_many(length)
         dropped = sum(1 + (gone.dropped_windows if (gone := self.read(number)) is not None else 0) for number in doomed)
         counted = window.dropped_windows + self._damaged + dropped
-        number = self._append(msgspec.structs.replace(window, dropped_windows=counted))
+        try:
+            number = self._append(msgspec.structs.replace(window, dropped_windows=counted))
+        except EdgeopsError:
+            self._damaged += 1
+            raise
         self._damaged = 0
         for old in doomed:
             self.remove(old)

@@ -75,7 +75,10 @@ class Deployment:
             self.serving = ModelServing(
                 house.loop, self, [*kept, *ports], socket_path, house.settings.serving, house.groups
             )
-        self._floor_number = floor_number
+        proved = self._slots.confirmed_slot
+        # Nothing older is taken without a signed downgrade. Where the file of the floors is damaged or was refused by
+        # the disk, what has proved itself still says so.
+        self.floor_number = max(floor_number, proved.number if proved is not None else 0)
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
         self._waiting = Waiting(house.settings.holds, house.conditions, house.now, self.record.waited_s)
@@ -251,7 +254,7 @@ class Deployment:
         # A retry has waited already, and a person who overrides the holds does not want to.
         spread_s = 0.0 if self._waiting.retries or record.override_holds else settings.downloads.start_within_s
         delay_s = start_delay_s(self._house.connection, record.generation, spread_s)
-        request = FetchRequest(want, self._floor_number, settings.reserve_mib << 20, delay_s)
+        request = FetchRequest(want, self.floor_number, settings.reserve_mib << 20, delay_s)
         fetcher, slots = self._house.fetcher, self._slots
         self._job = FetchJob(
             self._loop,
@@ -339,7 +342,7 @@ class Deployment:
         self.serving.confirm()
         slot = self._slots.active_slot
         if slot is not None:
-            self._floor_number = slot.number
+            self.floor_number = slot.number
             self._observer.confirmed(self.record.name, slot.number)
         self._observer.changed(self)
 

@@ -13,7 +13,7 @@ from edgeops.contracts.errors import EdgeopsError
 log = logging.getLogger(__name__)
 
 DISK_RETRY_S = 30.0
-_DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
+DISK_ERRORS = frozenset({"E-DISK-FULL", "E-DISK-WRITE"})
 
 
 class Keeping:
@@ -47,7 +47,7 @@ class Keeping:
         try:
             change()
         except EdgeopsError as error:
-            if error.code not in _DISK_ERRORS:
+            if error.code not in DISK_ERRORS:
                 raise
             log.error("%s: %s; it is tried again", self.record.name, error)
             self._loop.after(DISK_RETRY_S, lambda: self.durably(self.slots.write_back))

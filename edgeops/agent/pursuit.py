@@ -12,12 +12,21 @@ import msgspec
 
 from edgeops import durable
 from edgeops.agent.deployment import Deployment
+from edgeops.agent.keeping import DISK_ERRORS
 from edgeops.agent.loop import Loop
 from edgeops.agent.plan import with_local
 from edgeops.agent.sets import Sets
 from edgeops.agent.store import StateDirectory, UnitRecord
 from edgeops.agent.trust_desk import Postponed, TrustDesk
-from edgeops.contracts.deployment import Component, ComponentReport, DeploymentState, Desired, Failure
+from edgeops.contracts.deployment import (
+    MAX_COMPONENTS,
+    MAX_RELEASE_CHARACTERS,
+    Component,
+    ComponentReport,
+    DeploymentState,
+    Desired,
+    Failure,
+)
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.transport.mqtt import backoff_s
@@ -93,6 +102,9 @@ class Pursuit:
         """
         deployment = self._open_deployment(name, self.unit.numbers.get(name, 0))
         self.deployments[name] = deployment
+        if deployment.floor_number:
+            numbers = {**self.unit.numbers, name: deployment.floor_number}
+            self.unit = msgspec.structs.replace(self.unit, numbers=numbers)
         return deployment
 
     def refuse(self, error: EdgeopsError) -> None:
@@ -147,26 +159,41 @@ class Pursuit:
         if isinstance(outcome, EdgeopsError):
             log.warning("desired state refused: %s", outcome)
             self.refuse(outcome)
-            if isinstance(outcome, Postponed) and not self._envelopes:
-                wait_s = max(1.0, backoff_s(self._verify_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
-                self._verify_tries += 1
-                self._envelopes.append(envelope)
-                self._loop.after(wait_s, self._verify)
-                return
+            again = isinstance(outcome, Postponed)
         else:
             try:
                 self._accept(outcome)
+                again = False
             except EdgeopsError as error:
+                log.warning("desired state refused: %s", error)
                 self.refuse(error)
-        self._verify()
+                # The broker has told it, and does so no more; the disk may have room in a moment.
+                again = error.code in DISK_ERRORS
+        if again and not self._envelopes:
+            wait_s = max(1.0, backoff_s(self._verify_tries, first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S))
+            self._verify_tries += 1
+            self._envelopes.append(envelope)
+            self._loop.after(wait_s, self._verify)
+        else:
+            self._verify()
 
     def _accept(self, desired: Desired) -> None:
         """Keep a verified desired state, then pursue it.
 
         Raises:
-            EdgeopsError: E-TRUST-REPLAY; another one of this generation was accepted: two control planes, perhaps
-                after a restore, speak for one fleet. E-DISK-FULL or E-DISK-WRITE. It is not accepted.
+            EdgeopsError: E-NAME or E-DESIRED-UNSUPPORTED; nobody could be told how its components stand.
+                E-TRUST-REPLAY; another one of this generation was accepted: two control planes, perhaps after a
+                restore, speak for one fleet. E-DISK-FULL or E-DISK-WRITE. It is not accepted.
         """
+        if len(desired.components) > MAX_COMPONENTS:
+            what = f"{len(desired.components)} components; {MAX_COMPONENTS} are allowed"
+            raise EdgeopsError("E-DESIRED-UNSUPPORTED", what)
+        for component in desired.components:
+            check_name(component.name, "component")
+            if len(component.release) > MAX_RELEASE_CHARACTERS:
+                raise EdgeopsError(
+                    "E-DESIRED-UNSUPPORTED", f"{component.name}: a release of {len(component.release)} characters"
+                )
         kept = self._state.read_desired()
         if kept is not None and kept.generation == desired.generation and kept.components != desired.components:
             raise EdgeopsError(

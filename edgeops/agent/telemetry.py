@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import msgspec
 
 from edgeops.contracts.telemetry import ModelWindow, ShadowFigures
+from edgeops.contracts.wire import encode
 
 
 class Windows:
@@ -24,6 +27,22 @@ class Windows:
         models = tuple(self._models.values())
         self._models = {}
         return models
+
+
+def divided(models: Sequence[ModelWindow], most: int, most_bytes: int) -> Iterator[tuple[ModelWindow, ...]]:
+    """Give models in parts of at most so many, and of so many bytes; one that is larger by itself is a part of its own,
+    and none at all is one empty part.
+    """
+    part: list[ModelWindow] = []
+    length = 0
+    for model in models:
+        own = len(encode(model))
+        if part and (len(part) == most or length + own > most_bytes):
+            yield tuple(part)
+            part, length = [], 0
+        part.append(model)
+        length += own
+    yield tuple(part)
 
 
 def merge(first: ModelWindow, second: ModelWindow) -> ModelWindow:

@@ -13,10 +13,11 @@ from securesystemslib.signer import Signer
 
 from edgeops import __version__
 from edgeops.agent import machine
-from edgeops.agent.backlog import TelemetryQueue
+from edgeops.agent.backlog import TelemetryQueue, thinned
 from edgeops.agent.deployment import Deployment
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop, Timer
+from edgeops.agent.telemetry import divided
 from edgeops.contracts.deployment import (
     MEASURE_FEATURE,
     SHADOW_FEATURE,
@@ -31,6 +32,7 @@ from edgeops.contracts.measurement import MeasureAnswer
 from edgeops.contracts.samples import SAMPLES_FEATURE, AnswerState, SamplesAnswer
 from edgeops.contracts.telemetry import (
     MAX_BATCH_BYTES,
+    MAX_MODELS,
     MAX_WINDOWS_PER_BATCH,
     DeviceWindow,
     ModelWindow,
@@ -48,6 +50,8 @@ REPORT_DELAY_S = 0.1
 MAX_IN_FLIGHT = 4
 # Of a time without link; so a slow link is free for what is measured now within seconds.
 MAX_BYTES_IN_FLIGHT = 256 << 10
+# Models of one window together; the rest of it is small.
+MAX_WINDOW_BYTES = MAX_BATCH_BYTES - (16 << 10)
 ACK_LOOK_EVERY_S = 0.5
 # What the broker has acknowledged it may still lose if it dies before it saved its queues (mosquitto: every 30 s). It
 # has kept it once it was heard so much later on the same connection: time alone says nothing of a broker that is away.
@@ -175,7 +179,10 @@ class Uplink:
             code=failure.code if failure is not None else None,
             detail=failure.what if failure is not None else record.held_reason or doing,
         )
-        self._sign_and_publish("progress", progress)
+        try:
+            self._sign_and_publish("progress", progress)
+        except EdgeopsError as error:
+            log.error("a step cannot be told: %s", error)
 
     def measured(self, answer: MeasureAnswer) -> None:
         """Publish the answer to a command to measure. Without a link it is left out: the command comes again."""
@@ -187,7 +194,13 @@ class Uplink:
     def keep_telemetry(
         self, models: tuple[ModelWindow, ...], device: DeviceWindow | None, start_s: float, end_s: float
     ) -> None:
-        """Keep a window on the disk, and send it when that is possible."""
+        """Keep a window on the disk, and send it when that is possible; what is too much for one becomes several."""
+        for part in divided(models, MAX_MODELS, MAX_WINDOW_BYTES):
+            self._keep(part, device, start_s, end_s)
+            device = None
+        self.send_telemetry()
+
+    def _keep(self, models: tuple[ModelWindow, ...], device: DeviceWindow | None, start_s: float, end_s: float) -> None:
         window = Telemetry(
             fleet=self._enrolment.fleet,
             connection=self._enrolment.connection,
@@ -199,6 +212,9 @@ class Uplink:
             models=models,
             device=device,
         )
+        if len(encode(window)) > MAX_BATCH_BYTES:
+            log.warning("a window of %d bytes gives up its histograms", len(encode(window)))
+            window = thinned(window)
         if self._queue.is_full:
             self._forget_acknowledged(at_once=True)
         try:
@@ -208,7 +224,6 @@ class Uplink:
         else:
             if self._link is not None and self._link.connected:
                 self._live.append(number)
-        self.send_telemetry()
 
     def send_telemetry(self) -> None:
         """Send what is kept, a few messages at a time; a window is forgotten a while after the broker has it.
@@ -220,7 +235,7 @@ class Uplink:
         while self._live:
             number = self._live[0]
             window = self._readable(number) if number in self._queue else None
-            if window is not None and self._send([(number, window)]) is None:
+            if window is not None and not self._send([(number, window)]):
                 break
             self._live.pop(0)
         most = 0 if time.monotonic() < self._unheard_until_s else 1 if self._unheard_wait_s else MAX_IN_FLIGHT
@@ -228,7 +243,7 @@ class Uplink:
         kept = ((number, self._readable(number)) for number in waiting if self._is_new(number))
         groups = grouped((number, window) for number, window in kept if window is not None)
         for _, group in zip(range(most), groups, strict=False):
-            if self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT or self._send(group) is None:
+            if self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT or not self._send(group):
                 break
         if self._ack_look is not None:
             self._ack_look.cancel()
@@ -248,13 +263,21 @@ class Uplink:
             self._queue.remove(number)
         return window
 
-    def _send(self, group: list[tuple[int, Telemetry]]) -> MQTTMessageInfo | None:
-        """Send windows under one signature; None: there is no link."""
+    def _send(self, group: list[tuple[int, Telemetry]]) -> bool:
+        """Send windows under one signature; False: there is no link."""
         windows = [window for _, window in group]
-        info = self._sign_and_publish("telemetry", windows[0] if len(windows) == 1 else self._batch(windows))
-        if info is not None:
-            self._in_flight |= {number: (info, len(encode(window))) for number, window in group}
-        return info
+        try:
+            info = self._sign_and_publish("telemetry", windows[0] if len(windows) == 1 else self._batch(windows))
+        except EdgeopsError as error:
+            # It cannot be told by any message, today or tomorrow; and must not stand in the way of all others.
+            log.error("%d telemetry windows are lost: %s", len(windows), error)
+            for number, _ in group:
+                self._queue.remove(number)
+            return True
+        if info is None:
+            return False
+        self._in_flight |= {number: (info, len(encode(window))) for number, window in group}
+        return True
 
     @property
     def _bytes_in_flight(self) -> int:
@@ -323,9 +346,14 @@ class Uplink:
 
     def _report_now(self) -> None:
         self._report = None
-        if self._compose is not None:
+        if self._compose is None:
+            return
+        try:
             info = self._sign_and_publish("reported", self._compose(self.next_seq()), retain=True)
-            self._first_report = self._first_report or info
+        except EdgeopsError as error:
+            log.error("how the device stands cannot be told: %s", error)
+            return
+        self._first_report = self._first_report or info
 
     def _sign_and_publish(
         self, leaf: str, statement: statements.Said, *, retain: bool = False, id: str | None = None

@@ -35,6 +35,9 @@ class ComponentKind(WireEnum):
 
 # The one component of kind agent; no model may have this name.
 AGENT_COMPONENT = "edgeops-agent"
+# Components of one unit, and characters of a release: what fits into a report.
+MAX_COMPONENTS = 64
+MAX_RELEASE_CHARACTERS = 128
 
 
 def kind_of(name: str) -> ComponentKind:

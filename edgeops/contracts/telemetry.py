@@ -151,6 +151,8 @@ class Telemetry(Wire, frozen=True, kw_only=True):
 # Windows that one signature covers, and the bytes of them: a device that was away for a day tells it in a few messages.
 MAX_WINDOWS_PER_BATCH = 16
 MAX_BATCH_BYTES = 256 << 10
+# Models in one window; a device with more tells them in several.
+MAX_MODELS = 64
 
 
 class TelemetryBatch(Wire, frozen=True, kw_only=True):

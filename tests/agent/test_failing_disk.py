@@ -222,4 +222,8 @@ def test_telemetry_on_a_failing_disk_ends_nothing_and_counts_once(tmp_path: Path
             queue.put(window)
     assert caught.value.code == "E-DISK-WRITE"
     assert queue.waiting(9) == []
+    after = queue.read(queue.put(window))
+    assert after is not None
+    assert after.dropped_windows == 1
+    queue.remove(queue.waiting(1)[0])
     assert len(TelemetryQueue(tmp_path / "queue", 3).waiting(9)) == 1  # sent again after a restart: same boot and seq

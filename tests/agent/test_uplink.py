@@ -11,11 +11,21 @@ from securesystemslib.signer import CryptoSigner
 from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.enrolment import Enrolment
 from edgeops.agent.loop import Loop
-from edgeops.agent.uplink import KEEP_ACKNOWLEDGED_S, MAX_IN_FLIGHT, UNHEARD_AGAIN_S, Uplink, grouped
+from edgeops.agent.uplink import (
+    KEEP_ACKNOWLEDGED_S,
+    MAX_IN_FLIGHT,
+    REPORT_DELAY_S,
+    UNHEARD_AGAIN_S,
+    Uplink,
+    compose_report,
+    grouped,
+)
 from edgeops.contracts.deployment import TELEMETRY_BATCH_TYPE, TELEMETRY_TYPE
 from edgeops.contracts.enrolment import BrokerAddress
-from edgeops.contracts.telemetry import MAX_BATCH_BYTES, MAX_WINDOWS_PER_BATCH, DeviceWindow, Telemetry
+from edgeops.contracts.sketches import QuantileSketch
+from edgeops.contracts.telemetry import MAX_BATCH_BYTES, MAX_WINDOWS_PER_BATCH, DeviceWindow, ModelWindow, Telemetry
 from edgeops.contracts.wire import encode
+from edgeops.control.ingest.statements import MAX_STATEMENT_BYTES, check_statement
 from edgeops.transport.mqtt import Heard
 from edgeops.trust import envelopes
 from edgeops.trust import reported as statements
@@ -255,3 +265,75 @@ def test_groups_stay_within_their_bounds_and_in_order() -> None:
     assert all(len(group) <= MAX_WINDOWS_PER_BATCH for group in groups)
     assert all(len(group) == 1 or sum(len(encode(part)) for _, part in group) <= MAX_BATCH_BYTES for group in groups)
     assert [len(group) for group in grouped([(1, window(1, 2 * MAX_BATCH_BYTES)), (2, window(2, 1))])] == [1, 1]
+
+
+def served(model: str, classes: int = 0) -> ModelWindow:
+    return ModelWindow(
+        model=model, release="1.0.0", digest="sha256:0", latency_ms=QuantileSketch(), requests=1,
+        class_mix=(1000,) * classes,
+    )  # fmt: skip
+
+
+def test_what_is_too_much_for_one_window_is_told_in_several(tmp_path: Path) -> None:
+    """Each as large as a control plane takes; none of it ends the agent."""
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    link.connected = True
+    models = tuple(served(f"m{number}", 5_000 if number < 30 else 0) for number in range(200))
+    up.keep_telemetry(models, DeviceWindow(uptime_s=1), 0.0, 1.0)
+    windows = [w for payload in link.telemetry() for w in statements.verify_telemetry(payload, **SPEAKER)]  # type: ignore[arg-type]
+    assert [model for window in windows for model in window.models] == list(models)
+    assert [window.device is not None for window in windows] == [True] + [False] * (len(windows) - 1)
+    assert len(windows) == len(queue) > 4
+    assert max(map(len, link.telemetry())) <= MAX_STATEMENT_BYTES
+    for window in windows:
+        check_statement(window)
+
+
+def test_a_model_that_is_too_much_for_one_window_gives_up_its_histograms(tmp_path: Path) -> None:
+    link = Link()
+    up, _ = uplink(tmp_path, link)
+    link.connected = True
+    up.keep_telemetry((served("huge", 500_000), served("small", 10)), None, 0.0, 1.0)
+    windows = [w for payload in link.telemetry() for w in statements.verify_telemetry(payload, **SPEAKER)]  # type: ignore[arg-type]
+    assert [(w.thinned, w.models[0].requests, len(w.models[0].class_mix)) for w in windows] == [
+        (True, 1, 0),
+        (False, 1, 10),
+    ]
+
+
+def test_a_window_that_no_message_can_carry_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """As an agent of before may have kept it."""
+    link = Link()
+    up, queue = uplink(tmp_path, link)
+    queue.put(Telemetry(
+        fleet="demo", connection="pi-1", unit="self", boot_id="b", seq=1, start_s=0, end_s=1,
+        models=(served("huge", 500_000),),
+    ))  # fmt: skip
+    up.keep_telemetry((), DeviceWindow(uptime_s=1), 0.0, 1.0)
+    link.connected = True
+    up.send_telemetry()
+    assert told(link.telemetry()) == [1]
+    assert len(queue) == 1
+
+
+def test_a_report_that_is_too_large_for_a_message_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    link, loop = Link(), Loop()
+    up = Uplink(loop, ENROLMENT, SIGNER, TelemetryQueue(tmp_path / "queue", 9), lambda: 1.0)
+    words = {"a": "b" * (1 << 20)}
+    up.attach(link, lambda seq: compose_report(
+        ENROLMENT, boot_id="b", seq=seq, at_s=1.0, observed_generation=1, components=(), capabilities=words,
+        stale_s=None, refused=None,
+    ))  # type: ignore[arg-type]  # fmt: skip
+    link.connected = True
+    up.report()
+    loop.after(2 * REPORT_DELAY_S, loop.stop)
+    loop.run()
+    assert "E-WIRE-SIZE" in caplog.text
+    words.clear()
+    up.report()
+    loop.after(2 * REPORT_DELAY_S, loop.stop)
+    loop.run()
+    assert [topic.rpartition("/")[2] for topic, _, _ in link.sent] == ["reported"]

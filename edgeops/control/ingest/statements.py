@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from securesystemslib.signer import Key
 
-from edgeops.contracts.deployment import MEASUREMENT_TYPE, Presence, Progress, Reported
+from edgeops.contracts.deployment import MAX_COMPONENTS, MEASUREMENT_TYPE, Presence, Progress, Reported
 from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.measurement import MAX_CANDIDATES, MeasureAnswer
 from edgeops.contracts.names import check_name
 from edgeops.contracts.rig_runs import MAX_BOARDS, RigAnswer, RigReport
 from edgeops.contracts.samples import SamplesAnswer
-from edgeops.contracts.telemetry import DeviceWindow, Telemetry
+from edgeops.contracts.telemetry import MAX_MODELS, DeviceWindow, Telemetry
 from edgeops.contracts.topics import SELF_UNIT, UnitTopic
 from edgeops.contracts.wire import decode, encode
 from edgeops.control.measuring import SignedAnswer
@@ -25,8 +25,6 @@ from edgeops.trust import certificates, envelopes, reported
 
 MAX_STATEMENT_BYTES = 512 << 10
 MAX_PRESENCE_BYTES = 1024
-MAX_COMPONENTS = 64
-MAX_MODELS = 64
 MAX_WORDS = 64
 MAX_INTEGER = 1 << 53
 # What one window may count: sums over a fleet's life stay far below what a column holds.
