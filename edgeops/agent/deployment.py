@@ -144,7 +144,7 @@ class Deployment:
 
     def proceed(self) -> None:
         """Let happen what waited for the rest of the set."""
-        if self.ready is not None:
+        if self.ready is not None and (self.ready is not Event.HEALTHY or self.serving.keep()):
             self.handle(self.ready)
 
     def abandon(self, why: str) -> None:
@@ -339,7 +339,6 @@ class Deployment:
     def _confirm(self) -> None:
         self._trial.end()
         self._keeping.durably(self._slots.confirm)
-        self.serving.confirm()
         slot = self._slots.active_slot
         if slot is not None:
             self.floor_number = slot.number
@@ -483,7 +482,8 @@ class Deployment:
             return False
         if verdict.healthy is False:
             self.handle(Event.UNHEALTHY, failure=self._failure(EdgeopsError("E-TRIAL", verdict.reason)))
-        elif verdict.healthy and not self.record.together:
+        elif verdict.healthy and not self.record.together and self.serving.keep():
+            # What it runs on keeps it before anybody is told, so a cut between the two loses nothing.
             self.handle(Event.HEALTHY)
         else:
             self._await_set(Event.HEALTHY if verdict.healthy else None)
@@ -495,4 +495,5 @@ class Deployment:
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     def _serve(self, name: SlotName) -> None:
-        self.serving.serve(self._loads.of(name), alone=not self._loads.fits_beside(name))
+        alone = not self._loads.fits_beside(name)
+        self.serving.serve(self._loads.of(name), alone=alone, on_trial=self._slots.in_trial)

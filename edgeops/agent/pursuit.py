@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -47,7 +47,7 @@ class Pursuit:
         desk: Verifies what is desired of it.
         clock: The time rule.
         open_deployment: Makes the deployment of a component, given the number that it may not go below.
-        check: Raises E-DESIRED-UNSUPPORTED for a component that this unit cannot hold.
+        check: Raises E-DESIRED-UNSUPPORTED for a component that this unit cannot hold beside all that is wanted.
         on_accepted: Told of every desired state that is accepted, before it is pursued.
         on_change: Told when the unit's report differs.
     """
@@ -60,7 +60,7 @@ class Pursuit:
         clock: Clock,
         *,
         open_deployment: Callable[[str, int], Deployment],
-        check: Callable[[Component], None],
+        check: Callable[[Component, Sequence[Component]], None],
         on_accepted: Callable[[Desired], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -213,10 +213,11 @@ class Pursuit:
     def _pursue(self, desired: Desired) -> None:
         wanted: dict[str, Component] = {}
         self._unsupported = {}
-        for component in with_local(desired.components, desired.generation, self.unit.local):
+        components = with_local(desired.components, desired.generation, self.unit.local)
+        for component in components:
             try:
                 check_name(component.name, "component")
-                self._check(component)
+                self._check(component, components)
             except EdgeopsError as error:
                 self._unsupported[component.name] = self._unsupported_report(component, desired.generation, error)
                 continue

@@ -74,7 +74,7 @@ class AgentServing:
         """Whether what should run is what runs, and the fleet has heard of it."""
         return self._wanted == self._life.running.digest and self._life.heard()
 
-    def serve(self, load: Load, *, alone: bool = False) -> None:
+    def serve(self, load: Load, *, alone: bool = False, on_trial: bool = False) -> None:
         """Let a version run: nothing if it is this one, else a new start. One version runs at a time in any case."""
         self._wanted = load.digest
         if load.digest == self._life.running.broken:
@@ -98,8 +98,9 @@ class AgentServing:
         """Let the version run that was tried out."""
         self._relaunch()
 
-    def confirm(self) -> None:
+    def keep(self) -> bool:
         """Nothing is to be done: the slots know it."""
+        return True
 
     def drop_candidate(self) -> None:
         """Give up what is tried out."""

@@ -115,7 +115,7 @@ class ModelServing:
         """The local address for clients."""
         return url(self._rules, self.port)
 
-    def serve(self, load: Load, *, alone: bool = False) -> None:
+    def serve(self, load: Load, *, alone: bool = False, on_trial: bool = False) -> None:
         """Let a bundle serve that proved itself before; what serves now does so until this one is ready.
 
         With `alone` that ends first: the device has no room for two.
@@ -221,8 +221,9 @@ class ModelServing:
         self._serves_not_yet()
         self._current.process.send(channel.Serve(self._door))
 
-    def confirm(self) -> None:
+    def keep(self) -> bool:
         """Nothing is to be done: the slots know it."""
+        return True
 
     def drop_candidate(self) -> None:
         """End the candidate's worker, if there is one."""

@@ -79,8 +79,8 @@ class ComponentServing(Protocol):
     def ended(self) -> bool:
         """Whether nothing is left to wait for."""
 
-    def serve(self, load: Load, *, alone: bool = False) -> None:
-        """Let a bundle serve that proved itself before; with `alone` there is no room for two."""
+    def serve(self, load: Load, *, alone: bool = False, on_trial: bool = False) -> None:
+        """Let a bundle serve that proved itself before, or is `on_trial`; with `alone` there is no room for two."""
 
     def try_out(self, load: Load, *, alone: bool = False) -> None:
         """Load and self-test a candidate; with `alone` there is no room for two."""
@@ -91,8 +91,8 @@ class ComponentServing(Protocol):
     def promote(self) -> None:
         """Let the tested candidate serve."""
 
-    def confirm(self) -> None:
-        """Keep what serves: it has proved itself."""
+    def keep(self) -> bool:
+        """Keep what serves, which has proved itself; say whether it is kept. Until it is, this is to be asked again."""
 
     def drop_candidate(self) -> None:
         """Give up the candidate."""

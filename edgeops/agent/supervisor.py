@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -478,7 +479,7 @@ class Supervisor:
             self._loop.after(0.05, self._stop_when_ended)
 
 
-def _check(component: Component) -> None:
+def _check(component: Component, _: Sequence[Component]) -> None:
     if component.kind is ComponentKind.UNKNOWN or component.kind is not kind_of(component.name):
         raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent cannot hold a {component.kind}")
 

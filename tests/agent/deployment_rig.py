@@ -63,7 +63,7 @@ class StandInServing:
     def has_tested_candidate(self) -> bool:
         return self._candidate is not None
 
-    def serve(self, load: Load, *, alone: bool = False) -> None:
+    def serve(self, load: Load, *, alone: bool = False, on_trial: bool = False) -> None:
         try:
             open_bundle(Path(load.directory), expect_digest=load.digest)
         except EdgeopsError as error:
@@ -88,8 +88,9 @@ class StandInServing:
         candidate, self._candidate = self._candidate, None
         self.serve(candidate)
 
-    def confirm(self) -> None:
+    def keep(self) -> bool:
         """It has proved itself; nothing here waits for that."""
+        return True
 
     def shadow(self, wish: Shadowing) -> None:
         """Stay where it is: beside what serves."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,20 +66,27 @@ class Site:
         self.fleet.stop()
 
     def release(
-        self, number: int, *, counter: int = 1, signed: bool = True, signer: CryptoSigner | None = None, **changes: Any
+        self,
+        number: int,
+        *,
+        counter: int = 1,
+        signed: bool = True,
+        signer: CryptoSigner | None = None,
+        model: str = MODEL,
+        **changes: Any,
     ) -> Component:
-        bundle = mcu_bundle(self._folder / f"bundle-{number}", add=number, **changes)
+        bundle = mcu_bundle(self._folder / f"bundle-{number}", add=number, model=model, **changes)
         version = f"1.{number}.0"
         file = self._folder / f"{version}.edgeops"
         pack(bundle, file)
         signer = signer or self.fleet.publisher.blob_signer()
         trailer = self._trailer(file, version, counter, signer) if signed else ""
         custom = TargetCustom(
-            model=MODEL, version=version, number=number, profile=PROFILE, digest=bundle.digest, blob_trailer=trailer
+            model=model, version=version, number=number, profile=PROFILE, digest=bundle.digest, blob_trailer=trailer
         )
-        path = target_path(MODEL, version, PROFILE)
+        path = target_path(model, version, PROFILE)
         self.fleet.publisher.publish([NewTarget(path, file, custom)])
-        return Component(name=MODEL, kind=ComponentKind.MODEL, release=version, target=path, digest=bundle.digest)
+        return Component(name=model, kind=ComponentKind.MODEL, release=version, target=path, digest=bundle.digest)
 
     def _trailer(self, file: Path, version: str, counter: int, signer: CryptoSigner) -> str:
         blob = blob_signing.blob_in(file)
@@ -99,13 +105,13 @@ class Site:
     def report(self) -> Reported | None:
         return next((one for one in reversed(self.fleet.reports) if one.unit == UNIT), None)
 
-    def component(self) -> ComponentReport | None:
+    def component(self, model: str = MODEL) -> ComponentReport | None:
         report = self.report()
-        return next((one for one in report.components if one.name == MODEL), None) if report is not None else None
+        return next((one for one in report.components if one.name == model), None) if report is not None else None
 
-    def wait_state(self, state: DeploymentState) -> ComponentReport:
+    def wait_state(self, state: DeploymentState, model: str = MODEL) -> ComponentReport:
         def reached() -> ComponentReport | None:
-            found = self.component()
+            found = self.component(model)
             return found if found is not None and (found.state, found.generation) == (state, self.generation) else None
 
         found: ComponentReport = wait_for(reached, f"not {state}; see {self.agent.log}")
@@ -137,24 +143,14 @@ class Site:
         return all(later > earlier - SECTOR_PERCENT for earlier, later in itertools.pairwise(told))
 
     def runs(self) -> str | None:
-        """The version that the board runs for good, asked behind the gateway's back, with its power cycled.
-
-        A gateway reports a model as confirmed and has the board keep it then; one that dies in between does so at its
-        next start.
-        """
-        for longer_s in (2, 10, 30, 60):
-            if not self._on_board().trial:
-                break
-            self.cable.plug()
-            self.agent.start()
-            time.sleep(longer_s)
+        """The version that the board runs for good, asked behind the gateway's back, with its power cycled."""
+        assert not self.on_board().trial
         self.board.power_off()
         self.board.power_on()
-        info = self._on_board()
-        assert not info.trial
-        return info.version
+        return self.on_board().version
 
-    def _on_board(self) -> ModelInfo:
+    def on_board(self) -> ModelInfo:
+        """What the board says of itself, once the gateway is killed and its cable pulled."""
         self.agent.kill()
         self.cable.pull()
         with SmpLink(SerialPort(self.board.url)) as link:

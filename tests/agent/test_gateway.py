@@ -27,6 +27,7 @@ from firmware_bridge.emulated import HostBoard
 from firmware_bridge.link import SmpLink
 from firmware_bridge.ports import SerialPort
 
+WEAKENED = Path(__file__).parent / "weakened"
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("arm_compiler", "emulator", "host_compiler")]
 
 
@@ -116,6 +117,62 @@ def test_a_gateway_that_is_killed_goes_on_where_it_was(site: Site):
 
 
 @pytest.mark.full
+def test_a_gateway_that_dies_when_its_board_has_kept_a_model_has_not_said_so_and_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed between the two: the board keeps the model, and the fleet is told at the next start."""
+    site.desire(site.release(1))
+    site.wait_state(DeploymentState.CONFIRMED)
+    site.agent.stop()
+    with monkeypatch.context() as changed:
+        changed.setenv("PYTHONPATH", str(WEAKENED))
+        changed.setenv("EDGEOPS_TEST_WITHOUT", "life_after_keeping")
+        site.agent.start()
+    site.desire(site.release(2))
+    assert site.agent.process is not None
+    site.agent.process.wait(120)
+    info = site.on_board()
+    assert (info.version, info.trial) == ("1.2.0", False)
+    told = [one.components[0].state for one in site.fleet.reports if one.unit == UNIT and one.observed_generation == 2]
+    assert told[-1] is DeploymentState.TRIAL
+    assert DeploymentState.CONFIRMED not in told
+    site.cable.plug()
+    site.agent.start()
+    report = site.wait_state(DeploymentState.CONFIRMED)
+    assert report.active is not None
+    assert report.active.release == "1.2.0"
+    assert site.runs() == "1.2.0"
+
+
+@pytest.mark.full
+def test_a_gateway_that_dies_in_a_trial_leaves_the_board_on_trial_until_the_model_has_proved_itself(site: Site):
+    """Its next start goes on with the trial: a board that keeps a model cannot go back to the one before by itself."""
+    site.desire(site.release(1))
+    site.wait_state(DeploymentState.CONFIRMED)
+    site.agent.stop()
+    usual = site.agent.options
+    site.agent.options = (*usual, "--confirm-after-s", "120")
+    site.agent.start()
+    second = site.release(2)
+    site.desire(second)
+    site.wait_state(DeploymentState.TRIAL)
+    site.agent.kill()
+    site.fleet.telemetry.clear()
+    site.agent.start()
+    wait_for(
+        lambda: [one for window in site.fleet.telemetry for one in window.models if one.digest == second.digest],
+        f"the trial does not go on; see {site.agent.log}",
+    )
+    info = site.on_board()
+    assert (info.version, info.trial) == ("1.2.0", True)
+    site.cable.plug()
+    site.agent.options = usual
+    site.agent.start()
+    site.wait_state(DeploymentState.CONFIRMED)
+    assert site.runs() == "1.2.0"
+
+
+@pytest.mark.full
 def test_a_wrong_device_on_the_port_is_told_and_left_alone(site: Site, tmp_path: Path):
     site.desire(site.release(1))
     site.wait_state(DeploymentState.CONFIRMED)
@@ -171,6 +228,25 @@ def test_what_no_microcontroller_holds_is_rejected_with_its_reason(site: Site):
     report = site.wait_state(DeploymentState.REJECTED)
     assert report.failure is not None
     assert report.failure.code == "E-DESIRED-UNSUPPORTED"
+
+
+@pytest.mark.full
+def test_of_several_models_that_are_wanted_a_board_holds_one_and_another_may_follow_it(site: Site):
+    """Two that both believed the board theirs would take it from each other without end."""
+    one, other = site.release(1), site.release(2, model="other")
+    site.desire(one, other)
+    site.wait_state(DeploymentState.CONFIRMED)
+    refused = site.wait_state(DeploymentState.REJECTED, "other")
+    assert refused.failure is not None
+    assert refused.failure.code == "E-DESIRED-UNSUPPORTED"
+    assert repr(MODEL) in refused.failure.what
+    site.desire(other)
+    site.wait_state(DeploymentState.CONFIRMED, "other")
+    site.desire(one, other)
+    refused = site.wait_state(DeploymentState.REJECTED)
+    assert refused.failure is not None
+    assert repr("other") in refused.failure.what
+    assert site.runs() == "1.2.0"
 
 
 @pytest.mark.full

@@ -85,6 +85,22 @@ def test_client_and_server_agree(served: ServingRig, share: bool, monkeypatch: p
         assert client.ready()
 
 
+def test_each_request_is_counted_with_its_own_inputs(
+    rig: ServingRig, bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of one client come into the same buffer, or memory, one after the other; they are counted later."""
+    rig.serve(bundle)
+    for share_from in (0, 1 << 30):
+        monkeypatch.setattr(inference_socket, "SHARE_FROM_BYTES", share_from)
+        with SocketClient(path_of(rig)) as client:
+            for value in (-1, 1, 6, 20) * 3:
+                client.infer(MODEL, {"x": np.full_like(X, value)})
+    windows = [window for window in rig.counted_to_the_end() if window.requests]
+    assert [sum(counts) for counts in zip(*(window.inputs["x"] for window in windows), strict=True)] == [24] * 4
+    # y = x + 1: 0, 2, 7, 21; the edges are 0, 5, 10.
+    assert [sum(counts) for counts in zip(*(w.outputs["y"] for w in windows), strict=True)] == [0, 48, 24, 24]
+
+
 def test_three_ways_give_the_same_answer(served: ServingRig, bundle: Any) -> None:
     addresses = {served.url: InferenceClient, served.socket: SocketClient, str(bundle.directory): LocalModel}
     for address, kind in addresses.items():

@@ -88,6 +88,7 @@ def test_a_bundle_that_fails_in_its_trial_takes_its_set_back(scene: Scene):
     facts = scene.agent.facts()
     assert facts is not None
     with InferenceClient(facts["endpoints"][OTHER]) as client:
+        wait_for(lambda: client.metadata(OTHER)["versions"] == ["1.2.0"], "the other new bundle does not serve")
         for _ in range(20):
             with pytest.raises(EdgeopsError):
                 client.infer(OTHER, {"x": np.zeros((1, 4), np.float32)})

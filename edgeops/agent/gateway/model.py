@@ -101,7 +101,19 @@ def keep(link: SmpLink, model: Installable) -> None:
         EdgeopsError: As `run_on_trial`.
     """
     run_on_trial(link, model, on_progress=lambda _: None, cancelled=lambda: False)
-    if link.model_info().trial:
+    confirm(link, model)
+
+
+def confirm(link: SmpLink, model: Installable) -> None:
+    """Have the device keep the model that it runs; without effect where it does.
+
+    Raises:
+        EdgeopsError: E-TRIAL; it does not run it any more. E-MCU-REFUSED; the device refuses.
+    """
+    info = link.model_info()
+    if info.hash != model.identity:
+        raise EdgeopsError("E-TRIAL", f"{_TRIAL_ENDED}: {_why(info)}")
+    if info.trial:
         link.confirm(model.identity)
 
 

@@ -62,9 +62,9 @@ class McuServing:
         self._probed_s = 0.0
         self._counted: dict[str, int] | None = None
 
-    def serve(self, load: Load, *, alone: bool = False) -> None:
-        """Have the device run a model that proved itself before, and keep it."""
-        self._become(load, keep=True)
+    def serve(self, load: Load, *, alone: bool = False, on_trial: bool = False) -> None:
+        """Have the device run a model, and keep one that proved itself before."""
+        self._become(load, keep=not on_trial)
 
     def try_out(self, load: Load, *, alone: bool = False) -> None:
         """Install a candidate on trial and test it: the device runs it from then on; the model before is at hand."""
@@ -90,7 +90,7 @@ class McuServing:
         self._loop.post(lambda: self._events.test_failed(problem))
 
     def promote(self) -> None:
-        """Let the tested candidate be the model: on trial, until `confirm`.
+        """Let the tested candidate be the model: on trial, until `keep`.
 
         Raises:
             EdgeopsError: E-AGENT-STATE; there is none.
@@ -101,10 +101,14 @@ class McuServing:
         self.has_tested_candidate = False
         self._become(load, keep=False)
 
-    def confirm(self) -> None:
-        """Keep what runs on trial, on the device too."""
-        if self._current is not None and not self._keep:
-            self._become(self._current, keep=True)
+    def keep(self) -> bool:
+        """Have the device keep what it runs on trial; see `ComponentServing.keep`. It may be away for long."""
+        load = self._current
+        if load is not None and not self._keep and self.is_serving and self._keeping is None:
+            self._keeping = self._line.submit(
+                f"keep {load.release}", partial(_confirm, load), partial(self._kept, load), within_s=None
+            )
+        return self._keep and self.is_serving
 
     def drop_candidate(self) -> None:
         """Give up a candidate: the device goes back to the model before."""
@@ -165,15 +169,30 @@ class McuServing:
     def _runs(self, load: Load, outcome: Any) -> None:
         if load is not self._current:
             return
+        self._keeping = None
         if not isinstance(outcome, EdgeopsError):
             self.is_serving = True
             self._counted = None
             self._events.serves()
-        elif outcome.code in _DAMAGED:
-            self._current = None
-            self._events.damaged(outcome)
         else:
-            self._events.crashed(f"{outcome.code}: {outcome.what}")
+            self._fails(load, outcome)
+
+    def _kept(self, load: Load, outcome: Any) -> None:
+        if load is not self._current:
+            return
+        self._keeping = None
+        if not isinstance(outcome, EdgeopsError):
+            self._keep = True
+        else:
+            self.is_serving = False
+            self._fails(load, outcome)
+
+    def _fails(self, load: Load, error: EdgeopsError) -> None:
+        if error.code in _DAMAGED:
+            self._current = None
+            self._events.damaged(error)
+        else:
+            self._events.crashed(f"{error.code}: {error.what}")
             self._loop.after(_RETRY_S, lambda: self._again(load))
 
     def _again(self, load: Load) -> None:
@@ -256,6 +275,11 @@ def _run(load: Load, keep: bool, link: SmpLink) -> None:
         steps.keep(link, model)
     else:
         steps.run_on_trial(link, model, on_progress=lambda _: None, cancelled=lambda: False)
+
+
+def _confirm(load: Load, link: SmpLink) -> None:
+    steps = _on_line()
+    steps.confirm(link, steps.read_installable(load))
 
 
 def _end_trial(load: Load, link: SmpLink) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from securesystemslib.signer import Signer
 
@@ -171,17 +171,17 @@ class McuUnit:
     def _serving(self, events: ServingEvents, name: str) -> McuServing:
         return McuServing(self._loop, events, self._line, name, self._rules.install_within_s)
 
-    def _check(self, component: Component) -> None:
+    def _check(self, component: Component, wanted: Sequence[Component]) -> None:
         if component.kind is not ComponentKind.MODEL:
             raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"a microcontroller cannot hold a {component.kind}")
-        held = [name for name, one in self._pursuit.deployments.items() if name != component.name and not one.gone]
-        wanted_still = [name for name in held if self._pursuit.deployments[name].record.want is not None]
         if component.shadow is not None:
             raise EdgeopsError("E-DESIRED-UNSUPPORTED", "a microcontroller runs no shadow beside its model")
-        if wanted_still:
-            raise EdgeopsError(
-                "E-DESIRED-UNSUPPORTED", f"a microcontroller holds one model, this one holds {wanted_still[0]!r}"
-            )
+        models = [one.name for one in wanted if one.kind is ComponentKind.MODEL]
+        deployments = self._pursuit.deployments
+        held = [name for name in models if name in deployments and deployments[name].record.want is not None]
+        only = [*held, *models][0]
+        if component.name != only:
+            raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"a microcontroller holds one model, this one's is {only!r}")
 
     def _line_says(self, state: LineState) -> None:
         self._line_state = state

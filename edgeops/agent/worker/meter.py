@@ -63,7 +63,7 @@ class Meter:
     def answered(
         self, latency_ms: float, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Count an inference that was answered. The tensors must not be changed afterwards."""
+        """Count an inference that was answered. The answer must not be changed afterwards; the inputs may be."""
         waiting = self._waiting_ms
         waiting.append(latency_ms)
         if self._skip:
@@ -144,7 +144,10 @@ class _Drift:
         self._batch = max(1, min(_BATCH, _MAX_WAITING_ELEMENTS // max(1, kept)))
 
     def add(self, feeds: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]) -> None:
-        if not self._whole:
+        # Copies either way: over a socket the next request comes into the same buffer.
+        if self._whole:
+            feeds = {name: feeds[name].copy() for name in self._inputs}
+        else:
             feeds = {name: feeds[name].reshape(-1)[self._spread(name, feeds[name].size)] for name in self._inputs}
         self._waiting.append((feeds, answer))
         if len(self._waiting) >= self._batch:

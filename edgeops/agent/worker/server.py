@@ -117,12 +117,17 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: InferenceServer) -> None:
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[tuple[HttpRequest, bool]] = deque()
+        self._queue: deque[tuple[HttpRequest | HttpResponse, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._since_s = time.monotonic()
         self._reading = False
         self._half_closed = False
+        # Nothing more is taken in: what was refused comes after the answers to what came before it.
+        self._deaf = False
         self._closing = False
+        # The client does not read what it was answered, and is answered no more until it does.
+        self._blocked = False
+        self._held_back = False
         self._max_body = server.service.max_body_bytes()
         self._begin()
 
@@ -137,11 +142,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._closing = True
+        self._deaf = self._closing = True
         self._queue.clear()
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
+        if self._deaf:
             return
         try:
             self._parser.feed_data(data)
@@ -152,7 +157,7 @@ class _Connection(asyncio.Protocol):
             self._refuse(500, "E-INTERNAL", "the request could not be handled")
             raise
         except httptools.HttpParserError as error:
-            if not self._closing:
+            if not self._deaf:
                 self._refuse(400, "E-INFER-REQUEST", f"not HTTP/1.1: {error}")
 
     def eof_received(self) -> bool:
@@ -162,10 +167,24 @@ class _Connection(asyncio.Protocol):
         return self._task is not None or bool(self._queue)
 
     def pause_writing(self) -> None:
-        self._transport.pause_reading()
+        self._blocked = True
+        self._hold_back()
 
     def resume_writing(self) -> None:
-        self._transport.resume_reading()
+        self._blocked = False
+        self._go_on()
+
+    def _hold_back(self) -> None:
+        self._held_back = True
+        self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Answer what waits, and take in more once there is room."""
+        while self._queue and not (self._task is not None or self._blocked or self._closing):
+            self._answer(*self._queue.popleft())
+        if self._held_back and len(self._queue) < MAX_PIPELINED and not (self._blocked or self._closing):
+            self._held_back = False
+            self._transport.resume_reading()
 
     # The parser's side
 
@@ -203,7 +222,7 @@ class _Connection(asyncio.Protocol):
             self._refuse_body()
 
     def on_headers_complete(self) -> None:
-        if self._closing:
+        if self._deaf:
             return
         if not self._passes:
             # Before its body is taken in: who may not ask shall cost nothing.
@@ -218,13 +237,13 @@ class _Connection(asyncio.Protocol):
         self._body_bytes += len(body)
         if self._body_bytes > self._max_body:
             self._refuse_body()
-        elif not self._closing:
+        elif not self._deaf:
             self._body.append(body)
 
     def on_message_complete(self) -> None:
         self._reading = False
         self._since_s = time.monotonic()
-        if self._closing:
+        if self._deaf:
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = HttpRequest(
@@ -236,17 +255,17 @@ class _Connection(asyncio.Protocol):
         )
         self._body = []
         keep_alive = self._parser.should_keep_alive()
-        if self._task is not None or self._queue:
-            self._queue.append((request, keep_alive))
-            if len(self._queue) >= MAX_PIPELINED:
-                self._transport.pause_reading()
+        if self._task is None and not self._queue and not self._blocked:
+            self._answer(request, keep_alive)
             return
-        self._answer(request, keep_alive)
+        self._queue.append((request, keep_alive))
+        if len(self._queue) >= MAX_PIPELINED:
+            self._hold_back()
 
     # Answers
 
-    def _answer(self, request: HttpRequest, keep_alive: bool) -> None:
-        answer = self._server.answer(request)
+    def _answer(self, request: HttpRequest | HttpResponse, keep_alive: bool) -> None:
+        answer = request if isinstance(request, HttpResponse) else self._server.answer(request)
         if isinstance(answer, HttpResponse):
             self._write(answer, keep_alive)
         else:
@@ -260,16 +279,12 @@ class _Connection(asyncio.Protocol):
             raise
         self._write(response, keep_alive)
         self._task = None
-        if self._queue and not self._closing:
-            following = self._queue.popleft()
-            if len(self._queue) == MAX_PIPELINED - 1:
-                self._transport.resume_reading()
-            self._answer(*following)
+        self._go_on()
 
     def _write(self, response: HttpResponse, keep_alive: bool) -> None:
         if self._closing:
             return
-        keep_alive = keep_alive and not self._server.draining and not (self._half_closed and not self._queue)
+        keep_alive = keep_alive and (bool(self._queue) or not (self._server.draining or self._half_closed))
         extra = b"".join(b"%s: %s\r\n" % header for header in response.headers)
         self._transport.write(
             b"".join(
@@ -287,15 +302,18 @@ class _Connection(asyncio.Protocol):
             self._end()
 
     def _refuse(self, status: int, code: str, what: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        self._write(refusal(status, code, what, headers), keep_alive=False)
+        if not self._deaf:
+            self._deaf = True
+            self._queue.append((refusal(status, code, what, headers), False))
+            self._go_on()
 
     def _refuse_body(self) -> None:
-        if not self._closing:
+        if not self._deaf:
             self._refuse(413, "E-INFER-REQUEST", f"a body may have {self._max_body} bytes")
 
     def _count_header(self, length: int) -> None:
         self._header_bytes += length
-        if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
+        if self._header_bytes > MAX_HEADER_BYTES and not self._deaf:
             self._refuse(431, "E-INFER-REQUEST", f"headers may have {MAX_HEADER_BYTES} bytes")
 
     # Time
@@ -305,10 +323,10 @@ class _Connection(asyncio.Protocol):
         waited_s = now_s - self._since_s
         if self._task is not None:
             return
-        if self._reading and waited_s > REQUEST_WITHIN_S:
-            self._refuse(408, "E-INFER-REQUEST", f"the request took more than {REQUEST_WITHIN_S:.0f} s")
-        elif self._transport.get_write_buffer_size() and waited_s > REQUEST_WITHIN_S:
+        if waited_s > REQUEST_WITHIN_S and (self._deaf or self._transport.get_write_buffer_size()):
             self.abort()
+        elif self._reading and waited_s > REQUEST_WITHIN_S:
+            self._refuse(408, "E-INFER-REQUEST", f"the request took more than {REQUEST_WITHIN_S:.0f} s")
         elif waited_s > IDLE_WITHIN_S:
             self._end()
 
@@ -319,10 +337,10 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""
-        self._closing = True
+        self._deaf = self._closing = True
         self._transport.abort()
 
     def _end(self) -> None:
         """Close once everything is written."""
-        self._closing = True
+        self._deaf = self._closing = True
         self._transport.close()

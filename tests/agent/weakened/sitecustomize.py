@@ -285,4 +285,28 @@ def mcu_golden() -> None:
     model.read_installable = lenient
 
 
+def life_after_keeping() -> None:
+    """The agent is killed when a microcontroller has kept a model, before it has noticed."""
+    import signal
+
+    from edgeops.agent.gateway import model
+
+    confirm = model.confirm
+
+    def last(link: Any, of: model.Installable) -> None:
+        was_trial = link.model_info().trial
+        confirm(link, of)
+        if was_trial:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.confirm = last
+
+
+def mcu_keeping() -> None:
+    """A model is confirmed before the microcontroller has kept it."""
+    from edgeops.agent.gateway.serving import McuServing
+
+    McuServing.keep = lambda _: True  # type: ignore[method-assign]
+
+
 globals()[os.environ["EDGEOPS_TEST_WITHOUT"]]()
