@@ -47,8 +47,14 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise disk_error(error, path) from error
 
 
-def append(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def append(path: Path, data: bytes, *, mode: int = 0o644, after: int | None = None) -> None:
     """Add to a file, made if it is not there. After a power cut it ends anywhere within what was added last.
+
+    Args:
+        path: The file.
+        data: What is added.
+        mode: Of a file that is made.
+        after: How many bytes of what is there count: the rest, such as what a cut has left, goes; None: all.
 
     Raises:
         EdgeopsError: E-DISK-FULL or E-DISK-WRITE; what was there is untouched, and nothing of `data` is.
@@ -58,6 +64,9 @@ def append(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
         try:
             length = os.fstat(fd).st_size
+            if after is not None and after < length:
+                os.ftruncate(fd, after)
+                length = after
             try:
                 view = memoryview(data)
                 while view:

@@ -168,7 +168,7 @@ class Framing:
                 break
             try:
                 messages.append(self._decoder.decode(self._buffer[_LENGTH.size : end]))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise EdgeopsError("E-WIRE-MALFORMED", f"worker's channel: {error}") from error
             del self._buffer[:end]
         return messages

@@ -44,6 +44,8 @@ class SampleRecord(Wire, frozen=True, kw_only=True):
         command: What was signed.
         until_s: Until when requests are drawn, by the time rule.
         taken: Requests so far.
+        gathered: Bytes of them. More may lie on the disk, of a request that a power cut has left half there. None: the
+            record is of an agent that did not say.
         state: `accepted` while requests are drawn, then `done`; `refused`.
         code: Why it was refused.
         what: Why, or what came of it, for people.
@@ -55,6 +57,7 @@ class SampleRecord(Wire, frozen=True, kw_only=True):
     command: SamplesCommand
     until_s: float
     taken: int = 0
+    gathered: int | None = None
     state: AnswerState = AnswerState.ACCEPTED
     code: str = ""
     what: str = ""
@@ -95,7 +98,7 @@ class SampleStore:
             EdgeopsError: E-DISK-FULL or E-DISK-WRITE; it is not taken up.
         """
         wish = command.wish
-        record = SampleRecord(command=command, until_s=now_s + wish.within_s)
+        record = SampleRecord(command=command, until_s=now_s + wish.within_s, gathered=0)
         try:
             self._check(wish, serves, now_s)
         except EdgeopsError as error:
@@ -136,8 +139,9 @@ class SampleStore:
         wish = record.wish
         if not sample or len(sample) > self.room(record):
             return self.end(record, f"{record.taken} requests; the next one goes beyond {wish.max_bytes} bytes")
-        durable.append(self.data_path(record), sample, mode=0o600)
-        record = msgspec.structs.replace(record, taken=record.taken + 1)
+        gathered = self._gathered(record)
+        durable.append(self.data_path(record), sample, mode=0o600, after=gathered)
+        record = msgspec.structs.replace(record, taken=record.taken + 1, gathered=gathered + len(sample))
         if record.taken >= wish.count:
             return self.end(record, f"{record.taken} requests")
         self.keep(record)
@@ -150,7 +154,7 @@ class SampleStore:
             EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
         """
         path = self.data_path(record)
-        data = path.read_bytes() if path.exists() else b""
+        data = path.read_bytes()[: self._gathered(record)] if path.exists() else b""
         digest = hashlib.sha256(data).hexdigest()
         record = msgspec.structs.replace(record, state=AnswerState.DONE, what=what, total=len(data), sha256=digest)
         self.keep(record)
@@ -183,12 +187,17 @@ class SampleStore:
             return b""
         with self.data_path(record).open("rb") as file:
             file.seek(offset)
-            return file.read(MAX_PART_BYTES)
+            return file.read(min(MAX_PART_BYTES, record.total - offset))
 
     def room(self, record: SampleRecord) -> int:
         """Return how many bytes may still be gathered."""
+        return record.wish.max_bytes - self._gathered(record)
+
+    def _gathered(self, record: SampleRecord) -> int:
+        if record.gathered is not None:
+            return record.gathered
         path = self.data_path(record)
-        return record.wish.max_bytes - (path.stat().st_size if path.exists() else 0)
+        return path.stat().st_size if path.exists() else 0
 
     def data_path(self, record: SampleRecord) -> Path:
         """Return where the inputs of a command lie."""

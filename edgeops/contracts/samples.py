@@ -173,6 +173,6 @@ def unpack_samples(data: bytes) -> Iterator[Sample]:
         place += _LENGTH.size
         try:
             yield decoder.decode(memoryview(data)[place : place + length])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise EdgeopsError("E-WIRE-MALFORMED", f"a sample cannot be read: {error}") from error
         place += length

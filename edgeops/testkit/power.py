@@ -288,6 +288,7 @@ class _Tap:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.descriptors: dict[int, int] = {}
+        self.appending: set[int] = set()
         self.real_open, self.real_io_open = os.open, io.open
 
     def replacements(self) -> list[tuple[Any, str, Callable[..., Any]]]:
@@ -316,8 +317,9 @@ class _Tap:
         inode = self.journal.now.names.get(place)
         if inode is None:
             inode = self.journal.new_inode()
-            self.journal.note(Link(*place, inode))
+            # First that it is a file: with a name alone it would look like a directory.
             self.journal.note(Truncate(inode, 0))
+            self.journal.note(Link(*place, inode))
         elif truncate and self.journal.now.files.get(inode):
             self.journal.note(Truncate(inode, 0))
         return inode
@@ -327,6 +329,8 @@ class _Tap:
         fd = self.real_open(path, flags, mode, dir_fd=dir_fd)
         if place is not None and flags & (os.O_WRONLY | os.O_RDWR):
             self.descriptors[fd] = self._created(place, truncate=bool(flags & os.O_TRUNC))
+            if flags & os.O_APPEND:
+                self.appending.add(fd)
         return fd
 
     def open_file(self, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
@@ -344,10 +348,12 @@ class _Tap:
 
     def closed(self, fd: int) -> None:
         self.descriptors.pop(fd, None)
+        self.appending.discard(fd)
 
     def write(self, fd: int, data: Any) -> int:
         inode = self.descriptors.get(fd)
-        offset = os.lseek(fd, 0, os.SEEK_CUR) if inode is not None else 0
+        whence = os.SEEK_END if fd in self.appending else os.SEEK_CUR
+        offset = os.lseek(fd, 0, whence) if inode is not None else 0
         count = _REAL_WRITE(fd, data)
         if inode is not None:
             self.journal.note(Write(inode, offset, bytes(memoryview(data).cast("B")[:count])))

@@ -202,7 +202,7 @@ def test_without_fsync_a_cut_would_lose_it(
 ) -> None:
     """Negative control."""
 
-    def careless(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    def careless(path: Path, data: bytes, *, mode: int = 0o644, after: int | None = None) -> None:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode), "ab") as file:
             file.write(data)
 

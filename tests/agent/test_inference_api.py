@@ -156,6 +156,9 @@ MALFORMED: dict[str, tuple[bytes, int, str]] = {
     "length and chunks": (
         b"POST /v2 HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "E-INFER-REQUEST"
     ),
+    "busy, not UTF-8": (
+        b'POST /v2/edgeops/busy HTTP/1.1\r\nContent-Length: 8\r\n\r\n{"\xff\xff":1}', 400, "E-INFER-REQUEST"
+    ),
     "upgrade": (b"GET /v2 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 400, "E-INFER-REQUEST"),
 }  # fmt: skip
 

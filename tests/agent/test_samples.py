@@ -26,8 +26,18 @@ from edgeops.agent.sampling import SampleDesk
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.samples import AnswerState, SamplesAnswer, SamplesCommand, SamplesWish, unpack_samples
+from edgeops.contracts.samples import (
+    AnswerState,
+    Sample,
+    SamplesAnswer,
+    SamplesCommand,
+    SamplesWish,
+    SampleTensor,
+    pack_sample,
+    unpack_samples,
+)
 from edgeops.contracts.topics import parse_topic, unit_topic
+from edgeops.testkit.power import cuts, recording
 from edgeops.transport.mqtt import Message
 from edgeops.trust import reported as statements
 from edgeops.trust import samples as sample_commands
@@ -329,6 +339,87 @@ def test_bounds_of_count_and_bytes_end_it(tmp_path: Path) -> None:
     # A request that is larger than the rest is an empty one.
     record = store.add(store.accept(command("c"), always, 0.0), b"")
     assert (record.state, record.taken, record.total) == (AnswerState.DONE, 0, 0)
+
+
+def sample(number: int) -> bytes:
+    tensor = SampleTensor(dtype="uint8", shape=(40,), data=bytes([number]) * 40)
+    return pack_sample(Sample(at_s=float(number), release="1.0.0", digest="d", inputs={"x": tensor}))
+
+
+def cut_while_gathering(tmp_path: Path) -> tuple[int, list[str]]:
+    """Cut the power at each operation on the disk, gather on until the command is done; return how often, and what
+    came of it beyond what was asked for."""
+    folder, count = tmp_path / "state", 3
+    folder.mkdir()
+    wish = command("a", count=count, max_bytes=1000)
+    with recording(folder) as journal:
+        store = SampleStore(folder / "commands", SampleRules())
+        record = store.accept(wish, always, 0.0)
+        for number in range(2):
+            record = store.add(record, sample(number))
+    wrong, index = [], 0
+    for index, cut in enumerate(cuts(journal)):
+        place = tmp_path / "cuts" / str(index)
+        cut.tree.write_to(place)
+        store = SampleStore(place / "commands", SampleRules())
+        record = store.records["a"] if "a" in store.records else store.accept(wish, always, 0.0)
+        number = 10
+        while record.state is AnswerState.ACCEPTED:
+            record, number = store.add(record, sample(number)), number + 1
+        data = store.part(record, 0)
+        try:
+            got = list(unpack_samples(data))
+        except EdgeopsError as error:
+            wrong.append(f"{cut.case} after {cut.after}: {error.what}")
+            continue
+        if len(got) != count or (len(data), hashlib.sha256(data).hexdigest()) != (record.total, record.sha256):
+            wrong.append(f"{cut.case} after {cut.after}: {len(got)} requests, {count} were asked for")
+    return index + 1, wrong
+
+
+def test_no_power_cut_makes_it_more_than_was_asked_for_or_unreadable(
+    tmp_path: Path, proof: Callable[[str], None]
+) -> None:
+    made, wrong = cut_while_gathering(tmp_path)
+    assert wrong == []
+    assert made > 10
+    proof(f"{made} cuts while samples are gathered survived")
+
+
+def test_what_a_cut_leaves_of_a_request_would_spoil_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proof: Callable[[str], None]
+) -> None:
+    """Negative control: what lies on the disk counts, whatever the record says."""
+    monkeypatch.setattr(SampleStore, "_gathered", lambda self, record: _size(self.data_path(record)))
+    _, wrong = cut_while_gathering(tmp_path)
+    assert any("were asked for" in one for one in wrong)
+    assert any("were asked for" not in one for one in wrong)
+    proof(f"mutant 'what lies there counts' caught: {wrong[0]}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_what_an_older_agent_had_gathered_is_kept(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    store.add(store.accept(command("a", max_bytes=1000), always, 0.0), sample(1))
+    file = tmp_path / "commands" / "a.json"
+    older = json.loads(file.read_bytes())
+    del older["gathered"]
+    file.write_text(json.dumps(older))
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    record = store.add(store.records["a"], sample(2))
+    assert [one.at_s for one in unpack_samples(store.part(record, 0))] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x00", b"\x00\x00\x00\x03abc", b"\x00\x00\x00\x05\x84\xa3\xff\xff\xff", sample(1)[:-1]]
+)
+def test_damaged_samples_are_told_as_such(damage: bytes) -> None:
+    with pytest.raises(EdgeopsError) as caught:
+        list(unpack_samples(sample(0) + damage))
+    assert caught.value.code == "E-WIRE-MALFORMED"
 
 
 def test_ids_are_remembered_until_they_expire_and_no_longer(tmp_path: Path) -> None:

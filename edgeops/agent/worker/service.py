@@ -155,7 +155,7 @@ class Service:
             return refusal(405, "E-INFER-REQUEST", f"{BUSY_PATH} takes POST", ((b"Allow", b"POST"),))
         try:
             asked = _BUSY.decode(request.body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return refusal(400, "E-INFER-REQUEST", f"{BUSY_PATH}: {error}")
         self._on_busy(asked.for_s)
         return HttpResponse(200, msgspec.json.encode(asked))
