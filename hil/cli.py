@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +199,7 @@ def run(
     if bool(bundles) == (release is not None):
         raise EdgeopsError("E-CONFIG", "--bundle and --release are two ways to say what to run", "Give one of both.")
     described = read_rig(find_rig(rig, folders))
+    _check_places(described.name, report, junit, evidence)
     with (
         one_interrupt(lambda line: click.echo(line, err=True)),
         tempfile.TemporaryDirectory(prefix="edgeops-hil-") as name,
@@ -218,11 +220,11 @@ def run(
             say=lambda line: click.echo(f"… {line}", err=True),
             on_check=lambda board, check: click.echo(_line(board, check), err=True),
         )
-    _write(found, report, junit, evidence)
     if as_json:
         print_json(found)
     else:
         print_table(("board", "profile", "check", "result", "what"), _rows(found))
+    _write(found, report, junit, evidence)
     _end(found)
 
 
@@ -328,16 +330,42 @@ def _check_labelled(folder: Path) -> None:
     read_labelled(folder)
 
 
+def _check_places(rig: str, report: Path | None, junit: Path | None, evidence: Path | None) -> None:
+    """Look whether what is found can be written and signed, before hours are spent on it."""
+    import os
+
+    from hil.evidence import RigKey
+
+    for place in filter(None, (report, junit, evidence)):
+        folder = place.absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise EdgeopsError("E-CONFIG", f"{place} cannot be written: no such folder, or not ours", "Name another.")
+    if evidence is not None:
+        RigKey.of_rig(rig)
+
+
 def _write(found: RigResult, report: Path | None, junit: Path | None, evidence: Path | None) -> None:
+    """Write what was found; a place that fails costs the others nothing."""
+    from edgeops import durable
     from hil.evidence import RigKey, seal
     from hil.report import to_html, to_junit
 
-    if report is not None:
-        report.write_text(to_html(found), encoding="utf-8")
-    if junit is not None:
-        junit.write_bytes(to_junit(found))
-    if evidence is not None:
-        evidence.write_bytes(seal(found, RigKey.of_rig(found.rig)))
+    wanted: list[tuple[Path | None, Callable[[], bytes]]] = [
+        (report, lambda: to_html(found).encode()),
+        (junit, lambda: to_junit(found)),
+        (evidence, lambda: seal(found, RigKey.of_rig(found.rig))),
+    ]
+    trouble: list[EdgeopsError] = []
+    for place, data in wanted:
+        if place is not None:
+            try:
+                place.write_bytes(data())
+            except OSError as error:
+                trouble.append(durable.disk_error(error, place))
+            except EdgeopsError as error:
+                trouble.append(error)
+    if trouble:
+        raise trouble[0]
 
 
 def _end(found: RigResult) -> None:

@@ -230,12 +230,16 @@ def batch(
     "--enrolled", is_flag=True,
     help="Enrol it here and now, for a first boot without network; the card then is this one device, with its key.",
 )  # fmt: skip
+@click.option(
+    "--token-days", type=click.FloatRange(0.01, 90), default=7.0, show_default=True,
+    help="For how long a token that is asked of the control plane lets the board in.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")
 @served_option
 def image(
     base: Path, out: Path, profile: str, form: Any, hostname: str, name: str | None, user: str | None,
     ssh_keys: tuple[Path, ...], wifi: str | None, country: str, token_file: Path | None, stick: Path | None,
-    enrolled: bool, yes: bool, home: Path,
+    enrolled: bool, token_days: float, yes: bool, home: Path,
 ) -> None:  # fmt: skip
     """Write a card or an image that makes a board a device of the fleet at its first boot.
 
@@ -252,9 +256,7 @@ def image(
     )  # fmt: skip
     token = wish.token
     if token is None:
-        fleet = _fleet(home, wish)
-        assert fleet is not None, "without a token it is needed"
-        token = fleet.token(profile, name)
+        token = _api(home).token(profile, name, token_days * 86400)
     if note := server_note(token, ""):
         _say(note)
     network = Network(wifi, os.environ.get("EDGEOPS_WIFI_PASSWORD"), country) if wifi else None
@@ -263,13 +265,21 @@ def image(
         return yes or click.confirm(f"Everything on {what} will be lost. Write to it?", err=True)
 
     with tempfile.TemporaryDirectory(prefix="edgeops-identity-") as folder:
-        identity = _identity(home, token, profile, name, Path(folder)) if enrolled else None
+
+        def vouch() -> Path:
+            if enrolled:
+                return _identity(home, token, profile, name, Path(folder))
+            secret = Path(folder) / "token"
+            secret.touch(mode=0o600)
+            secret.write_text(token, encoding="utf-8")
+            return secret
+
         asked = imaging.Card(
             base=base, out=out, form=form, profile=profile, hostname=hostname, name=name, user=user,
-            ssh_keys=tuple(path.read_text(encoding="utf-8").strip() for path in ssh_keys), network=network,
-            token=None if enrolled else token, identity=identity, stick=stick,
+            ssh_keys=tuple(_text_of(path).strip() for path in ssh_keys), network=network, has_identity=enrolled,
+            stick=stick,
         )  # fmt: skip
-        click.echo(imaging.make(asked, _cache(), may_write, _say))
+        click.echo(imaging.make(asked, _cache(), vouch, may_write, _say))
 
 
 def _identity(home: Path, token: str, profile: str, name: str | None, folder: Path) -> Path:
@@ -329,21 +339,33 @@ def _wish(
 
     token = None
     if token_file is not None:
-        token = token_file.read_text(encoding="utf-8").strip()
+        token = _text_of(token_file).strip()
         EnrolmentToken.from_text(token)
     return Wish(profile, name, token, stick, Where(prefix, state), online_within_s, start)
 
 
 def _fleet(home: Path, wish: Wish) -> Fleet | None:
     """Return the control plane, if this machine knows one; a wish with a token does without."""
-    from edgeops.client.api import Api
-
     try:
-        return _Api(Api.from_home(home))
+        return _api(home)
     except EdgeopsError:
         if wish.token is None:
             raise
         return None
+
+
+def _api(home: Path) -> _Api:
+    from edgeops.client.api import Api
+
+    return _Api(Api.from_home(home))
+
+
+def _text_of(path: Path) -> str:
+    """Return a small file of text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgeopsError("E-CONFIG", f"{path}: {error}", "Give a text file that can be read.") from error
 
 
 class _Api:
@@ -352,8 +374,8 @@ class _Api:
     def __init__(self, api: Any) -> None:
         self._api = api
 
-    def token(self, profile: str, name: str | None) -> str:
-        return str(self._api.create_token(profile=profile, name=name, valid_s=3600.0).token)
+    def token(self, profile: str, name: str | None, valid_s: float = 3600.0) -> str:
+        return str(self._api.create_token(profile=profile, name=name, valid_s=valid_s).token)
 
     def online(self, name: str) -> bool:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from edgeops.contracts.errors import EdgeopsError
 _BLOCK = 4 << 20
 _SECTOR = 512
 _WITHIN_S = 600.0
+_BLKFLSBUF = 0x1261
 # Types of partitions that hold FAT: MBR's, and the basic data and EFI system partitions of GPT.
 _FAT = {
     "b", "c", "e", "6", "ef", "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
@@ -29,12 +32,21 @@ Progress = Callable[[int, int], object]
 
 
 class Device(NamedTuple):
-    """A block device: what it is, how large, and why it is not to be written to; empty: it may be."""
+    """A block device.
+
+    Args:
+        path: Its node.
+        model: For people.
+        size: In bytes.
+        refused: Why it is not to be written to; empty: it may be.
+        identity: Which it is of all disks that this machine has had since it booted.
+    """
 
     path: Path
     model: str
     size: int
     refused: str
+    identity: str = ""
 
 
 class Boot(NamedTuple):
@@ -61,7 +73,16 @@ def describe(path: Path) -> Device:
     except OSError as error:
         raise EdgeopsError("E-FLASH-CARD", f"{path}: {error.strerror}", "Is the card in its reader?") from error
     said = _run("lsblk", "--json", "--bytes", "--output", "NAME,TYPE,MODEL,SIZE,RO,MOUNTPOINTS,FSTYPE", str(path))
-    return read_lsblk(path, said)
+    return read_lsblk(path, said)._replace(identity=_identity(path.stat().st_rdev))
+
+
+def _identity(number: int) -> str:
+    """Return which disk stands behind a device number: another one in the same reader is another one."""
+    try:
+        sequence = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/diskseq").read_text().strip()
+    except OSError:
+        sequence = ""  # Linux before 5.15 does not count them
+    return f"{os.major(number)}:{os.minor(number)} {sequence}"
 
 
 def read_lsblk(path: Path, said: str) -> Device:
@@ -93,15 +114,13 @@ def _walk(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def copy_image(base: Path, out: Path, on_progress: Progress = lambda _done, _all: None) -> None:
-    """Copy a base image, at once: an existing file is replaced when all is there.
+    """Copy a base image.
 
     Raises:
         EdgeopsError: E-FLASH-CARD; there is no such image. E-DISK-FULL or E-DISK-WRITE.
     """
     try:
         size = base.stat().st_size
-        if out.exists() and base.samefile(out):
-            raise EdgeopsError("E-FLASH-CARD", f"{out} is the base image itself", "Give another --out.")
         with base.open("rb") as source, out.open("wb") as target:
             done = 0
             while block := source.read(_BLOCK):
@@ -222,8 +241,11 @@ def write_files(boot: Boot, texts: Mapping[str, str], large: Mapping[str, Path])
 def write_device(image: Path, device: Device, on_progress: Progress = lambda _done, _all: None) -> str:
     """Write an image to a card and read it back; return its SHA-256.
 
+    Nobody can mount it meanwhile, and it is the very disk that was looked at.
+
     Raises:
-        EdgeopsError: E-FLASH-CARD; the card may not be written, is too small, or reads back otherwise. E-DISK-WRITE.
+        EdgeopsError: E-FLASH-CARD; the card may not be written, is another one than was looked at, is too small, or
+            reads back otherwise. E-DISK-WRITE; it was taken out, or fails.
     """
     if device.refused:
         raise EdgeopsError(
@@ -234,46 +256,90 @@ def write_device(image: Path, device: Device, on_progress: Progress = lambda _do
         raise EdgeopsError(
             "E-FLASH-CARD", f"{device.path} has {device.size} bytes, the image {size}", "Use a larger card."
         )
-    digest = hashlib.sha256()
+    card = _open_alone(device)
     try:
-        with image.open("rb") as source, device.path.open("r+b", buffering=0) as card:
-            done = 0
-            while block := source.read(_BLOCK):
-                digest.update(block)
-                card.write(block)
-                done += len(block)
-                on_progress(done, 2 * size)
-            os.fsync(card.fileno())
-            # What is read back must come from the card, not from memory.
-            os.posix_fadvise(card.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        found, done = hashlib.sha256(), 0
-        with device.path.open("rb", buffering=0) as card:
-            while done < size and (block := card.read(min(_BLOCK, size - done))):
-                found.update(block)
-                done += len(block)
-                on_progress(size + done, 2 * size)
+        written = _write(image, card, lambda done: on_progress(done, 2 * size))
+        os.fsync(card)
+        _forget_what_was_read(card)
+        found = _read_back(card, size, lambda done: on_progress(size + done, 2 * size))
     except OSError as error:
-        raise EdgeopsError(
-            "E-DISK-WRITE", f"{device.path}: {error.strerror}", "Are you root? Is the card whole?"
-        ) from error
-    if found.hexdigest() != digest.hexdigest():
+        what = f"{device.path}: {error.strerror}: what is on it is not usable now"
+        raise EdgeopsError("E-DISK-WRITE", what, "Is the card in its reader, and whole?") from error
+    finally:
+        os.close(card)
+    if found != written:
         raise EdgeopsError("E-FLASH-CARD", f"{device.path} reads back otherwise", "Use another card.")
+    return written
+
+
+def _open_alone(device: Device) -> int:
+    """Open a card so that nothing mounts it while it is open; refuse one that is in use, or another one."""
+    try:
+        card = os.open(device.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise EdgeopsError(
+                "E-FLASH-CARD", f"{device.path} ({device.model}): it is in use by now", "Unmount it, and again."
+            ) from error
+        raise EdgeopsError("E-DISK-WRITE", f"{device.path}: {error.strerror}", "Are you root?") from error
+    if device.identity and _identity(os.fstat(card).st_rdev) != device.identity:
+        os.close(card)
+        raise EdgeopsError(
+            "E-FLASH-CARD", f"{device.path} is another disk than the {device.model} that was looked at", "Look again."
+        )
+    return card
+
+
+def _write(image: Path, card: int, on_progress: Callable[[int], object]) -> str:
+    digest, done = hashlib.sha256(), 0
+    with image.open("rb") as source:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            left = memoryview(block)
+            while left:
+                left = left[os.write(card, left) :]
+            done += len(block)
+            on_progress(done)
+    return digest.hexdigest()
+
+
+def _forget_what_was_read(card: int) -> None:
+    """What is read back must come from the card, not from memory."""
+    if stat.S_ISBLK(os.fstat(card).st_mode):
+        fcntl.ioctl(card, _BLKFLSBUF)
+    os.posix_fadvise(card, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_back(card: int, size: int, on_progress: Callable[[int], object]) -> str:
+    digest, done = hashlib.sha256(), 0
+    os.lseek(card, 0, os.SEEK_SET)
+    while done < size and (block := os.read(card, min(_BLOCK, size - done))):
+        digest.update(block)
+        done += len(block)
+        on_progress(done)
     return digest.hexdigest()
 
 
 def replace(image: Path, out: Path) -> None:
-    """Move a finished image to its place, at once.
+    """Copy a finished image to its place, at once; it holds secrets, so nobody else may read it.
 
     Raises:
         EdgeopsError: E-DISK-FULL or E-DISK-WRITE.
     """
-    temporary = out.with_name(f".{out.name}.tmp")
+    temporary: Path | None = None
     try:
-        shutil.copyfile(image, temporary)
-        temporary.replace(out)
+        with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=f".{out.name}-", delete=False) as target:
+            temporary = Path(target.name)
+            with image.open("rb") as source:
+                shutil.copyfileobj(source, target, _BLOCK)
+            target.flush()
+            os.fsync(target.fileno())
+        durable.rename(temporary, out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise durable.disk_error(error, out) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

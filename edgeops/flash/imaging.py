@@ -36,8 +36,7 @@ class Card(NamedTuple):
         user: Who may log in; None: nobody is made.
         ssh_keys: Public keys.
         network: A wireless network; None: a cable.
-        token: One-time enrolment token; None: there is an identity.
-        identity: What `edgeops agent enroll` left where the card is made, packed; None: there is a token.
+        has_identity: Whether the card gets an identity, as `edgeops agent enroll` makes it, and not a token.
         stick: An exported release; None: the fleet brings it.
     """
 
@@ -50,17 +49,19 @@ class Card(NamedTuple):
     user: str | None
     ssh_keys: tuple[str, ...]
     network: Network | None
-    token: str | None
-    identity: Path | None
+    has_identity: bool
     stick: Path | None
 
 
-def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -> str:
+def make(
+    asked: Card, cache: Path, vouch: Callable[[], Path], may_write: Callable[[str], bool], say: Say
+) -> str:  # fmt: skip
     """Make it; return what was written, for people.
 
     Args:
         asked: What.
         cache: A folder for payloads.
+        vouch: Asked for the card's secret once all else is on it: a file with the token, or the packed identity.
         may_write: Asked before a block device is written to, with its model and size.
         say: Hears what goes on.
 
@@ -68,9 +69,7 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
         EdgeopsError: E-FLASH-CARD; the device may not be written, is too small, has no boot partition or room, or reads
             back otherwise. E-CONFIG; a value is impossible, or a person said no. E-FLASH-WHEELS. E-DISK-WRITE.
     """
-    device = card.describe(asked.out) if _is_device(asked.out) else None
-    if device is not None and device.refused:
-        raise EdgeopsError("E-FLASH-CARD", f"{device.path} ({device.model}): {device.refused}", "Name the card's own.")
+    device = _device_of(asked)
     profile = registry.load(asked.profile)
     card.boot_partition(asked.base)
     system = read_system(asked.base)
@@ -84,7 +83,7 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
     payload = build(board, choice, cache, say)
     wish = FirstBoot(
         hostname=asked.hostname, user=asked.user, ssh_keys=asked.ssh_keys, network=asked.network, profile=asked.profile,
-        name=asked.name, version=payload.version, sha256=payload.sha256, has_identity=asked.identity is not None,
+        name=asked.name, version=payload.version, sha256=payload.sha256, has_identity=asked.has_identity,
         has_release=asked.stick is not None, python=choice.python.version,
         boot=system.boot if system is not None else firstboot.BOOT,
     )  # fmt: skip
@@ -99,19 +98,14 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
         boot = card.boot_partition(image)
         texts = firstboot.files(wish, asked.form, card.read_text(boot, "cmdline.txt"))
         large = {f"{firstboot.FOLDER}/{firstboot.PAYLOAD}": payload.file}
-        if asked.identity is not None:
-            large[f"{firstboot.FOLDER}/{firstboot.IDENTITY}"] = asked.identity
-        else:
-            token = Path(folder) / "token"
-            token.touch(mode=0o600)
-            token.write_text(asked.token or "", encoding="utf-8")
-            large[f"{firstboot.FOLDER}/{firstboot.TOKEN}"] = token
         if asked.stick is not None:
             large[f"{firstboot.FOLDER}/{firstboot.RELEASE}"] = asked.stick
         say(f"writing {sum(file.stat().st_size for file in large.values()) // _MIB} MiB to its boot partition")
         card.write_files(boot, texts, large)
         if asked.form == "cloud-init" and system is not None:
             _let_it_be_found(boot, system)
+        secret = firstboot.IDENTITY if asked.has_identity else firstboot.TOKEN
+        card.write_files(boot, {}, {f"{firstboot.FOLDER}/{secret}": vouch()})
         if device is not None:
             say(f"writing {device.path}, then reading it back")
             digest = card.write_device(image, device, _percent(say))
@@ -119,6 +113,33 @@ def make(asked: Card, cache: Path, may_write: Callable[[str], bool], say: Say) -
             digest = card.sha256_of(image)
             card.replace(image, asked.out)
     return f"{asked.out}: {asked.form} for {asked.profile}, agent {payload.version}, sha256 {digest}"
+
+
+def _device_of(asked: Card) -> card.Device | None:
+    """Return the card that is to be written; None: an image is.
+
+    Raises:
+        EdgeopsError: E-FLASH-CARD; the card may not be written, is too small, or the image would take its base's place.
+    """
+    try:
+        if asked.out.samefile(asked.base):
+            raise EdgeopsError("E-FLASH-CARD", f"{asked.out} is the base image itself", "Give another --out.")
+    except OSError:
+        pass  # one of the two is not there yet
+    if not _is_device(asked.out):
+        if not asked.out.absolute().parent.is_dir() or asked.out.is_dir():
+            raise EdgeopsError("E-FLASH-CARD", f"{asked.out}: no image can be written there", "Name a new file.")
+        return None
+    device = card.describe(asked.out)
+    if device.refused:
+        raise EdgeopsError("E-FLASH-CARD", f"{device.path} ({device.model}): {device.refused}", "Name the card's own.")
+    if device.size < asked.base.stat().st_size:
+        raise EdgeopsError(
+            "E-FLASH-CARD",
+            f"{device.path} ({device.model}) has {device.size} bytes, the image more",
+            "Use a larger card.",
+        )
+    return device
 
 
 def expected_board(profile: Profile, system: System | None) -> Board:

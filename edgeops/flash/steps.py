@@ -28,9 +28,20 @@ mkdir -m 700 "$d" 2>/dev/null || { [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] &
 echo "$d"
 """
 # Scripts for the board's shell; `firstboot` writes them on cards, too.
+# A script outlives the connection that began it: the next one of its kind, or somebody else's, waits for its end.
+_ALONE = """
+mkdir -p "$prefix"
+exec 9>> "$prefix/.lock"
+if command -v flock > /dev/null && ! flock -w 540 9; then
+  echo "another flash is at work on this board" >&2
+  exit 1
+fi
+"""
 # Unpacked beside, made whole, then renamed: a version that is there is whole.
-UNPACK = """
-prefix=$1 version=$2 python=$3 file=$4 system=$5
+UNPACK = (
+    "\nprefix=$1 version=$2 python=$3 file=$4 system=$5"
+    + _ALONE
+    + """\
 [ -e "$prefix/versions/$version/.complete" ] && exit 0
 mkdir -p "$prefix/versions"
 rm -rf "$prefix/versions/.new" "$prefix/versions/$version"
@@ -47,8 +58,11 @@ sync
 mv -T "$prefix/versions/.new" "$prefix/versions/$version"
 sync
 """
-SWITCH = """
-prefix=$1 version=$2
+)
+SWITCH = (
+    "\nprefix=$1 version=$2"
+    + _ALONE
+    + """\
 now=$(readlink "$prefix/current" || true)
 [ "$now" = "versions/$version" ] && exit 0
 [ -n "$now" ] && { ln -sfn "$now" "$prefix/.previous" && mv -T "$prefix/.previous" "$prefix/previous"; }
@@ -56,13 +70,16 @@ ln -sfn "versions/$version" "$prefix/.current"
 mv -T "$prefix/.current" "$prefix/current"
 sync
 """
+)
 GIVE = """
-user=$1 state=$2 token=$3
+user=$1 state=$2 token=$3 bytes=${4:-}
 getent passwd "$user" > /dev/null || useradd --system --home-dir "$state" --shell /usr/sbin/nologin "$user"
 [ -e "$state/identity/enrolment.json" ] && exit 0
 mkdir -p "$(dirname "$token")"
 umask 077
 cat > "$token.new"
+# What a lost connection cut short is no token, and does not take the place of one.
+[ -z "$bytes" ] || [ "$(wc -c < "$token.new")" -eq "$bytes" ]
 chown "$user" "$token.new"
 mv "$token.new" "$token"
 """
@@ -90,8 +107,10 @@ if [ -d /run/systemd/system ] && [ -e /etc/systemd/system/edgeops-agent.service 
   systemctl stop edgeops-agent.service
 fi
 """
-_UNDO = """
-prefix=$1 state=$2 token=$3 purge=$4
+_UNDO = (
+    "\nprefix=$1 state=$2 token=$3 purge=$4"
+    + _ALONE
+    + """\
 previous=$(readlink "$prefix/previous" || true)
 if [ -n "$previous" ] && [ -e "$prefix/$previous/.complete" ] && [ "$purge" != yes ]; then
   ln -sfn "$previous" "$prefix/.current"
@@ -107,12 +126,16 @@ fi
 rm -rf "$prefix" "$token"
 if [ "$purge" = yes ]; then rm -rf "$state"; echo "removed, with its state"; else echo "removed; its state stays"; fi
 """
+)
 # The agent's user reads it: what lies in the login's own folder it cannot see.
 INSTALL = """
 user=$1 state=$2 python=$3 file=$4
-install -o "$user" -m 600 "$file" "$state/.flash.edgeops"
-trap 'rm -f "$state/.flash.edgeops"' EXIT
-runuser -u "$user" -- "$python" -m edgeops agent install --state "$state" "$state/.flash.edgeops"
+find "$state" -maxdepth 1 -name '.flash-*' -mmin +1440 -exec rm -rf {} +
+copy=$(mktemp -d "$state/.flash-XXXXXX")
+trap 'rm -rf "$copy"' EXIT
+chown "$user" "$copy"
+install -o "$user" -m 600 "$file" "$copy/release.edgeops"
+runuser -u "$user" -- "$python" -m edgeops agent install --state "$state" "$copy/release.edgeops"
 """
 _TROUBLE = re.compile(r"not enrolled: (E-[A-Z-]{1,40}): (.{0,600})", re.DOTALL)
 _VERSIONS = """
@@ -214,7 +237,9 @@ async def give_token(link: Link, where: Where, token: str) -> None:
         EdgeopsError: E-FLASH-BOARD or E-FLASH-LINK.
     """
     await link.script(_TAKE_OVER)
-    done = await link.run("/bin/sh", "-ceu", GIVE, "sh", USER, where.state, where.token, given=token.encode())
+    given = token.encode()
+    words = ("sh", USER, where.state, where.token, str(len(given)))
+    done = await link.run("/bin/sh", "-ceu", GIVE, *words, given=given)
     if done.status != 0:
         raise EdgeopsError("E-FLASH-BOARD", f"the token cannot be put: {done.err.strip()[-300:]}")
 

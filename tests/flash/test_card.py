@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +131,22 @@ def asked(tmp_path: Path, **changed: Any) -> imaging.Card:
     values = {
         "base": tmp_path / "base.img", "out": tmp_path / "card.img", "form": "cloud-init", "profile": "raspberry-pi-4",
         "hostname": "pi-1", "name": "pi-1", "user": "op", "ssh_keys": (KEY,), "network": WISH.network,
-        "token": "eo1.secret", "identity": None, "stick": tmp_path / "release", **changed,
+        "has_identity": False, "stick": tmp_path / "release", **changed,
     }  # fmt: skip
     return imaging.Card(**values)
 
 
-def make(tmp_path: Path, **changed: Any) -> str:
-    return imaging.make(asked(tmp_path, **changed), tmp_path, lambda _what: True, lambda _line: None)
+def make(tmp_path: Path, *, secret: str = "eo1.secret", vouched: list[str] | None = None, **changed: Any) -> str:
+    """Make a card; `vouched` tells whether its secret was asked for."""
+
+    def vouch() -> Path:
+        if vouched is not None:
+            vouched.append(secret)
+        file = tmp_path / "secret"
+        file.write_text(secret)
+        return file
+
+    return imaging.make(asked(tmp_path, **changed), tmp_path, vouch, lambda _what: True, lambda _line: None)
 
 
 @needs_tools
@@ -224,9 +235,12 @@ def test_no_room_and_no_boot_partition_leave_no_image(tmp_path: Path, small_payl
     base_image(tmp_path)
     big = tmp_path / "big"
     big.write_bytes(os.urandom(60 * MIB))
+    vouched: list[str] = []
     with pytest.raises(EdgeopsError) as caught:
-        make(tmp_path, stick=big)
+        make(tmp_path, stick=big, vouched=vouched)
     assert caught.value.code == "E-FLASH-CARD"
+    # Nobody was enrolled for a card that is none.
+    assert vouched == []
     (tmp_path / "base.img").write_bytes(bytes(MIB))
     with pytest.raises(EdgeopsError, match="no disk image"):
         make(tmp_path)
@@ -234,6 +248,26 @@ def test_no_room_and_no_boot_partition_leave_no_image(tmp_path: Path, small_payl
     with pytest.raises(EdgeopsError) as caught:
         make(tmp_path, out=tmp_path / "base.img", base=tmp_path / "nothing.img")
     assert caught.value.code == "E-FLASH-CARD"
+
+
+@needs_tools
+def test_the_base_image_is_never_replaced_and_nobody_else_reads_the_secrets(
+    tmp_path: Path, small_payload: Payload
+) -> None:
+    base = base_image(tmp_path)
+    before = card.sha256_of(base)
+    (tmp_path / "link.img").symlink_to(base)
+    for out in ("base.img", "link.img", "no/folder/card.img", "."):
+        vouched: list[str] = []
+        with pytest.raises(EdgeopsError) as caught:
+            make(tmp_path, out=tmp_path / out, vouched=vouched)
+        assert (caught.value.code, vouched) == ("E-FLASH-CARD", [])
+    assert card.sha256_of(base) == before
+    (tmp_path / "card.img").write_bytes(b"an older one")
+    (tmp_path / "card.img").chmod(0o644)
+    make(tmp_path)
+    assert (tmp_path / "card.img").stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob(".card.img*"))
 
 
 def lsblk(**changed: Any) -> str:
@@ -298,6 +332,102 @@ def test_a_card_is_read_back_and_a_small_or_bad_one_refused(tmp_path: Path, monk
         card.write_device(image, Device(disk, "card", 16 * MIB, ""))
 
 
+def test_a_card_that_is_pulled_out_while_it_is_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(os.urandom(9 * MIB))
+    disk.write_bytes(bytes(16 * MIB))
+    real, files = os.write, len(list(Path("/proc/self/fd").iterdir()))
+
+    def pulled(descriptor: int, data: Any) -> int:
+        if os.lseek(descriptor, 0, os.SEEK_CUR) >= 4 * MIB:
+            raise OSError(errno.ENXIO, "No such device or address")
+        return real(descriptor, bytes(data[: 1 * MIB]))  # in parts, as the kernel may
+
+    monkeypatch.setattr(card.os, "write", pulled)
+    with pytest.raises(EdgeopsError, match="not usable now") as caught:
+        card.write_device(image, Device(disk, "card", 16 * MIB, ""))
+    assert caught.value.code == "E-DISK-WRITE"
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+    monkeypatch.setattr(card.os, "write", lambda descriptor, data: real(descriptor, bytes(data[: 1 * MIB])))
+    assert card.write_device(image, Device(disk, "card", 16 * MIB, "")) == card.sha256_of(image)
+
+
+class Reader:
+    """A reader of cards: a loop device of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = Path()
+
+    def insert(self, name: str, size_mib: int = 16) -> None:
+        """Put in a card with a file system; in the same reader, under the same name, as the one before."""
+        file = self.folder / name
+        with file.open("wb") as made:
+            made.truncate(size_mib * MIB)
+        tool("mke2fs", "-q", "-t", "ext4", file)
+        self.path = Path(tool("losetup", *(["-f", "--show"] if self.path == Path() else [self.path]), file).strip()
+                         or self.path)  # fmt: skip
+
+    def take_out(self) -> None:
+        tool("losetup", "-d", self.path)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    made = Reader(tmp_path)
+    try:
+        made.insert("card")
+    except (subprocess.CalledProcessError, AssertionError) as error:
+        pytest.skip(f"no loop device here ({error}): run it as root, with the kernel's loop devices")
+    yield made
+    made.take_out()
+
+
+@needs_tools
+def test_a_card_that_was_mounted_or_changed_since_it_was_looked_at_is_not_written_to(
+    tmp_path: Path, reader: Reader
+) -> None:
+    """A desktop mounts what is put in; a person changes cards while the command asks whether it may."""
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(3 * MIB + 512))
+    looked_at = card.describe(reader.path)
+    assert (looked_at.refused, looked_at.size) == ("", 16 * MIB)
+    before = card.sha256_of(reader.path)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    tool("mount", "-o", "ro", reader.path, mounted)
+    try:
+        with pytest.raises(EdgeopsError, match="in use by now") as caught:
+            card.write_device(image, looked_at)
+        assert caught.value.code == "E-FLASH-CARD"
+    finally:
+        tool("umount", mounted)
+    assert card.sha256_of(reader.path) == before
+    reader.take_out()
+    reader.insert("somebody's photographs")
+    if not Path(f"/sys/block/{reader.path.name}/diskseq").exists():
+        pytest.skip("this kernel does not count disks: Linux 5.15 or newer does")
+    before = card.sha256_of(reader.path)
+    with pytest.raises(EdgeopsError, match="another disk") as caught:
+        card.write_device(image, looked_at)
+    assert caught.value.code == "E-FLASH-CARD"
+    assert card.sha256_of(reader.path) == before
+    # Control: looked at again it is written to, and nobody can mount it while it is.
+    tried: list[int] = []
+
+    def mount(done: int, _all: int) -> None:
+        if not tried and done:
+            words = [shutil.which("mount") or "mount", str(reader.path), str(mounted)]
+            tried.append(subprocess.run(words, capture_output=True, check=False).returncode)
+
+    digest = card.write_device(image, card.describe(reader.path), mount)
+    assert digest == card.sha256_of(image)
+    assert reader.path.read_bytes()[: 3 * MIB + 512] == image.read_bytes()
+    assert tried[0] != 0
+
+
 @needs_tools
 def test_a_card_is_made_for_the_system_that_it_holds(tmp_path: Path, small_payload: Payload) -> None:
     """Python, C library, mount point and processor come from the image's own files, read without a mount."""
@@ -355,9 +485,7 @@ def test_a_system_that_would_not_do_what_its_card_says_is_refused(
 @needs_tools
 def test_a_card_with_an_identity_holds_no_token(tmp_path: Path, small_payload: Payload) -> None:
     base_image(tmp_path)
-    identity = tmp_path / "identity"
-    identity.write_bytes(b"packed")
-    make(tmp_path, token=None, identity=identity)
+    make(tmp_path, has_identity=True, secret="packed")
     boot = card.boot_partition(tmp_path / "card.img")
     assert card.read_text(boot, "edgeops/identity.tar.gz") == "packed"
     assert card.read_text(boot, "edgeops/token") is None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
 import pytest
 from adder_bundles import MODEL, small_bundle
+from click.testing import CliRunner
+from rig_bundles import linux_bundle
 
+from edgeops.cli import root
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict, worst
 from edgeops.contracts.wire import encode
@@ -52,6 +56,28 @@ def test_each_check_is_a_case_and_broken_is_an_error_not_a_failure() -> None:
     assert failure.get("type") == "E-SELFTEST-GOLDEN"
     assert failure.text == "p95_ms: 1.25"
     assert suite.find("testcase[@name='update']/error") is not None
+
+
+@pytest.mark.parametrize("option", ["--report", "--junit", "--evidence"])
+def test_a_place_that_cannot_be_written_is_named_before_a_board_is_touched(tmp_path: Path, option: str) -> None:
+    bundle = linux_bundle(tmp_path)
+    words = ["hil", "run", "this-machine", "--bundle", str(bundle), "--check", "boot", option]
+    done = CliRunner().invoke(root, [*words, str(tmp_path / "no-folder" / "out")])
+    assert isinstance(done.exception, EdgeopsError)
+    assert done.exception.code == "E-CONFIG"
+    assert "boot" not in done.stderr
+
+
+def test_a_place_that_fails_after_the_run_costs_neither_the_result_nor_the_other_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hil.run.run_rig", lambda *_args, **_named: RESULT)
+    words = ["hil", "run", "this-machine", "--bundle", str(linux_bundle(tmp_path)), "--json"]
+    done = CliRunner().invoke(root, [*words, "--report", "/dev/full", "--junit", str(tmp_path / "junit.xml")])
+    assert json.loads(done.stdout)["run"] == RESULT.run
+    assert (tmp_path / "junit.xml").read_bytes() == to_junit(RESULT)
+    assert isinstance(done.exception, EdgeopsError)
+    assert done.exception.code == "E-DISK-FULL"
 
 
 def test_the_page_runs_and_loads_nothing_whatever_a_board_says() -> None:
