@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ OPSET, ML_OPSET = 17, 3
 TOLERANCE = 1e-4
 # The same bytes on other kernels: integer arithmetic rounds otherwise in each layer.
 KERNELS_TOLERANCE = 0.05
+# How much of what a framework says is passed on.
+_SAID = 400
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ExportedOutput(NamedTuple):
@@ -123,9 +127,19 @@ def needs(package: str, extra: str, error: ImportError) -> EdgeopsError:
     return EdgeopsError("E-DEPENDENCY", f"{package}: {error}", f"pip install 'edgeops[{extra}]'")
 
 
+def _plain(error: BaseException) -> str:
+    """Return an error's text in one line, without colours."""
+    return " ".join(_COLOUR.sub("", str(error)).split())
+
+
 def cannot_export(value: object, how: str, error: BaseException) -> EdgeopsError:
     """Return the error of a model that its framework's exporter does not take."""
-    said = " ".join(str(error).split())[:400] or type(error).__name__
+    # Some say where, with pages of attributes, and what it is only in the error behind.
+    cause = error.__cause__ or error.__context__
+    said = _plain(error)
+    if len(said) > _SAID and cause is not None:
+        said = f"{said[:150]}…: {_plain(cause)}"
+    said = said[:_SAID] or type(error).__name__
     return EdgeopsError(
         "E-HANDOVER-EXPORT",
         f"{type_name(value)} cannot be exported by {how}: {said}",

@@ -16,6 +16,9 @@ import numpy as np
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.intake.exported import OPSET, Exported, ExportedOutput, Tensors, cannot_export, needs, type_name
 
+# How torch's tracer says that Python code saw a value of the sample that it traces.
+_ESCAPES = "Converting a tensor to a "
+
 
 def module_inputs(module: Any, count: int) -> tuple[str, ...]:
     """Return the names of the first `count` arguments of a module's `forward`."""
@@ -83,18 +86,36 @@ def export_torch(model: Any, example: Tensors) -> Exported:
 
 
 def _by_trace(torch: Any, call: Any, feeds: tuple[Any, ...], inputs: list[str], outputs: list[str]) -> bytes:
+    """Export what the module does with one sample; where that may depend on its values, all that it says."""
     file = io.BytesIO()
     try:
-        torch.onnx.export(
-            call, feeds, file, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False
-        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.onnx.export(
+                call, feeds, file, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False
+            )  # fmt: skip
     # The tracing exporter raises errors of its own making, some without a base class of torch.
     except Exception as first:  # noqa: BLE001
         try:
             return _by_graph(torch, call, feeds, inputs, outputs)
         except EdgeopsError as second:
             raise second from first
-    return file.getvalue()
+    escapes = [
+        one for one in said if issubclass(one.category, torch.jit.TracerWarning) and _ESCAPES in str(one.message)
+    ]
+    if not escapes:
+        return file.getvalue()
+    # A value became one of Python: a branch that another sample would take is not in the trace.
+    try:
+        return _by_graph(torch, call, feeds, inputs, outputs)
+    except EdgeopsError as error:
+        where = sorted({f"{Path(one.filename).name}:{one.lineno}" for one in escapes})
+        raise EdgeopsError(
+            "E-HANDOVER-EXPORT",
+            f"what {type_name(call)} does may depend on values ({', '.join(where[:8])}), and torch cannot export that: "
+            f"{error.what}",
+            "Say it with torch.where, torch.cond or torch.clamp; or export the model to ONNX yourself.",
+        ) from error
 
 
 def _by_graph(torch: Any, model: Any, feeds: tuple[Any, ...], inputs: list[str], outputs: list[str]) -> bytes:

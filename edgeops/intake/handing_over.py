@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -45,6 +45,7 @@ _KNOWN = (
     "a torch.nn.Module or a torch.export.ExportedProgram"
 )
 Steps = Sequence[Step | Mapping[str, Any]]
+T = TypeVar("T")
 
 
 class HandedOver(NamedTuple):
@@ -104,9 +105,13 @@ def handover(
     """
     target = Path(out)
     _check_target(target)
+    kept = _as_declared(gates or {}, Gates, "gates")
+    limits = _as_declared(budgets or {}, dict[str, Budgets], "budgets")
+    if evaluation is not None and not (isinstance(evaluation, tuple | list) and len(evaluation) == 2):
+        raise EdgeopsError("E-DATA-SHAPE", "evaluation is not two things", "Give (inputs, true answers).")
     one = _loaded(model, trust_pickle)
     inputs, export, ranks = _exporter(one, samples, states)
-    arrays = by_name(samples, inputs) if inputs else {"": as_array(samples, "samples")}
+    arrays = by_name(samples, inputs) if inputs else {"": as_array(_only_one(samples), "samples")}
     early, steps = (_by_input(given, tuple(arrays)) for given in (agent, preprocess))
     first = {key: _first(array, None if early[key] or steps[key] else ranks.get(key)) for key, array in arrays.items()}
     given = {key: _stepped(key, value, (*early[key], *steps[key])) for key, value in first.items()}
@@ -114,8 +119,12 @@ def handover(
     if not inputs:
         (inputs, own) = (made.inputs, made.inputs[0])
         arrays, first, early, steps = {own: arrays[""]}, {own: first[""]}, {own: early[""]}, {own: steps[""]}
+    _check_states(states or {}, inputs, [output.name for output in made.outputs])
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise durable.disk_error(error, target) from error
     try:
         file = temporary / f"model.{made.suffix}"
         durable.write_file(file, made.data)
@@ -137,8 +146,8 @@ def handover(
             inputs=specs,
             outputs=tuple(Output(name=item.name) for item in made.outputs),
             calibration=Samples(file=CALIBRATION_NAME),
-            gates=gates or Gates(),
-            budgets=dict(budgets or {}),
+            gates=kept,
+            budgets=limits,
         )
         shaped = {
             spec.name: array.reshape(len(array), *first[spec.name].shape)
@@ -158,6 +167,10 @@ def handover(
         durable.rename(temporary, target)
     except OSError as error:
         raise durable.disk_error(error, target) from error
+    except EdgeopsError as error:
+        # What it was written to is gone when this is read.
+        said = error.what.replace(str(temporary), str(target))
+        raise EdgeopsError(error.code, said, error.next_step) from error
     finally:
         durable.remove_tree(temporary)
     return HandedOver(target, digest, agreement)
@@ -166,6 +179,29 @@ def handover(
 def _check_target(target: Path) -> None:
     if target.exists() and not (target / HANDOVER_NAME).exists() and (not target.is_dir() or any(target.iterdir())):
         raise EdgeopsError("E-CONFIG", f"{target} is there and is no hand-over", "Name a new folder.")
+
+
+def _as_declared(given: object, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.convert(msgspec.to_builtins(given), kind)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise EdgeopsError(
+            "E-HANDOVER-KEY", f"{what}: {error}", "docs/reference/handover.md lists every key."
+        ) from error
+
+
+def _only_one(samples: object) -> object:
+    """Return the samples of a model with one input, whose name its exporter chooses."""
+    return next(iter(samples.values())) if isinstance(samples, Mapping) and len(samples) == 1 else samples
+
+
+def _check_states(states: Mapping[str, str], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    if odd := [name for name in states if name not in inputs] or [one for one in states.values() if one not in outputs]:
+        raise EdgeopsError(
+            "E-HANDOVER-KEY",
+            f"states name {odd}; the inputs are {list(inputs)}, the outputs {list(outputs)}",
+            "Give input → output whose last value it gets.",
+        )
 
 
 def _loaded(model: object, trusted: bool) -> object:
@@ -338,7 +374,8 @@ def _truth(answers: Any, output: Output, made: Exported) -> tuple[NDArray[Any] |
     truth = np.asarray(answers)
     if output.kind not in ("probabilities", "logits", "classes"):
         return as_array(truth, "evaluation"), "mae"
-    numbers = {value: place for place, value in enumerate(made.classes or output.labels)}
+    numbers: dict[Any, int] = {value: place for place, value in enumerate(output.labels)}
+    numbers |= {value: place for place, value in enumerate(made.classes)}
     if not made.classes and truth.dtype.kind in "iu":
         return truth.astype(np.int64), "accuracy"
     try:

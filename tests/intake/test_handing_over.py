@@ -13,17 +13,20 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.cluster import DBSCAN, KMeans
+from sklearn.ensemble import IsolationForest, RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Perceptron, Ridge, SGDClassifier
+from sklearn.mixture import GaussianMixture
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, LinearSVC, OneClassSVM
 
 import edgeops
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Cast, Scale
-from edgeops.intake import from_file
+from edgeops.intake import from_file, from_torch
 from edgeops.intake.handover import read
 from edgeops.testkit.handovers import shapes, shapes_model
 
@@ -90,6 +93,83 @@ def test_an_estimator_is_exported_and_answers_as_before(
     if targets is not None:
         assert loaded.handover.evaluation is not None
         assert loaded.handover.evaluation.metric == ("mae" if kind == "values" else "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "output", "kind", "asked"),
+    [
+        (SVC(), NAMES, "scores", "logits", "predict"),
+        (SVC(), NAMES == "calm", "scores", "logits", "predict"),
+        (
+            make_pipeline(StandardScaler(), SGDClassifier(random_state=0)),
+            NAMES == "calm",
+            "scores",
+            "logits",
+            "predict",
+        ),
+        (Perceptron(), Y, "scores", "logits", "predict"),
+        (IsolationForest(n_estimators=5, random_state=0), None, "scores", "values", "decision_function"),
+        (OneClassSVM(), None, "scores", "values", "decision_function"),
+        (KMeans(3, n_init=1, random_state=0), None, "cluster", "classes", "predict"),
+        (GaussianMixture(3, random_state=0), None, "probabilities", "probabilities", "predict_proba"),
+    ],
+    ids=[
+        "svc",
+        "svc of two",
+        "sgd of two",
+        "perceptron",
+        "forest of outliers",
+        "svm of outliers",
+        "k-means",
+        "mixture",
+    ],
+)
+def test_what_classifies_by_scores_finds_outliers_or_clusters_is_exported(
+    model: Any, targets: Any, output: str, kind: str, asked: str, tmp_path: Path
+):
+    """Two classes share one score in scikit-learn: devices get one for each, so that the largest is the answer."""
+    model.fit(X, targets)
+    done = handed(model, X, tmp_path, **({} if targets is None else {"evaluation": (X[:50], targets[:50])}))
+    (declared,) = read(done.folder).handover.outputs
+    assert (declared.name, declared.kind) == (output, kind)
+    session = onnxruntime.InferenceSession(done.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    for row in X[:20].astype(np.float32):
+        (got,) = session.run([output], {"features": row[None]})
+        if kind == "logits":
+            assert got.shape == (1, len(model.classes_))
+            got = model.classes_[got.argmax(1)]
+            assert (got == model.predict(row[None])).all()
+        else:
+            wanted = np.ravel(getattr(model, asked)(row[None].astype(np.float64)))
+            np.testing.assert_allclose(got.ravel(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "said"),
+    [
+        (RandomForestClassifier(2, random_state=0), np.c_[Y, Y], "answers 2 questions at once"),
+        (MultiOutputClassifier(LogisticRegression()), np.c_[Y, Y > 0], "answers 2 questions at once"),
+        (SVC(decision_function_shape="ovo"), Y, "scores pairs of classes"),
+        (DBSCAN(), None, "neither probabilities nor values"),
+    ],
+)
+def test_estimators_whose_answers_are_none_of_one_question_are_refused(
+    model: Any, targets: Any, said: str, tmp_path: Path
+):
+    error = refused(model.fit(X, targets), X, tmp_path)
+    assert error.code == "E-HANDOVER-OBJECT"
+    assert said in error.what
+
+
+def test_true_answers_may_be_the_names_that_labels_give(tmp_path: Path):
+    """A model of class numbers, with names of its own for people."""
+    names = ["low", "middle", "high", "most"][: len(set(Y))]
+    done = handed(
+        LogisticRegression().fit(X, Y * 10), X, tmp_path, labels=names, evaluation=(X[:50], [names[y] for y in Y[:50]])
+    )
+    loaded = read(done.folder)
+    assert loaded.evaluation is not None
+    assert (loaded.evaluation.labels == Y[:50]).all()
 
 
 def test_answers_given_as_names_become_class_numbers(tmp_path: Path):
@@ -230,7 +310,7 @@ def test_an_estimator_that_is_not_fitted_is_refused(tmp_path: Path):
     ("samples", "code"),
     [
         (np.zeros((5, 7)), "E-HANDOVER-OBJECT"),
-        (np.zeros((5, 6, 2)), "E-HANDOVER-OBJECT"),
+        (np.zeros((5, 6, 2)), "E-DATA-SHAPE"),
         (np.float32(3), "E-DATA-SHAPE"),
         (np.zeros((0, 6)), "E-DATA-SHAPE"),
         (np.array([["a"]]), "E-DATA-SHAPE"),
@@ -252,7 +332,17 @@ def test_samples_that_do_not_fit_are_refused(samples: Any, code: str, tmp_path: 
         ({"preprocess": [{"step": "blur"}]}, "E-HANDOVER-STEP", "blur"),
         ({"preprocess": [{"step": "scale", "by": 0.0}]}, "E-HANDOVER-STEP", "not 0"),
         ({"preprocess": {"other": []}}, "E-HANDOVER-STEP", "other"),
-        ({"evaluation": (X[:5], Y[:4])}, "E-DATA-SHAPE", "expected 5 answers"),
+        (
+            {"evaluation": (X[:5], Y[:4])},
+            "E-DATA-SHAPE",
+            "handover/evaluation.npz: array 'labels' has shape [4]; expected 5",
+        ),
+        ({"evaluation": X}, "E-DATA-SHAPE", "not two things"),
+        ({"evaluation": (X, Y, Y)}, "E-DATA-SHAPE", "not two things"),
+        ({"budgets": {"intel-nuc": 3}}, "E-HANDOVER-KEY", "budgets"),
+        ({"gates": {"accuracy": 1}}, "E-HANDOVER-KEY", "accuracy"),
+        ({"states": {"memory": "probabilities"}}, "E-HANDOVER-KEY", "memory"),
+        ({"states": {"features": "memory"}}, "E-HANDOVER-KEY", "memory"),
         ({"evaluation": (X[:5, :3], Y[:5])}, "E-DATA-SHAPE", "expected [n, 1, 6]"),
         ({"postprocess": [{"step": "top-k", "k": 4, "give": "classes"}]}, "E-HANDOVER-STEP", "1 to 3"),
     ],
@@ -293,6 +383,14 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path):
         handed(LogisticRegression().fit(X, Y), X, tmp_path)
     assert caught.value.code == "E-CONFIG"
     assert (tmp_path / "handover" / "thesis.txt").read_text() == "three years"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_a_code(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgeopsError) as caught:
+        handed(LogisticRegression().fit(X, Y), X, tmp_path / "file")
+    assert caught.value.code == "E-DISK-WRITE"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_pickle_needs_trust(tmp_path: Path):
@@ -366,6 +464,62 @@ def test_a_module_that_answers_at_random_is_refused(tmp_path: Path):
     error = refused(Random(), X.astype(np.float32), tmp_path)
     assert error.code == "E-HANDOVER-EXPORT"
     assert "output 'output'" in error.what
+
+
+@pytest.mark.full
+def test_what_depends_on_values_is_exported_whole_or_refused(tmp_path: Path):
+    """A trace of one sample has one branch; where every sample takes it, the proof cannot tell."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra zoo: make test-full installs it")
+
+    class Branches(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x if x.sum() > 0 else -x
+
+    class Says(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.cond(x.sum() > 0, lambda x: x * 1.0, lambda x: -x, (x,))
+
+    class Scales(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x / float(x.abs().max()) if x.shape[1] == 6 else x
+
+    positive = np.abs(X).astype(np.float32)
+    error = refused(Branches(), positive, tmp_path)
+    assert error.code == "E-HANDOVER-EXPORT"
+    assert "may depend on values (test_handing_over.py:" in error.what
+    for module in (Says(), Scales()):
+        done = handed(module, positive, tmp_path)
+        session = onnxruntime.InferenceSession(done.folder / "model.onnx", providers=["CPUExecutionProvider"])
+        (got,) = session.run(None, {"x": -positive[:1]})
+        np.testing.assert_allclose(got, module(torch.from_numpy(-positive[:1])).numpy(), rtol=1e-5)
+
+
+@pytest.mark.full
+def test_without_the_look_at_what_escapes_a_branch_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The control: a module that turns negative samples round is handed over as one that does nothing."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra zoo: make test-full installs it")
+
+    class Branches(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x if x.sum() > 0 else -x
+
+    monkeypatch.setattr(from_torch, "_ESCAPES", "nothing that torch says")
+    done = handed(Branches(), np.abs(X).astype(np.float32), tmp_path)
+    assert [node.op_type for node in onnx.load(done.folder / "model.onnx").graph.node] == ["Identity"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("objective", ["binary:logistic", "multi:softprob"])
+def test_a_booster_that_gives_probabilities_gives_one_for_each_class(objective: str, tmp_path: Path):
+    xgboost = pytest.importorskip("xgboost", reason="xgboost-cpu is in the extra zoo: make test-full installs it")
+    x, y = X.astype(np.float32), Y if objective.startswith("multi") else (Y > 0).astype(int)
+    asked = {"objective": objective, "max_depth": 3} | ({"num_class": 3} if objective.startswith("multi") else {})
+    model = xgboost.train(asked, xgboost.DMatrix(x, y), 5)
+    done = handed(model, x, tmp_path, evaluation=(x[:50], y[:50]))
+    loaded = read(done.folder).handover
+    assert loaded.outputs[0].kind == "probabilities"
+    assert loaded.evaluation is not None
+    assert loaded.evaluation.metric == "accuracy"
 
 
 @pytest.mark.full
