@@ -150,7 +150,13 @@ class ModelServing:
             self._try_now(load)
 
     def _try_now(self, load: Load) -> None:
-        self._candidate = self._spawn(load)
+        try:
+            self._candidate = self._spawn(load)
+        except EdgeopsError as error:
+            # The device is short of processes or memory: that is no reason to end what serves.
+            failure = error
+            self._take_up_again()
+            self._loop.post(lambda: self._events.test_failed(failure))
 
     def _when_left(self, then: Callable[[], None]) -> None:
         """Go on once nobody is left who takes up room."""
@@ -192,7 +198,11 @@ class ModelServing:
         """Connect the candidate with the worker that serves now; where none does, that follows once one does."""
         if self._shadowing is None or self._candidate is None or self._current is None or not self.is_serving:
             return
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            log.error("the shadow sees nothing: %s", error)
+            return
         with ours, theirs:
             self._candidate.process.send(channel.Shadow(self._shadowing.cpu), [ours.fileno()])
             self._current.process.send(channel.Mirror(self._shadowing.share), [theirs.fileno()])
@@ -371,10 +381,7 @@ class ModelServing:
         elif self._current is not None and process is self._current.process:
             load, self._current = self._current.load, None
             self.is_serving = False
-            wait_s = backoff_s(self._crashes, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S)
-            self._crashes += 1
-            log.error("worker %d %s; next start in %.1f s", process.number, how, wait_s)
-            self._restart = self._loop.after(wait_s, lambda: self._start_current(load))
+            self._start_later(load, f"worker {process.number} {how}")
             self._events.crashed(how)
         self._look_to_the_door()
 
@@ -415,7 +422,18 @@ class ModelServing:
 
     def _start_current(self, load: Load) -> None:
         self._serves_not_yet()
-        self._current = self._spawn(load)
+        try:
+            self._current = self._spawn(load)
+        except EdgeopsError as error:
+            how = error.what
+            self._start_later(load, how)
+            self._loop.post(lambda: self._events.crashed(how))
+
+    def _start_later(self, load: Load, why: str) -> None:
+        wait_s = backoff_s(self._crashes, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S)
+        self._crashes += 1
+        log.error("%s; next start in %.1f s", why, wait_s)
+        self._restart = self._loop.after(wait_s, lambda: self._start_current(load))
 
     def _serves_not_yet(self) -> None:
         """The current worker is a new one; the one before may still serve, but gets no more probes."""

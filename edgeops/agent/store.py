@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,9 @@ from edgeops.contracts.wire import Wire, decode, encode
 log = logging.getLogger(__name__)
 
 W = TypeVar("W", bound=Wire)
+
+LOCK_WITHIN_S = 1.0
+_LOCK_LOOK_EVERY_S = 0.01
 
 
 class ComponentRecord(Wire, frozen=True, kw_only=True):
@@ -260,11 +264,17 @@ def _lock(path: Path) -> int:
         fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise durable.disk_error(error, path) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise EdgeopsError(
-            "E-STATE-LOCKED", f"{path.parent} is used by another agent", "Stop it, or name another directory."
-        ) from error
-    return fd
+    deadline_s = time.monotonic() + LOCK_WITHIN_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            # Who only asks whether an agent runs, as `status` does, holds the lock for a moment.
+            if time.monotonic() < deadline_s:
+                time.sleep(_LOCK_LOOK_EVERY_S)
+                continue
+            os.close(fd)
+            raise EdgeopsError(
+                "E-STATE-LOCKED", f"{path.parent} is used by another agent", "Stop it, or name another directory."
+            ) from error
+        return fd

@@ -108,8 +108,7 @@ def become_current(root: Path, trial_s: float) -> Running:
         root: The state directory. Its lock must not be held.
         trial_s: A version on trial has so long to prove itself.
 
-    Raises:
-        EdgeopsError: E-DISK-FULL or E-DISK-WRITE; what cannot be counted is not begun.
+    A disk that refuses to be written to keeps no version from starting: what it holds still serves.
     """
     if (digest := os.environ.get(_RUNS)) is not None:
         return Running(digest, os.environ.get(_BROKEN, ""))
@@ -118,10 +117,11 @@ def become_current(root: Path, trial_s: float) -> Running:
     slots = Slots(directory_of(root))
     if slots.active is None:
         return Running()
+    broken = ""
     if slots.in_trial:
-        _try(root, slots.active, trial_s)
+        broken = _try(root, slots.active, trial_s)
         slots = Slots(directory_of(root))
-    return _run_proved(root, slots)
+    return _run_proved(root, slots, broken)
 
 
 def relaunch() -> None:
@@ -152,11 +152,16 @@ def calm(root: Path) -> None:
         log.error("%s", error)
 
 
-def _run_proved(root: Path, slots: Slots) -> Running:
-    """Become the newest version that is installed whole and gets up; the installed one if there is none."""
-    broken = ""
+def _run_proved(root: Path, slots: Slots, broken: str) -> Running:
+    """Become the newest version that is installed whole and gets up; the installed one if there is none.
+
+    Args:
+        root: The state directory.
+        slots: The versions.
+        broken: One that does not get up; empty: none.
+    """
     for name in (slots.active, slots.fallback):
-        if name is None:
+        if name is None or slots.records[name].slot.digest == broken:
             continue
         slot, digest = slots.bundle_path(name).parent, slots.records[name].slot.digest
         if is_installed(slot, digest) and _count_start(root, digest) <= MAX_STARTS:
@@ -167,15 +172,20 @@ def _run_proved(root: Path, slots: Slots) -> Running:
     return Running("", broken)
 
 
-def _try(root: Path, name: SlotName, trial_s: float) -> None:
-    """Run a version on trial as a child until it has proved itself and ends, or has to be taken back."""
+def _try(root: Path, name: SlotName, trial_s: float) -> str:
+    """Run a version on trial as a child until it has proved itself and ends, or has to be taken back.
+
+    Returns:
+        Its digest, if the disk does not take that it is taken back: whoever runs then does that. Else "".
+    """
     slots = Slots(directory_of(root))
     slot, digest = slots.bundle_path(name).parent, slots.records[name].slot.digest
     environment = {**environment_for(slot, os.environ), _RUNS: digest, _CHILD: "1"}
     environment.pop("WATCHDOG_PID", None)  # the service manager knows this process; its child speaks for both
-    why = "its wheels are not installed"
+    why, started = "its wheels are not installed", 0
     while is_installed(slot, digest):
-        if _count_start(root, digest) > MAX_TRIAL_STARTS:
+        started += 1
+        if max(started, _count_start(root, digest)) > MAX_TRIAL_STARTS:
             why = f"the new agent ended {MAX_TRIAL_STARTS} times in its trial"
             break
         ended = _Child(environment).watch(lambda: not Slots(directory_of(root)).in_trial, _GRACE * trial_s)
@@ -190,7 +200,12 @@ def _try(root: Path, name: SlotName, trial_s: float) -> None:
             # It was asked to end: that says nothing about it.
             calm(root)
             sys.exit(0)
-    _take_back(root, why)
+    try:
+        _take_back(root, why)
+    except EdgeopsError as error:
+        log.error("that could not be kept: %s", error)
+        return digest
+    return ""
 
 
 def _take_back(root: Path, why: str) -> None:
@@ -246,14 +261,17 @@ def _command() -> list[str]:
 
 
 def _count_start(root: Path, digest: str) -> int:
-    """Note a start of a version, and return how many there were in a row."""
+    """Note a start of a version, and return how many there were in a row, as far as the disk has taken that."""
     path = _starts_file(root)
     try:
         starts = decode(path.read_bytes(), Starts, what=str(path))
     except (OSError, EdgeopsError):
         starts = Starts()
     count = starts.count + 1 if starts.digest == digest else 1
-    durable.write_file(path, encode(Starts(digest=digest, count=count)))
+    try:
+        durable.write_file(path, encode(Starts(digest=digest, count=count)))
+    except EdgeopsError as error:
+        log.error("a start could not be counted: %s", error)
     return count
 
 

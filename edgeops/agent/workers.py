@@ -50,7 +50,10 @@ class WorkerProcess:
     ) -> None:
         self.number = next(_numbers)
         self._loop, self._on_message, self._on_gone = loop, on_message, on_gone
-        self._channel, theirs = socket.socketpair()
+        try:
+            self._channel, theirs = socket.socketpair()
+        except OSError as error:
+            raise _no_worker(error) from error
         try:
             self._process = subprocess.Popen(
                 [
@@ -66,11 +69,17 @@ class WorkerProcess:
             )
         except OSError as error:
             self._channel.close()
-            raise EdgeopsError("E-AGENT-WORKER", f"a worker cannot be started: {error}") from error
+            raise _no_worker(error) from error
         finally:
             theirs.close()
         self._group = groups.enclose(self._process.pid, memory_mib) if groups is not None else None
-        threading.Thread(target=self._read, name=f"worker {self.number}", daemon=True).start()
+        try:
+            threading.Thread(target=self._read, name=f"worker {self.number}", daemon=True).start()
+        except RuntimeError as error:  # no more threads
+            self._process.kill()
+            self._process.wait()
+            self._channel.close()
+            raise _no_worker(error) from error
 
     @property
     def pid(self) -> int:
@@ -112,6 +121,10 @@ class WorkerProcess:
 
     def _post(self, message: object) -> None:
         self._loop.post(lambda: self._on_message(self, message))
+
+
+def _no_worker(error: Exception) -> EdgeopsError:
+    return EdgeopsError("E-AGENT-WORKER", f"a worker cannot be started: {error}", "Look at the device's memory.")
 
 
 def _described(status: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgeops.agent import versions
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import AGENT_COMPONENT, Component, ComponentReport, DeploymentState
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.testkit.faults import FailingDisk, failing
 
 pytestmark = pytest.mark.timeout(600)
 WEAKENED = Path(__file__).parent / "weakened"
@@ -257,6 +259,67 @@ def test_a_version_that_ends_again_and_again_is_passed_over(tmp_path: Path, monk
     assert versions._count_start(tmp_path, "sha256:y") == 1
     (versions.directory_of(tmp_path) / "starts.json").write_bytes(b"\0\0")
     assert versions._count_start(tmp_path, "sha256:y") == 1
+
+
+class Became(Exception):
+    """This process was replaced."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__(environment)
+        self.runs, self.broken = (environment[f"EDGEOPS_AGENT_{name}"] for name in ("RUNS", "BROKEN"))
+
+
+def _become(*what: Any) -> None:
+    raise Became(what[2])
+
+
+def versions_of(root: Path, active: str) -> dict[str, str]:
+    """Two versions that are installed: `a` has proved itself, `b` has not. Return their digests."""
+    slots = versions.directory_of(root) / "slots"
+    digests = {name: f"sha256:{name}" for name in "ab"}
+    for number, (name, digest) in enumerate(digests.items(), 1):
+        (slots / name / "site").mkdir(parents=True)
+        slot = {"release": f"{number}.0.0", "digest": digest, "number": number}
+        (slots / name / "slot.json").write_text(json.dumps({"slot": slot, "confirmed": name == "a"}))
+        (slots / name / "site.json").write_text(json.dumps({"digest": digest}))
+    (slots / "active").write_text(json.dumps({"slot": active}))
+    slots.chmod(0o700)
+    return digests
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_writes_keeps_no_agent_from_starting(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be counted, and nothing served until somebody had made room."""
+    digests = versions_of(tmp_path, "a")
+    monkeypatch.setattr(versions.os, "execve", _become)
+    with failing(FailingDisk(tmp_path, error)) as disk, pytest.raises(Became) as became:
+        versions.become_current(tmp_path, 1.0)
+    assert disk.refused
+    assert (became.value.runs, became.value.broken) == (digests["a"], "")
+
+
+def test_a_version_that_dies_on_a_disk_that_refuses_writes_is_left_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = versions_of(tmp_path, "b")
+    started: list[str] = []
+
+    class Child:
+        def __init__(self, environment: dict[str, str]) -> None:
+            started.append(environment["EDGEOPS_AGENT_RUNS"])
+
+        def watch(self, proved: Callable[[], bool], within_s: float) -> int:
+            return 1
+
+    monkeypatch.setattr(versions, "_Child", Child)
+    monkeypatch.setattr(versions.os, "execve", _become)
+    with failing(FailingDisk(tmp_path, errno.EROFS)), pytest.raises(Became) as became:
+        versions.become_current(tmp_path, 1.0)
+    assert started == [digests["b"]] * versions.MAX_TRIAL_STARTS
+    # Told that it does not get up, the version before takes it back: `AgentServing.serve`.
+    assert (became.value.runs, became.value.broken) == (digests["a"], digests["b"])
 
 
 def _made(root: Path) -> bool:

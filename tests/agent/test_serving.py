@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,6 +190,52 @@ def test_a_candidate_that_dies_in_its_self_test_is_only_a_failed_candidate(
     assert rig.expect("test_failed").code == "E-AGENT-WORKER"
     with InferenceClient(rig.url) as client:
         assert client.ready()
+
+
+class NoProcesses:
+    """A device that is short of memory or processes: for a while none can be started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+        self.tries, self.short = 0, True
+        name, error = {
+            "process": ("subprocess.Popen", OSError(errno.EAGAIN, "no more processes")),
+            "socket": ("socket.socketpair", OSError(errno.EMFILE, "too many files")),
+            "thread": ("threading.Thread.start", RuntimeError("can't start new thread")),
+        }[how]
+        owner, _, part = name.rpartition(".")
+        holder: Any = {"subprocess": subprocess, "socket": socket, "threading.Thread": threading.Thread}[owner]
+        real = getattr(holder, part)
+
+        def scarce(*given: Any, **named: Any) -> Any:
+            if self.short and (how != "thread" or given[0].name.startswith("worker")):
+                self.tries += 1
+                raise error
+            return real(*given, **named)
+
+        monkeypatch.setattr(holder, part, scarce)
+
+
+@pytest.mark.parametrize("how", ["process", "socket", "thread"])
+def test_a_device_that_cannot_start_a_process_serves_on_and_tries_again(
+    how: str, rig: ServingRig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither a candidate nor a worker that died ends the agent, and with it all that serves."""
+    rig.serve(bundle)
+    first = rig.pid
+    scarcity = NoProcesses(monkeypatch, how)
+    rig.do(lambda serving: serving.try_out(load_of(bundle, "2.0.0")))
+    assert rig.expect("test_failed").code == "E-AGENT-WORKER"
+    with InferenceClient(rig.url) as client:
+        assert client.ready()
+    os.kill(first, signal.SIGKILL)
+    assert "SIGKILL" in rig.expect("crashed")
+    assert "cannot be started" in rig.expect("crashed")
+    assert "cannot be started" in rig.expect("crashed")
+    assert scarcity.tries >= 3
+    scarcity.short = False
+    rig.expect("serves")
+    with InferenceClient(rig.url) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
 
 
 def test_a_damaged_active_bundle_is_said_and_not_served(rig: ServingRig, tmp_path: Path):

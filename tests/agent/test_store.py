@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from edgeops.agent import store
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import ComponentRecord, StateDirectory, UnitRecord, is_locked
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Desired
@@ -56,6 +58,36 @@ def test_the_lock_ends_with_its_holder(tmp_path: Path):
     StateDirectory(tmp_path / "s").close()
     assert not is_locked(tmp_path / "s")
     StateDirectory(tmp_path / "s").close()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_who_only_looks_whether_an_agent_runs_keeps_none_from_starting(
+    patient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`agent status` and `agent install` look by taking the lock for a moment. Negative control: an agent that does not
+    wait for that moment takes whoever looks for another agent."""
+    if not patient:
+        monkeypatch.setattr(store, "LOCK_WITHIN_S", 0.0)
+    StateDirectory(tmp_path / "s").close()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            is_locked(tmp_path / "s")
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    refused = 0
+    try:
+        for _ in range(2000):
+            try:
+                StateDirectory(tmp_path / "s").close()
+            except EdgeopsError as error:
+                refused += error.code == "E-STATE-LOCKED"
+    finally:
+        over.set()
+        looking.join()
+    assert (refused == 0) is patient
 
 
 DAMAGE = [b"", b"\0" * 200, b"{", b'{"generation":"x"}', b"\xff\xfe"]
