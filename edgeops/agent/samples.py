@@ -6,6 +6,7 @@ signed and what left is in the agent's log and in one small file per command unt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -87,9 +88,31 @@ class SampleStore:
                 record = decode(path.read_bytes(), SampleRecord, what=str(path))
             except (OSError, EdgeopsError) as error:
                 log.error("E-STATE-CORRUPT: %s: %s", path, error)
-                durable.remove_tree(path.with_suffix(".data"))
+                with contextlib.suppress(EdgeopsError):  # a disk that may only be read stops no agent
+                    durable.remove_tree(path.with_suffix(".data"))
                 continue
-            self.records[record.command.id] = record
+            self.records[record.command.id] = self._checked(record)
+
+    def _checked(self, record: SampleRecord) -> SampleRecord:
+        """Return a record that says what lies there: damage to the inputs, or their loss, ends their command."""
+        if record.told or record.state is AnswerState.REFUSED:
+            return record
+        path = self.data_path(record)
+        try:
+            data = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            log.error("E-STATE-CORRUPT: %s: %s", path, error)
+            data = b""
+        if record.state is AnswerState.DONE:
+            whole = hashlib.sha256(data[: record.total]).hexdigest() == record.sha256
+        else:
+            whole = len(data) >= (record.gathered or 0)
+        if whole:
+            return record
+        return msgspec.structs.replace(
+            record, state=AnswerState.REFUSED, code="E-STATE-CORRUPT", what="the inputs were damaged on the device",
+            total=0, sha256="",
+        )  # fmt: skip
 
     def accept(self, command: SamplesCommand, serves: Callable[[str], bool], now_s: float) -> SampleRecord:
         """Take a verified command up, or refuse it; the record is on the disk before anything else happens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -76,8 +77,6 @@ TIDY_EVERY_S = 60.0
 INBOX_EVERY_S = 2.0
 STOP_WITHIN_S = 10.0
 CAPABILITIES_WITHIN_S = 120.0
-MAX_ENVELOPES = 64
-RETRY_FIRST_S, RETRY_MAX_S = 2.0, 900.0
 
 
 class Supervisor:
@@ -470,7 +469,10 @@ class Supervisor:
         deadline.cancel()
         for deployment in self._deployments.values():
             deployment.serving.kill_all()
-        (self._state.root / FACTS_FILE).unlink(missing_ok=True)
+        # What the workers counted until they ended is told after the next start.
+        self._close_window()
+        with contextlib.suppress(OSError):
+            (self._state.root / FACTS_FILE).unlink(missing_ok=True)
 
     def _stop_when_ended(self) -> None:
         if all(deployment.serving.ended for deployment in self._deployments.values()):

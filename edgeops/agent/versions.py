@@ -152,7 +152,7 @@ def calm(root: Path) -> None:
         log.error("%s", error)
 
 
-def _run_proved(root: Path, slots: Slots, broken: str) -> Running:
+def _run_proved(root: Path, slots: Slots, broken: str = "") -> Running:
     """Become the newest version that is installed whole and gets up; the installed one if there is none.
 
     Args:

@@ -274,6 +274,27 @@ def test_telemetry_and_presence_arrive_and_survive_a_broker_that_is_away(
         agent.stop()
 
 
+def test_what_was_answered_just_before_a_stop_is_told_after_the_next_start(
+    fleet: FakeFleet, agent: Agent, release: Any
+):
+    """Workers say every two seconds what they counted, and once more when they end."""
+    fleet.desire(release(1))
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    told = len(fleet.telemetry)
+    for _ in range(3):
+        for _ in range(5):
+            agent.added()
+        agent.stop()
+        agent.start()
+        wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "nothing serves")  # type: ignore[index]
+
+    def count() -> int:
+        windows = {(message.boot_id, message.seq): message for message in fleet.telemetry[told:]}
+        return sum(model.requests for message in windows.values() for model in message.models)
+
+    wait_for(lambda: count() == 15, "requests are missing")
+
+
 def test_a_component_that_is_no_longer_desired_goes_and_others_stay(
     fleet: FakeFleet, agent: Agent, release: Any, tmp_path: Path
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import time
@@ -37,6 +38,7 @@ from edgeops.contracts.samples import (
     unpack_samples,
 )
 from edgeops.contracts.topics import parse_topic, unit_topic
+from edgeops.testkit.faults import FailingDisk, failing
 from edgeops.testkit.power import cuts, recording
 from edgeops.transport.mqtt import Message
 from edgeops.trust import reported as statements
@@ -420,6 +422,54 @@ def test_damaged_samples_are_told_as_such(damage: bytes) -> None:
     with pytest.raises(EdgeopsError) as caught:
         list(unpack_samples(sample(0) + damage))
     assert caught.value.code == "E-WIRE-MALFORMED"
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"xxx", b"y" * 80])
+@pytest.mark.parametrize("count", [2, 3])
+def test_damage_to_what_was_gathered_is_told_and_ends_its_command(
+    damage: bytes | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It ended the agent at each start, or had it send nothing for ever: the inputs go before their record says so."""
+    monkeypatch.setattr(sampling, "LOOK_EVERY_S", 0.01)
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    record = store.accept(command("a", count=count), always, 0.0)
+    for _ in range(2):
+        record = store.add(record, b"x" * 40)
+    path = store.data_path(record)
+    path.write_bytes(damage) if damage is not None else path.unlink()
+    said: list[dict[str, Any]] = []
+
+    def answer(id: str, state: AnswerState, **rest: Any) -> Published:
+        said.append({"state": state, **rest})
+        return Published()
+
+    loop, uplink = Loop(), SimpleNamespace(answer=answer, has_kept=lambda _: True)
+    again = SampleStore(tmp_path / "commands", SampleRules())
+    serving = SimpleNamespace(draw=lambda wish: None)
+    desk = SampleDesk(loop, None, again, uplink, lambda model: serving, lambda: 0.0, lambda error: None)  # type: ignore[arg-type,return-value]
+    desk.start()
+    desk.connected()
+    loop.after(0.5, loop.stop)
+    loop.run()
+    if count == 3 and damage is not None and len(damage) == 80:
+        # What is gathered still is not looked into; the fleet holds the whole against its hash.
+        assert {one["state"] for one in said} == {AnswerState.ACCEPTED}
+        return
+    assert {(one["state"], one["code"], one["total"], one["data"]) for one in said} == {
+        (AnswerState.REFUSED, "E-STATE-CORRUPT", 0, b"")
+    }
+    assert len(said) <= 2
+
+
+def test_a_record_that_cannot_be_read_stops_no_agent_on_a_disk_that_may_only_be_read(tmp_path: Path):
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    record = store.add(store.accept(command("a"), always, 0.0), b"x" * 40)
+    (tmp_path / "commands" / "a.json").write_bytes(b"")
+    with failing(FailingDisk(tmp_path, errno.EROFS)) as disk:
+        assert SampleStore(tmp_path / "commands", SampleRules()).records == {}
+    assert disk.refused
+    assert SampleStore(tmp_path / "commands", SampleRules()).records == {}
+    assert not store.data_path(record).exists()
 
 
 def test_ids_are_remembered_until_they_expire_and_no_longer(tmp_path: Path) -> None:
