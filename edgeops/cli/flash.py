@@ -175,7 +175,7 @@ def batch(
     from edgeops.flash.over_ssh import Flashed, flash
     from edgeops.flash.payload import Packer
 
-    rows = read_plan(plan)
+    rows = read_plan(plan, port)
     fleet = _fleet(home, _wish(name=None, **wished))
     cache, packer = _cache(), Packer()
 

@@ -39,11 +39,12 @@ class Outcome(NamedTuple):
     said: str = ""
 
 
-def read_plan(path: Path) -> list[Row]:
+def read_plan(path: Path, port: int = 22) -> list[Row]:
     """Read a table of boards.
 
     Args:
         path: CSV with a header; `host` is needed, the other columns of `COLUMNS` may be left out.
+        port: Of rows that name none.
 
     Raises:
         EdgeopsError: E-CONFIG; it cannot be read, has an unknown column, or a wrong value, with its line.
@@ -60,7 +61,7 @@ def read_plan(path: Path) -> list[Row]:
     if not rows or len(rows) > MAX_BOARDS:
         raise EdgeopsError("E-CONFIG", f"{path}: {len(rows)} boards; 1 to {MAX_BOARDS} are taken at once")
     for what, values in (
-        ("address", [f"{row.host}:{row.port or ''}" for row in rows]),
+        ("address", [f"{row.host.lower()}:{row.port or port}" for row in rows]),
         ("name", [row.name for row in rows if row.name]),
     ):
         if twice := next((value for value in values if values.count(value) > 1), None):
@@ -75,6 +76,8 @@ def _row(path: Path, line: int, values: dict[str, str | None]) -> Row:
     port = given["port"]
     if not given["host"] or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
         raise EdgeopsError("E-CONFIG", f"{path}:{line}: host {given['host']!r}, port {port!r}")
+    if given["key"] and not Path(given["key"]).expanduser().is_file():
+        raise EdgeopsError("E-CONFIG", f"{path}:{line}: no key {given['key']}", "Name a private key's file.")
     if given["name"]:
         check_name(given["name"], f"device name in line {line}")
     return Row(

@@ -77,8 +77,8 @@ class Link:
         """Connect, or connect again.
 
         Raises:
-            EdgeopsError: E-FLASH-LINK; it cannot be reached. E-FLASH-LOGIN; its host key is not the known one, or it
-                refuses the login. E-DEPENDENCY; asyncssh is missing.
+            EdgeopsError: E-FLASH-LINK; it cannot be reached. E-FLASH-LOGIN; its host key is not the known one, it
+                refuses the login, or our key cannot be used. E-DEPENDENCY; asyncssh is missing.
         """
         ssh = _asyncssh()
         await self.close()
@@ -93,6 +93,7 @@ class Link:
             options["password"] = login.password
         if login.known_hosts is not None:
             options["known_hosts"] = str(login.known_hosts)
+        _check_key(ssh, login)
         try:
             if login.fingerprint is not None:
                 options["known_hosts"] = ([await self._checked_key(ssh)], [], [])
@@ -238,6 +239,24 @@ class Link:
             f"{self.login.host}:{self.login.port}: {what}",
             "Check power and network; again, it goes on.",
         )
+
+
+def _check_key(ssh: Any, login: Login) -> None:
+    """Refuse a private key that cannot be used: a board that is asked without it says nothing of that.
+
+    Raises:
+        EdgeopsError: E-FLASH-LOGIN.
+    """
+    if login.key_file is None:
+        return
+    try:
+        ssh.read_private_key(str(login.key_file))
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        raise EdgeopsError(
+            "E-FLASH-LOGIN", f"private key {login.key_file}: {what}",
+            "One with a passphrase is given to ssh-agent (ssh-add), and --key left out.",
+        ) from error  # fmt: skip
 
 
 def _asyncssh() -> Any:

@@ -160,6 +160,7 @@ def test_boards_of_one_kind_share_one_payload(tmp_path: Path, monkeypatch: pytes
         ("name\na\n", r":1: columns"), ("host,color\na,red\n", r":1: columns"), ("host\n", "0 boards"),
         ("host,port\na,99999\n", r":2: host"), ("host\na\na\n", "two boards have the address"),
         ("host,name\na,x\nb,x\n", "two boards have the name x"), ("host,name\na\n", r":2: another number"),
+        ("host,port\na,\nA,22\n", "two boards have the address a:22"), ("host,key\na,/no/key\n", r":2: no key"),
         ("host,name\na,b,c\n", r":2: another number"), ("host,name\n,x\n", r":2: host"),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -177,6 +178,14 @@ def test_a_strange_host_key_and_a_wrong_key_are_refused(board: LoopbackBoard, tm
     assert code(lambda: flash(board, wish, None, payloads, fingerprint="SHA256:" + "A" * 43)) == "E-FLASH-LOGIN"
     assert code(lambda: flash(board, wish, None, payloads, key_file=board.folder / "other_key")) == "E-FLASH-LOGIN"
     assert code(lambda: flash(board, wish, None, payloads, port=9)) == "E-FLASH-LINK"
+    # A key that nobody could use is no trouble of the network's, and is told before the board is asked.
+    shutil.copy(board.folder / "login_key", tmp_path / "locked")
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", tmp_path / "locked"], check=True)
+    (tmp_path / "none").write_text("no key at all")
+    for unusable in ("locked", "none", "is not there"):
+        with pytest.raises(EdgeopsError, match=f"private key .*{unusable}") as caught:
+            flash(board, wish, None, payloads, key_file=tmp_path / unusable, port=9)
+        assert caught.value.code == "E-FLASH-LOGIN"
 
     async def looks() -> str:
         async with Link(board.login._replace(known_hosts=None, fingerprint=board.fingerprint)) as link:
