@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tty
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 from edgeops.contracts.errors import EdgeopsError
 from firmware_bridge.build import board_firmware, host_firmware
+from firmware_bridge.qmp import Qmp
 
 B = TypeVar("B", bound="Board")
 
@@ -51,7 +53,10 @@ class Board:
 
     def power_on(self) -> None:
         """Start the device."""
-        self._process = subprocess.Popen(self._command, stdin=self._line, stdout=self._line)
+        self._start(self._command)
+
+    def _start(self, command: Sequence[str], files: Sequence[int] = ()) -> None:
+        self._process = subprocess.Popen(command, stdin=self._line, stdout=self._line, pass_fds=files)
 
     def power_off(self) -> None:
         """Take the power away, at whatever moment this is."""
@@ -118,3 +123,39 @@ class QemuBoard(Board):
         ]
         # fmt: on
         super().__init__([*command, *(["-icount", "shift=0"] if count_instructions else [])], launcher)
+        self._monitor: Qmp | None = None
+
+    def power_on(self) -> None:
+        """Start the emulator, with a monitor of its own."""
+        if self._monitor is not None:
+            self._monitor.close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            monitor = ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
+            self._start([*self._command, *monitor], (theirs.fileno(),))
+        self._monitor = Qmp(ours)
+
+    def power_off(self) -> None:
+        """Kill the emulator."""
+        super().power_off()
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+
+    def describe(self) -> str:
+        """Return in words what the machine does now, by QEMU's own monitor; empty: it is off.
+
+        Raises:
+            EdgeopsError: As `Qmp.describe`.
+        """
+        return "" if self._monitor is None else self._monitor.describe()
+
+    def ask(self, command: str) -> None:
+        """Have QEMU do something by its monitor, such as `stop`: the machine hangs until `cont`.
+
+        Raises:
+            EdgeopsError: As `Qmp.ask`; E-MCU-SILENT, it is off.
+        """
+        if self._monitor is None:
+            raise EdgeopsError("E-MCU-SILENT", "the board is off")
+        self._monitor.ask(command)

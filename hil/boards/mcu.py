@@ -133,8 +133,11 @@ class QemuMcuBoard(SerialBoard):
         self._board.power_off()
 
     def console(self) -> str:
-        """Return nothing: its only line is the one that it answers on."""
-        return ""
+        """Return what QEMU says of it: its only line is the one that it answers on."""
+        try:
+            return self._board.describe()
+        except EdgeopsError as error:
+            return error.what
 
     def link(self, answer_within_s: float = ANSWER_WITHIN_S) -> SmpLink:
         """Open its serial line; see `McuBoard`."""

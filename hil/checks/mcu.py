@@ -88,14 +88,16 @@ class McuChecks:
             if error.code != "E-MCU-SILENT":
                 raise
             silent = error
+        state = self._board.console()
         self._board.power_off()
         self._board.power_on()
         try:
             check()
         except EdgeopsError as error:
-            again = "it was power-cycled, answered, and failed again"
+            again = "it was power-cycled, answered, and failed again" + (f" (before: {state})" if state else "")
             raise EdgeopsError(error.code, f"{error.what}; {again}", error.next_step) from error
-        raise broken(self._board.name, f"{silent.what}; it was power-cycled, and then the check could be made")
+        what = f"{silent.what}; it was power-cycled, and then the check could be made"
+        raise broken(self._board.name, what, state)
 
     def _boot(self) -> Found:
         start_s = time.monotonic()

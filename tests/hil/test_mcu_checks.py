@@ -120,14 +120,14 @@ def test_a_board_that_says_garbage_or_nothing_is_broken(tmp_path: Path) -> None:
 def test_a_line_that_is_lost_in_mid_test_says_nothing_of_the_release_and_ends_that_board_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The emulator dies in the golden check: the board is power-cycled, and then the check could be made."""
+    """The emulator hangs in the golden check: the board is power-cycled, and then the check could be made."""
     whole = mcu.QemuMcuBoard.link
     calls = []
 
     def dying(board: mcu.QemuMcuBoard, answer_within_s: float = ANSWER_WITHIN_S) -> object:
         calls.append(1)
         if len(calls) == 6 and board.name == "m4":
-            board.power_off()
+            board._board.ask("stop")
             return whole(board, 0.2)
         return whole(board, answer_within_s)
 
@@ -137,6 +137,8 @@ def test_a_line_that_is_lost_in_mid_test_says_nothing_of_the_release_and_ends_th
     bad = next(check for check in lost.checks if check.verdict not in (Verdict.PASSED, Verdict.SKIPPED))
     assert (lost.verdict, bad.verdict, bad.code) == (Verdict.BROKEN, Verdict.BROKEN, "E-HIL-BOARD")
     assert "power-cycled" in bad.said
+    # What the board did when it was silent is gone with its power, so it is asked for before.
+    assert "QEMU: paused, pc 0x" in bad.said
     assert not failed(lost)
     assert lost.checks[-1].verdict is Verdict.SKIPPED
     assert other.verdict is Verdict.PASSED
@@ -148,6 +150,8 @@ def test_a_model_that_hangs_the_board_is_failed_not_broken(tmp_path: Path) -> No
     result = run(mcu_bundle(tmp_path / "b", extra=HANG).directory, effort=Effort(runs=1, cuts=0))
     assert result.verdict is Verdict.FAILED
     assert {check.verdict for check in result.checks if check.check in ("boot", "size")} == {Verdict.PASSED}
+    # The report says where the processor is; its only line is the one that it answers on.
+    assert result.console.startswith("QEMU: running, pc 0x")
 
 
 def test_two_runs_never_share_a_board(tmp_path: Path) -> None:
