@@ -19,7 +19,8 @@ ANSWER_WITHIN_S = 3.0
 ERASE_WITHIN_S = 40.0
 _ATTEMPTS = 4
 _NO_ANSWER = ("E-MCU-SILENT", "E-MCU-ANSWER")
-# A device may lose the end of an upload's session by a reset; then the upload begins again where its flash ends.
+# A device may lose the end of an upload's session by a reset; then the upload begins again where its flash ends. So
+# often in a row without a byte more than before.
 _UPLOAD_RESTARTS = 8
 _SMALLEST_BUFFER = 96
 # Of a server that does not tell: less than Zephyr and MCUboot's serial recovery have.
@@ -28,6 +29,9 @@ _ROOM_FOR_FIRST_KEYS = 96
 _ROOM_FOR_KEYS = 32
 # More than the memory of such a device.
 _MAX_OUTPUT = 1 << 22
+# No count, clock or size of such a device is larger, and everything that is reckoned with it stays a number.
+_MAX_COUNT = 1 << 53
+_MAX_TEXT = 200
 
 
 class Image(NamedTuple):
@@ -179,7 +183,7 @@ class SmpLink:
 
     def system_info(self) -> str:
         """Return what the firmware calls itself."""
-        return _of(self.request(packets.SYSTEM_INFO, {}), "output", str)
+        return _shown(_of(self.request(packets.SYSTEM_INFO, {}), "output", str))
 
     def images(self) -> list[Image]:
         """Return the slots that hold a blob."""
@@ -248,6 +252,7 @@ class SmpLink:
             try:
                 if self.echo("back") == "back":
                     return
+                raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: an echo is another text")
             except EdgeopsError as error:
                 if error.code not in _NO_ANSWER or time.monotonic() > end_s:
                     raise
@@ -262,21 +267,23 @@ class SmpLink:
         Raises:
             EdgeopsError: E-MCU-REFUSED; the device refuses it, with its reason. As `request`.
         """
-        offset = 0
-        for _ in range(_UPLOAD_RESTARTS):
+        offset = furthest = restarts = 0
+        while restarts < _UPLOAD_RESTARTS:
+            before = offset
             try:
-                offset = self._send_part(blob, 0)
-                while 0 < offset < len(blob):
-                    on_progress(offset, len(blob))
-                    offset = self._send_part(blob, offset)
+                offset = self._send_part(blob, offset)
             except EdgeopsError as error:
                 if error.code != "E-MCU-REFUSED" or not error.what.endswith(refusals.OFFSET):
                     raise
-                continue  # the device was reset: ask it how far it is
-            if offset == len(blob):
+                offset = 0  # the device was reset: ask it how far it is
+            if offset:
                 on_progress(offset, len(blob))
+            if offset == len(blob):
                 return
-            # It wants the first byte again: a server that forgets an upload when it is reset.
+            # A server that forgets an upload when it is reset wants the first byte again.
+            restarts += offset <= before
+            if offset > furthest:
+                furthest, restarts = offset, 0
         raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: the device is reset again and again during the upload")
 
     def _send_part(self, blob: bytes, offset: int) -> int:
@@ -296,11 +303,12 @@ class SmpLink:
     def statistics(self, name: str) -> dict[str, int]:
         """Return counters of a group: `smp` or `model`."""
         fields = _of(self.request(packets.STATISTICS, {"name": name}), "fields", dict)
-        return {str(key): value for key, value in fields.items() if isinstance(value, int)}
+        return {_shown(str(key)): _of(fields, key, int) for key, value in fields.items() if type(value) is int}
 
     def model_info(self) -> ModelInfo:
         """Return what the firmware accepts and runs."""
         got = self.request(packets.MODEL_INFO, {})
+        model, version = _maybe(got, "model", str), _maybe(got, "version", str)
         return ModelInfo(
             abi=_of(got, "abi", int),
             cpu=_of(got, "cpu", int),
@@ -309,8 +317,8 @@ class SmpLink:
             floor=_of(got, "floor", int),
             outcome=_of(got, "outcome", int),
             trial=_of(got, "trial", bool),
-            model=_maybe(got, "model", str),
-            version=_maybe(got, "version", str),
+            model=None if model is None else _shown(model),
+            version=None if version is None else _shown(version),
             counter=_maybe(got, "counter", int),
             hash=_maybe(got, "hash", bytes),
             input_size=_maybe(got, "in", int),
@@ -333,7 +341,7 @@ class SmpLink:
             self.request(packets.MODEL_INPUT, {"off": offset, "data": part})
         run = self.request(packets.MODEL_RUN, {})
         size, ticks, hz = _of(run, "len", int), _of(run, "ticks", int), _of(run, "hz", int)
-        if not (0 <= size <= _MAX_OUTPUT and ticks >= 0 and hz > 0):
+        if size > _MAX_OUTPUT or not hz:
             said = f"{size} bytes of output in {ticks} ticks of {hz} a second"
             raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: {said}")
         output = bytearray()
@@ -380,7 +388,13 @@ def _of(values: dict[str, Any], key: str, kind: type[T]) -> T:
     value = values.get(key)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise EdgeopsError("E-MCU-ANSWER", f"an answer's {key!r} is {type(value).__name__}, not {kind.__name__}")
+    if isinstance(value, int) and not 0 <= value <= _MAX_COUNT:
+        raise EdgeopsError("E-MCU-ANSWER", f"an answer's {key!r} is no count")
     return value
+
+
+def _shown(value: str) -> str:
+    return packets.shown(value, _MAX_TEXT)
 
 
 def _maybe(values: dict[str, Any], key: str, kind: type[T]) -> T | None:
@@ -395,5 +409,7 @@ def _images(values: dict[str, Any]) -> list[Image]:
         # Zephyr leaves out what is false, and serial recovery the hash.
         entry = {"pending": False, "confirmed": False, "active": False, "hash": b"", **entry}
         flags = (_of(entry, key, bool) for key in ("pending", "confirmed", "active"))
-        images.append(Image(_of(entry, "slot", int), _of(entry, "version", str), _of(entry, "hash", bytes), *flags))
+        images.append(
+            Image(_of(entry, "slot", int), _shown(_of(entry, "version", str)), _of(entry, "hash", bytes), *flags)
+        )
     return images

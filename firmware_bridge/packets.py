@@ -13,6 +13,7 @@ from edgeops.contracts.errors import EdgeopsError
 
 _HEADER = struct.Struct(">BBHHBB")
 _VERSION_2 = 1 << 3
+_DEEPEST = 8
 
 
 class Op(enum.IntEnum):
@@ -87,4 +88,24 @@ def decode(packet: bytes) -> Packet:
         raise EdgeopsError("E-MCU-ANSWER", f"a packet's body is not CBOR: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise EdgeopsError("E-MCU-ANSWER", "a packet's body is not a map with text keys")
+    if not _is_plain(values, _DEEPEST):
+        raise EdgeopsError("E-MCU-ANSWER", "a packet's body holds what no answer has: tags, or numbers beyond 64 bits")
     return Packet(op & 7, group, number, sequence, values)
+
+
+def _is_plain(value: object, deepest: int) -> bool:
+    """Say whether a value is of the kinds that answers have. CBOR knows more: numbers without end, loops, patterns."""
+    if isinstance(value, dict):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, list):
+        parts = value
+    elif isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 64
+    else:
+        return value is None or isinstance(value, str | bytes | float)
+    return deepest > 0 and all(_is_plain(part, deepest - 1) for part in parts)
+
+
+def shown(text: str, most: int) -> str:
+    """Return so much of what a device says as may go into reports and logs, and onto a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:most])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from firmware_bridge import packets
+
 OFFSET = "the bytes do not follow those that came"
 # What edgeops' firmware says beside the code.
 _REASONS = {
@@ -79,9 +81,10 @@ def told(values: dict[str, Any]) -> str | None:
     if not code and not error:
         return None
     if isinstance(reason, str):
-        return _REASONS.get(reason, reason[:80])
+        return _REASONS.get(reason) or packets.shown(reason, 80)
     words = _PROTOCOL
     if isinstance(error, dict):
         code = error.get("rc", 0)
         words = _IMAGE if error.get("group") == _IMAGE_GROUP else _PROTOCOL
-    return words.get(code, f"error {error or code}") if isinstance(code, int) else f"error {error or code}"
+    unknown = packets.shown(f"error {error or code}", 80)
+    return words.get(code, unknown) if isinstance(code, int) else unknown

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeops.cli.options import FloatRange
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
@@ -100,7 +101,7 @@ def key(rig: str, folders: tuple[Path, ...]) -> None:
 @click.option("--board", help="Which [the first of the bundles' profile].")
 @click.option("--runs", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Timed inferences.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Inference threads.")
-@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
+@click.option("--wait", "wait_s", type=FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
 @json_option
 def measure(
     rig: str,
@@ -156,11 +157,9 @@ def measure(
 @click.option("--runs", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Timed inferences.")
 @click.option("--samples", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Labelled samples.")
 @click.option("--cuts", type=click.IntRange(0, 1000), default=3, show_default=True, help="Power cuts.")
-@click.option(
-    "--soak", "soak_s", type=click.FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end."
-)
+@click.option("--soak", "soak_s", type=FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end.")
 @_CHECKS
-@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
+@click.option("--wait", "wait_s", type=FloatRange(0), default=0.0, help="Seconds to wait for a board in use.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
 @click.option("--evidence", type=click.Path(path_type=Path, dir_okay=False), help="Write the result, signed, here.")
@@ -252,9 +251,7 @@ def run(
 @click.option("--runs", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Timed inferences.")
 @click.option("--samples", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Labelled samples.")
 @click.option("--cuts", type=click.IntRange(0, 1000), default=3, show_default=True, help="Power cuts.")
-@click.option(
-    "--soak", "soak_s", type=click.FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end."
-)
+@click.option("--soak", "soak_s", type=FloatRange(0, 7 * 86400), default=0.0, help="Seconds of asking at the end.")
 @_CHECKS
 @click.option("--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
 def serve(

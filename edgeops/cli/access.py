@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgeops.cli.options import served_option
+from edgeops.cli.options import FloatRange, served_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.access import Role
 
@@ -24,7 +24,7 @@ def command() -> None:
 @json_option
 @click.argument("name")
 @click.option("--role", type=click.Choice(_ROLES), required=True)
-@click.option("--valid-days", default=90.0, show_default=True, type=click.FloatRange(0, 366, min_open=True))
+@click.option("--valid-days", default=90.0, show_default=True, type=FloatRange(0, 366, min_open=True))
 def create(home: Path, name: str, role: str, valid_days: float, as_json: bool) -> None:
     """Make a token for somebody; it is shown once."""
     from edgeops.client.api import Api

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeops.cli.options import FloatRange
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
@@ -48,14 +49,14 @@ def command() -> None:
 )
 @click.option(
     "--telemetry-window-s",
-    type=click.FloatRange(1, 86400),
+    type=FloatRange(1, 86400),
     default=900.0,
     show_default=True,
     help="How long a telemetry window is.",
 )
 @click.option(
     "--confirm-after-s",
-    type=click.FloatRange(0.5, 86400),
+    type=FloatRange(0.5, 86400),
     default=5.0,
     show_default=True,
     help="How long a new bundle must be healthy before it is kept.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgeops.cli.options import FloatRange
 from edgeops.cli.output import json_option, print_json, print_table
 
 _DAY_S = 86_400.0
@@ -29,7 +30,7 @@ def show(as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--unused-days", type=click.FloatRange(min=0), default=0, help="Only what was not used for so long.")
+@click.option("--unused-days", type=FloatRange(min=0), default=0, help="Only what was not used for so long.")
 @json_option
 def clear(unused_days: float, as_json: bool) -> None:
     """Remove products; the next compile makes again what it needs. Downloads and toolchains stay."""

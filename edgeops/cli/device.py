@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeops.cli.options import served_option
+from edgeops.cli.options import FloatRange, served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
@@ -200,10 +200,8 @@ def renew(home: Path, name: str) -> None:
 @click.argument("model", required=False)
 @click.option("--count", default=16, show_default=True, type=click.IntRange(1, MAX_SAMPLES), help="Requests at most.")
 @click.option("--max-kib", default=4096, show_default=True, type=click.IntRange(1, MAX_SAMPLES_BYTES >> 10))
-@click.option("--within-s", default=600.0, show_default=True, type=click.FloatRange(1, MAX_SAMPLES_S), help="So long.")
-@click.option(
-    "--share", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Of requests."
-)
+@click.option("--within-s", default=600.0, show_default=True, type=FloatRange(1, MAX_SAMPLES_S), help="So long.")
+@click.option("--share", default=1.0, show_default=True, type=FloatRange(0, 1, min_open=True), help="Of requests.")
 @click.option("--fetch", "id", metavar="ID", help="Fetch what was asked for before.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the inputs, as .npy files.")
 def samples(

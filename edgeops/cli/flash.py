@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgeops.cli.options import served_option
+from edgeops.cli.options import FloatRange, served_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
@@ -68,7 +68,7 @@ def _wish_options(function: F) -> F:
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             help="A release to install at once, as `edgeops release export` writes it.",
         ),
-        click.option("--online-within", "online_within_s", type=click.FloatRange(1), default=180.0, show_default=True),
+        click.option("--online-within", "online_within_s", type=FloatRange(1), default=180.0, show_default=True),
         click.option("--start/--no-start", default=True, help="Start it and wait until it is online."),
     ):
         function = option(function)

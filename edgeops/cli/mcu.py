@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeops.cli.options import FloatRange
 from edgeops.cli.output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def install(port: str, image: Path, confirm: bool, key: Path | None) -> None:
 
 
 def _install_model(port: str, data: bytes, confirm: bool) -> None:
+    from edgeops.contracts.errors import EdgeopsError
     from firmware_bridge import blobs
     from firmware_bridge.link import check_fit
 
@@ -105,6 +107,9 @@ def _install_model(port: str, data: bytes, confirm: bool) -> None:
             link.infer(bytes(header.input.nbytes))
             link.confirm(identity)
         info = link.model_info()
+    if info.hash != identity:
+        runs = "nothing" if info.model is None else f"{info.model} {info.version}"
+        raise EdgeopsError("E-TRIAL", f"{port}: the device went back and runs {runs}; outcome {info.outcome}")
     click.echo(f"{info.model} {info.version} {'is on trial' if info.trial else 'is confirmed'}")
 
 
@@ -163,7 +168,7 @@ def _durations(done: list[Inference]) -> dict[str, float | int]:
 
 @command.command()
 @click.argument("port")
-@click.option("--every", "every_s", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds.")
+@click.option("--every", "every_s", type=FloatRange(0.1, 86400), default=5.0, show_default=True, help="Seconds.")
 @click.option("--count", type=click.IntRange(1), default=None, help="End after so many lines; default: never.")
 def monitor(port: str, every_s: float, count: int | None) -> None:
     """Print the counters of the device at PORT again and again, one line of JSON each."""
@@ -201,6 +206,8 @@ def flash(target: str, image: Path, way: str, address: str, chip: str, key: Path
         begins = int(address, 0)
     except ValueError as error:
         raise EdgeopsError("E-CONFIG", f"--address {address!r} is no number", "Give one such as 0x10000.") from error
+    if not 0 <= begins < 1 << 32:
+        raise EdgeopsError("E-CONFIG", f"--address {address} is no address of 32 bits", "Give one such as 0x10000.")
     make: Callable[[str, Options], Flasher] = plugins.load("edgeops.flashers", way)
     board, data = make(target, Options(begins, chip, key)), image.read_bytes()
     for line in board.plan(data):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeops import plugins
-from edgeops.cli.options import home_option, keys_option
+from edgeops.cli.options import FloatRange, home_option, keys_option
 from edgeops.cli.output import json_option, print_json, print_table
 from edgeops.contracts.errors import EdgeopsError
 
@@ -44,7 +44,7 @@ _LATE_S = 5.0
     "--within-s",
     default=3600.0,
     show_default=True,
-    type=click.FloatRange(1, 86400),
+    type=FloatRange(1, 86400),
     help="With --device: how long to wait for it.",
 )
 def command(

@@ -14,6 +14,17 @@ _CONTEXT = "edgeops.context"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class FloatRange(click.FloatRange):
+    """As click's, but what is no number (`nan`) is in no range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
+
 def home_option(function: F) -> F:
     """Add `--home`: the fleet's home, from EDGEOPS_HOME or ./edgeops-home where it is not given."""
     return click.option(

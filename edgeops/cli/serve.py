@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from edgeops.cli.options import home_option
+from edgeops.cli.options import FloatRange, home_option
 
 
 @click.command()
@@ -30,7 +30,7 @@ from edgeops.cli.options import home_option
 @click.option("--web", is_flag=True, help="Serve the read-only web page, at /ui of the REST API's address.")
 @click.option(
     "--requests-per-s",
-    type=click.FloatRange(1, 100_000),
+    type=FloatRange(1, 100_000),
     default=100.0,
     show_default=True,
     help="Requests of one API token each second, in the long run; four seconds' worth at once.",

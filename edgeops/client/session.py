@@ -5,6 +5,7 @@ A lost connection and status 503 are tried again. A change has an idempotency ke
 
 from __future__ import annotations
 
+import math
 import random
 import ssl
 import time
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import urllib3
@@ -99,14 +100,15 @@ class Session:
         """Make one request, again where that may help; it is carried out once at most.
 
         Raises:
-            EdgeopsError: E-NET-UNREACHABLE, E-NET-RESPONSE, or what the control plane answered.
+            EdgeopsError: E-NET-UNREACHABLE, E-NET-RESPONSE, or what the control plane answered. E-API-REQUEST; it would
+                refuse this: nothing was sent.
         """
         headers = dict(self._headers)
         if method != "GET":
             headers["Idempotency-Key"] = str(uuid.uuid4())
         if body is not None:
             headers["Content-Type"] = "application/json"
-        data = None if body is None else msgspec.json.encode(body)
+        data = None if body is None else _encoded(body)
         until_s = time.monotonic() + RETRY_WITHIN_S
         attempt = 0
         while True:
@@ -187,3 +189,25 @@ def _fields(query: Query) -> list[tuple[str, str]]:
     return [
         (name, value) for name, values in query.items() for value in ([values] if isinstance(values, str) else values)
     ]
+
+
+def _encoded(body: object) -> bytes:
+    """Return a body as JSON. What is no number would become `null`, which says that nothing is asked: no gate.
+
+    Raises:
+        EdgeopsError: E-API-REQUEST.
+    """
+    plain = msgspec.to_builtins(body)
+    wrong = next(_not_finite(plain), None)
+    if wrong is not None:
+        raise EdgeopsError("E-API-REQUEST", f"{wrong} is not a number", "Give a finite one.")
+    return msgspec.json.encode(plain)
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Name each number that is none, or is without end."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        yield from _not_finite(part, f"{name}.{key}" if name else str(key))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name

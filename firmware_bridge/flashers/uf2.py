@@ -52,8 +52,8 @@ class Uf2Drive:
 
     def plan(self, image: bytes) -> list[str]:
         """Say what is written; see `Flasher.plan`."""
-        blocks = -(-len(image) // PAYLOAD)
-        return [f"write {len(image)} bytes as {blocks} blocks to {self._drive / IMAGE_FILE}"]
+        count = sum(1 for _ in blocks(image, self._address, 0))
+        return [f"write {len(image)} bytes as {count} blocks to {self._drive / IMAGE_FILE}"]
 
     def write(self, image: bytes, *, on_progress: Callable[[int, int], object] = lambda _done, _all: None) -> None:
         """Copy the blocks; the board starts by itself when it has the last one."""
@@ -93,9 +93,9 @@ def blocks(image: bytes, address: int, family: int) -> Iterator[bytes]:
         family: Number of the board's family.
 
     Raises:
-        EdgeopsError: E-MCU-BLOB; nothing to write, or an address that no block begins at.
+        EdgeopsError: E-MCU-BLOB; nothing to write, or an address that no block begins at, or past the last one.
     """
-    if not image or address % PAYLOAD:
+    if not image or address % PAYLOAD or not 0 <= address <= (1 << 32) - len(image):
         raise EdgeopsError("E-MCU-BLOB", f"{len(image)} bytes at {address:#x} are no UF2 image")
     count = -(-len(image) // PAYLOAD)
     for number in range(count):

@@ -145,6 +145,19 @@ def test_another_ca_is_not_trusted(standing: Serving, tmp_path: Path) -> None:
     assert standing.api.health().status == "ok"  # negative control
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_gate_that_is_no_number_is_not_sent_as_no_gate(standing: Serving, number: float) -> None:
+    """JSON knows no such number: `null` stands for it, which asks for no gate at all."""
+    wish = rollout_resources.RolloutWish(
+        model="adder", version="1.0.0", gates=rollout_resources.GatesInfo(error_rate_max=number)
+    )
+    assert b'"error_rate_max":null' in msgspec.json.encode(wish)
+    with pytest.raises(EdgeopsError) as caught:
+        Api.from_home(standing.home).create_rollout(wish)
+    assert caught.value.code == "E-API-REQUEST"
+    assert "gates.error_rate_max" in caught.value.what
+
+
 def test_plain_http_is_refused_by_the_client(standing: Serving) -> None:
     with pytest.raises(EdgeopsError, match="E-CONFIG"):
         Api(standing.ready["api"].replace("https", "http"), "t", standing.home / "ca" / "ca.pem")

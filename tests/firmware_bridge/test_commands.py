@@ -14,6 +14,7 @@ from edgeops.cli.mcu import command
 from edgeops.contracts.errors import EdgeopsError
 from firmware_bridge import blobs
 from firmware_bridge.emulated import HostBoard
+from firmware_bridge.link import SmpLink
 
 pytestmark = pytest.mark.usefixtures("host_compiler")
 
@@ -84,3 +85,18 @@ def test_a_blob_that_cannot_be_installed_is_refused_before_the_upload(board: Hos
 
 def test_ports_are_listed():
     assert isinstance(json.loads(edgeops("list", "--json").stdout), list)
+
+
+def test_a_trial_that_is_over_already_is_no_success(board: HostBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The device was reset once more by somebody, and runs what it ran before."""
+    edgeops("install", board.url, write(tmp_path, "good", signed(adder(tmp_path))))
+    reset = SmpLink.reset
+    monkeypatch.setattr(SmpLink, "reset", lambda self: [reset(self) for _ in range(2)])
+    with pytest.raises(EdgeopsError, match="went back and runs adder") as caught:
+        edgeops("install", board.url, write(tmp_path, "next", signed(adder(tmp_path, add=2), "2.0.0")), "--trial")
+    assert caught.value.code == "E-TRIAL"
+
+
+def test_no_number_is_in_no_range(board: HostBoard):
+    done = CliRunner().invoke(command, ("monitor", board.url, "--count", "2", "--every", "nan"))
+    assert (done.exit_code, "'nan' is no number" in done.output) == (2, True)

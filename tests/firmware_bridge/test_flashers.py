@@ -276,6 +276,16 @@ def test_ways_that_are_none_or_claimed_twice_are_refused(package: Callable[[str]
     assert caught.value.code == "E-PLUGIN"
 
 
+@pytest.mark.parametrize("address", ["-256", "0x100000000", "0x10001", "0xffffff00"])
+def test_an_address_where_nothing_can_lie_is_refused_by_the_plan_already(tmp_path: Path, address: str):
+    image = tmp_path / "image.bin"
+    image.write_bytes(bytes(1000))
+    words = ("flash", str(tmp_path), str(image), "--by", "uf2", "--plan", "--address", address)
+    done = CliRunner().invoke(command, words)
+    assert isinstance(done.exception, EdgeopsError)
+    assert done.exception.code in ("E-CONFIG", "E-MCU-BLOB")
+
+
 def test_a_plan_touches_nothing(tmp_path: Path):
     file = tmp_path / "image.bin"
     file.write_bytes(IMAGE)

@@ -6,19 +6,21 @@ import contextlib
 import os
 import random
 import re
+import struct
 import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_code import CRASH, FAIL, HANG, OTHER_KEY, PUBLIC_KEY, adder, signed
 
 from edgeops.contracts.errors import EdgeopsError
-from firmware_bridge import blobs, frames, packets
+from firmware_bridge import blobs, frames, packets, refusals
 from firmware_bridge.emulated import HostBoard
 from firmware_bridge.link import ModelInfo, SmpLink, check_fit
 from firmware_bridge.packets import Command, Op
@@ -419,6 +421,12 @@ def test_any_request_is_answered(link: SmpLink, group: int, number: int, op: Op,
     assert link.echo("alive") == "alive"
 
 
+def answer_of(values: dict[str, Any]) -> bytes:
+    """The answer to a link's first echo."""
+    body = cbor2.dumps(values)
+    return frames.encode(struct.pack(">BBHHBB", 0x0B, 0, len(body), 0, 1, 0) + body)
+
+
 class Answering:
     """A pseudo terminal whose other end answers every write with what it is told to."""
 
@@ -453,8 +461,26 @@ class Answering:
         (frames.encode(packets.encode(packets.ECHO, 1, {"d": "x"})), "E-MCU-ANSWER"),
         (frames.encode(bytes([11, 0, 0, 1, 0, 0, 1, 0, 0xFF])), "E-MCU-ANSWER"),
         (frames.encode(bytes([11, 0, 0, 1, 0, 0, 1, 0, 0xA0])), "E-MCU-ANSWER"),
+        (answer_of({"rc": 1 << 16000}), "E-MCU-ANSWER"),
+        (answer_of({"err": {"group": 0, "rc": -(1 << 16000)}}), "E-MCU-ANSWER"),
+        (answer_of({"r": cbor2.CBORTag(35, "(")}), "E-MCU-ANSWER"),
+        (answer_of({"r": [[[[[[[[[[]]]]]]]]]]}), "E-MCU-ANSWER"),
+        (answer_of({"rsn": "\x1b[2J", "rc": 1}), "E-MCU-REFUSED"),
     ],
-    ids=["nothing", "a console", "noise", "another answer", "an echoing line", "no map", "a map without the key"],
+    ids=[
+        "nothing",
+        "a console",
+        "noise",
+        "another answer",
+        "an echoing line",
+        "no map",
+        "a map without the key",
+        "a number without end",
+        "an error without end",
+        "a pattern",
+        "nested",
+        "an escape sequence",
+    ],
 )
 def test_a_device_that_is_not_ours_is_told_apart(answer: bytes, code: str):
     port = Answering(answer)
@@ -462,10 +488,13 @@ def test_a_device_that_is_not_ours_is_told_apart(answer: bytes, code: str):
     with SmpLink(SerialPort(port.url), answer_within_s=patience_s) as link, pytest.raises(EdgeopsError) as caught:
         link.echo("who is there?")
     assert caught.value.code == code
+    assert "\x1b" not in caught.value.what
     port.unplug()
 
 
-@pytest.mark.parametrize(("key", "value"), [("len", -1), ("len", 1 << 40), ("ticks", -5), ("hz", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("len", -1), ("len", 1 << 40), ("ticks", -5), ("ticks", 1 << 60), ("hz", 0), ("hz", -1)]
+)
 def test_a_run_that_cannot_be_is_no_answer(
     link: SmpLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: int
 ):
@@ -481,6 +510,85 @@ def test_a_run_that_cannot_be_is_no_answer(
     monkeypatch.setattr(link, "request", garbled)
     with pytest.raises(EdgeopsError) as caught:
         link.infer(INPUT)
+    assert caught.value.code == "E-MCU-ANSWER"
+
+
+class Liar:
+    """Stands in for `SmpLink.request` with a device that always answers, and whose answers lead nowhere.
+
+    Args:
+        answers: Command → its answers, one after the other; the last one is given again and again.
+    """
+
+    def __init__(self, answers: dict[Command, list[dict[str, Any]]]) -> None:
+        self._answers = answers
+        self.asked = 0
+
+    def __call__(self, command: Command, values: dict[str, Any], **_: Any) -> dict[str, Any]:
+        self.asked += 1
+        assert self.asked < 5000, "it is asked without end"
+        left = self._answers[command]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+
+def lying_link(answers: dict[Command, list[dict[str, Any]]]) -> SmpLink:
+    class NoPort:
+        name = "liar"
+
+    made = SmpLink(NoPort())  # type: ignore[arg-type]
+    made.request = Liar({packets.PARAMETERS: [{"buf_size": 512}], **answers})  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [[300], [0], [300, 200], [300, 200, 250, 200, 250] * 50],
+    ids=["stuck", "at its begin", "back", "to and fro"],
+)
+def test_an_upload_that_comes_no_further_ends(offsets: list[int]):
+    link = lying_link({packets.UPLOAD: [{"off": offset} for offset in offsets]})
+    with pytest.raises(EdgeopsError) as caught:
+        link.upload(bytes(4000))
+    assert caught.value.code == "E-MCU-ANSWER"
+
+
+def test_an_upload_that_loses_many_answers_but_comes_further_goes_on():
+    """On a noisy line the device often has more than it could say."""
+    lost = EdgeopsError("E-MCU-REFUSED", f"the device refuses: {refusals.OFFSET}")
+    link = lying_link({})
+    offsets, told = iter(range(100, 4001, 100)), []
+
+    def noisy(command: Command, values: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if command == packets.PARAMETERS:
+            return {"buf_size": 512}
+        if values["off"]:
+            raise lost
+        return {"off": next(offsets)}
+
+    link.request = noisy  # type: ignore[method-assign]
+    link.upload(bytes(4000), on_progress=lambda done, _: told.append(done))
+    assert told == list(range(100, 4001, 100))
+
+
+def test_a_device_that_echoes_something_else_is_not_back():
+    link = lying_link({packets.IMAGE_STATE: [{"images": []}], packets.RESET: [{}], packets.ECHO: [{"r": "front"}]})
+    with pytest.raises(EdgeopsError) as caught:
+        link.reset(back_within_s=0.0)
+    assert caught.value.code == "E-MCU-ANSWER"
+
+
+def test_what_a_device_calls_itself_cannot_speak_to_a_terminal_or_fill_a_report():
+    link = lying_link({packets.SYSTEM_INFO: [{"output": "edgeops-mcu \x1b]0;x\x07\r\n" + "y" * 2000}]})
+    said = link.system_info()
+    assert said.startswith("edgeops-mcu \ufffd]0;x\ufffd\ufffd\ufffdyyy")
+    assert len(said) == 200
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 60])
+def test_counters_that_cannot_be_are_no_answer(count: int):
+    link = lying_link({packets.STATISTICS: [{"fields": {"inferences": count}}]})
+    with pytest.raises(EdgeopsError) as caught:
+        link.statistics("model")
     assert caught.value.code == "E-MCU-ANSWER"
 
 

@@ -6,7 +6,7 @@ Imported by that thread alone: it needs numpy, which the supervisor does not loa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,10 +117,10 @@ def confirm(link: SmpLink, model: Installable) -> None:
         link.confirm(model.identity)
 
 
-def end_trial(link: SmpLink, model: Installable) -> None:
-    """Have the device return to what it ran before, if this model is on trial there."""
+def end_trial(link: SmpLink, identities: Collection[bytes]) -> None:
+    """Have the device return to what it ran before, if one of these models is on trial there."""
     info = link.model_info()
-    if info.trial and info.hash == model.identity:
+    if info.trial and info.hash in identities:
         link.reset()
 
 

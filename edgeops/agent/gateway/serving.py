@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeops.agent.channel import Load
 from edgeops.agent.gateway.line import Job, McuLine
@@ -32,6 +32,14 @@ _ASK_WITHIN_S = 30.0
 _PROGRESS_STEP = 0.1
 
 
+class _Candidate(NamedTuple):
+    """What is tried out, its job, and how the device names what the job has brought it, known once it has begun."""
+
+    load: Load
+    job: Job
+    identities: list[bytes]
+
+
 class McuServing:
     """One model of a microcontroller: in trial it runs on the device unconfirmed, and is confirmed there with the slot.
 
@@ -54,7 +62,7 @@ class McuServing:
         self._install_within_s = install_within_s
         self.is_serving = False
         self.has_tested_candidate = False
-        self._candidate: tuple[Load, Job] | None = None
+        self._candidate: _Candidate | None = None
         self._current: Load | None = None
         self._keep = False
         self._keeping: Job | None = None
@@ -69,19 +77,22 @@ class McuServing:
     def try_out(self, load: Load, *, alone: bool = False) -> None:
         """Install a candidate on trial and test it: the device runs it from then on; the model before is at hand."""
         self.drop_candidate()
+        identities: list[bytes] = []
 
         def work(link: SmpLink) -> SelfTestFigures:
             steps = _on_line()
+            model = steps.read_installable(load)
+            identities.append(model.identity)
             figures: SelfTestFigures = steps.install_and_test(
                 link,
-                steps.read_installable(load),
+                model,
                 on_progress=_by_tenths(lambda share: self._loop.post(partial(self._arriving, job, share))),
                 cancelled=lambda: job.cancelled,
             )
             return figures
 
         job = self._line.submit(f"try out {load.release}", work, self._tried, within_s=self._install_within_s)
-        self._candidate = (load, job)
+        self._candidate = _Candidate(load, job, identities)
 
     def shadow(self, wish: Shadowing) -> None:
         """Refuse: a microcontroller runs one model at a time."""
@@ -97,7 +108,7 @@ class McuServing:
         """
         if self._candidate is None or not self.has_tested_candidate:
             raise EdgeopsError("E-AGENT-STATE", "no tested candidate to promote")
-        load, self._candidate = self._candidate[0], None
+        load, self._candidate = self._candidate.load, None
         self.has_tested_candidate = False
         self._become(load, keep=False)
 
@@ -115,9 +126,10 @@ class McuServing:
         candidate, self._candidate = self._candidate, None
         self.has_tested_candidate = False
         if candidate is not None:
-            load, job = candidate
-            job.cancel()
-            self._line.submit(f"give up {load.release}", partial(_end_trial, load), _noted, within_s=_GIVE_UP_WITHIN_S)
+            candidate.job.cancel()
+            # Its files may be gone by then: what came to the device is known already.
+            work = partial(_end_trials, candidate.identities)
+            self._line.submit(f"give up {candidate.load.release}", work, _noted, within_s=_GIVE_UP_WITHIN_S)
 
     def stop(self) -> None:
         """Look after it no more. The device keeps its confirmed model until another one comes: it cannot forget."""
@@ -130,7 +142,7 @@ class McuServing:
 
     def close(self) -> None:
         """Leave the device as it is: what is on its way goes on at the next start."""
-        for job in (self._keeping, self._probing, self._candidate[1] if self._candidate else None):
+        for job in (self._keeping, self._probing, self._candidate.job if self._candidate else None):
             if job is not None:
                 job.cancel()
 
@@ -282,9 +294,8 @@ def _confirm(load: Load, link: SmpLink) -> None:
     steps.confirm(link, steps.read_installable(load))
 
 
-def _end_trial(load: Load, link: SmpLink) -> None:
-    steps = _on_line()
-    steps.end_trial(link, steps.read_installable(load))
+def _end_trials(identities: list[bytes], link: SmpLink) -> None:
+    _on_line().end_trial(link, identities)
 
 
 def _noted(outcome: Any) -> None:
