@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.handover import Cast, Input, Output, Step
 from edgeops.contracts.tensors import DTYPES
 from edgeops.intake.onnx_probe import ModelFacts, ModelTensor
@@ -50,6 +51,9 @@ def infer(facts: ModelFacts, states: Mapping[str, str], shapes: Mapping[str, tup
         facts: Of the file.
         states: Input → output of its last value, where it is known.
         shapes: Input → shape of one sample with its batch axis, where samples are there; the file may leave sizes open.
+
+    Raises:
+        EdgeopsError: E-MODEL-UNSUPPORTED; nothing goes in or comes out that a device could send or get.
     """
     states = {**likely_states(facts), **states}
     notes: dict[str, list[str]] = {}
@@ -78,6 +82,14 @@ def infer(facts: ModelFacts, states: Mapping[str, str], shapes: Mapping[str, tup
         )
         outputs.append(Output(name=tensor.name, kind=kind))
         notes[f"outputs.{tensor.name}"] = _output_hint(tensor, kind)
+    odd = [f"input {one.name!r} is {one.dtype}" for one in facts.inputs if one.dtype not in DTYPES]
+    if not inputs or not outputs or odd:
+        found = "; ".join(odd) or f"{len(inputs)} inputs and {len(outputs)} outputs that are tensors of numbers"
+        raise EdgeopsError(
+            "E-MODEL-UNSUPPORTED",
+            f"the model has {found}",
+            "Export it with inputs and outputs that are tensors of numbers.",
+        )
     return Inferred(tuple(inputs), tuple(outputs), notes)
 
 

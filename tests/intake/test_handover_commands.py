@@ -79,6 +79,22 @@ def test_init_replaces_nothing_unasked(tmp_path: Path):
     assert "mine" not in (tmp_path / "handover.toml").read_text()
 
 
+@pytest.mark.parametrize(("takes", "gives"), [(None, onnx.TensorProto.FLOAT), (onnx.TensorProto.STRING,) * 2])
+def test_init_describes_no_model_that_no_device_could_feed(takes: int | None, gives: int, tmp_path: Path):
+    """What it wrote could not be read again."""
+    ones = onnx.numpy_helper.from_array(np.ones(3, np.float32))
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    if takes is None:
+        node = onnx.helper.make_node("Constant", [], ["y"], value=ones)
+    given = [] if takes is None else [onnx.helper.make_tensor_value_info("x", takes, [3])]
+    graph = onnx.helper.make_graph([node], "g", given, [onnx.helper.make_tensor_value_info("y", gives, [3])])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "model.onnx")
+    error = failed("init", tmp_path / "model.onnx")
+    assert error.code == "E-MODEL-UNSUPPORTED"
+    assert not (tmp_path / "handover.toml").exists()
+
+
 def test_open_sizes_are_for_a_person_to_say(tmp_path: Path):
     model = shapes_model()
     for place in (2, 3):
