@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeops.cli.options import FloatRange, served_option
+from edgeops.cli.options import FloatRange, said, served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.samples import MAX_SAMPLES, MAX_SAMPLES_BYTES, MAX_SAMPLES_S
@@ -35,7 +35,7 @@ def command() -> None:
 @served_option
 @json_option
 @watch_option
-@click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
+@click.option("--where", default="", callback=said, metavar="QUERY", help="Only devices that this query finds.")
 def list_devices(home: Path, where: str, watch: bool, as_json: bool) -> None:
     """List all devices and the units behind them: version, state, latency, requests, errors, and refusals."""
     from edgeops.client.api import Api

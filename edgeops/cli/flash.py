@@ -231,7 +231,7 @@ def batch(
     help="Enrol it here and now, for a first boot without network; the card then is this one device, with its key.",
 )  # fmt: skip
 @click.option(
-    "--token-days", type=click.FloatRange(0.01, 90), default=7.0, show_default=True,
+    "--token-days", type=FloatRange(0.01, 90), default=7.0, show_default=True,
     help="For how long a token that is asked of the control plane lets the board in.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Write to a block device without asking.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeops.cli.options import FloatRange, served_option
+from edgeops.cli.options import FloatRange, said, served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def thaw(home: Path, as_json: bool) -> None:
 @click.option("--release", metavar="VERSION", help="Only this release.")
 @click.option("--profile", metavar="NAME", help="Only this profile.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Only this device; repeatable.")
-@click.option("--group", default="", metavar="NAME", help="Only devices of this group.")
-@click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
+@click.option("--group", default="", callback=said, metavar="NAME", help="Only devices of this group.")
+@click.option("--where", default="", callback=said, metavar="QUERY", help="Only devices that this query finds.")
 @click.option("--hours", default=24.0, show_default=True, type=FloatRange(0.25, 20_000), help="So far back.")
 @click.option("--by", type=click.Choice(["all", "quarter", "hour", "day"]), default="all", show_default=True)
 def telemetry(

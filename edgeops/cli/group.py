@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeops.cli.options import served_option
+from edgeops.cli.options import said, served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again, watch_option
 
 
@@ -19,7 +19,9 @@ def command() -> None:
 @served_option
 @json_option
 @click.argument("name")
-@click.option("--where", default="", metavar="QUERY", help="All devices that this query finds, now and later.")
+@click.option(
+    "--where", default="", callback=said, metavar="QUERY", help="All devices that this query finds, now and later."
+)
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="This device; repeatable.")
 def create(home: Path, name: str, where: str, devices: tuple[str, ...], as_json: bool) -> None:
     """Make a group."""

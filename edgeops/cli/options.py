@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from edgeops.cli import contexts
+from edgeops.contracts.errors import EdgeopsError
 
 _CONTEXT = "edgeops.context"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,3 +86,16 @@ def keys_option(function: F) -> F:
         multiple=True,
         help="A folder with private keys beside the home's own; may be given again.",
     )(function)
+
+
+def said(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an option that is given and empty, as of a variable that was not set: it would stand for all, or for none.
+
+    Raises:
+        EdgeopsError: E-CONFIG.
+    """
+    if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
+        given = value if isinstance(value, tuple) else (value,)
+        if any(not str(one).strip() for one in given):
+            raise EdgeopsError("E-CONFIG", f"{parameter.opts[0]} is empty", "Give a value, or leave the option out.")
+    return value

@@ -13,7 +13,7 @@ import click
 
 from edgeops.cli.device import parse_labels
 from edgeops.cli.junit import junit_file, junit_option
-from edgeops.cli.options import served_option
+from edgeops.cli.options import said, served_option
 from edgeops.cli.output import json_option, print_json, print_table, show_again
 from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
@@ -39,22 +39,30 @@ def command() -> None:
 @json_option
 @click.argument("model")
 @click.argument("version")
-@click.option("--groups", default="", metavar="LIST", help="Shares, counts or rest: 10%,50%,100% [100%].")
+@click.option(
+    "--groups", default="", callback=said, metavar="LIST", help="Shares, counts or rest: 10%,50%,100% [100%]."
+)
 @click.option("--rate", type=click.IntRange(min=1), metavar="N", help="Instead of groups: N devices a minute.")
 @click.option("--rate-factor", default=1.0, show_default=True, help="Each minute's devices over the minute before.")
 @click.option("--bake-s", default=0.0, show_default=True, help="How long a group serves before it can pass.")
 @click.option("--not-before", type=click.DateTime(["%Y-%m-%dT%H:%M"]), help="First start, in --time-zone.")
-@click.option("--window", default="", metavar="22:00-05:00", help="Groups start only then, in --time-zone.")
-@click.option("--days", default="", metavar="LIST", help="Days on which the window opens, such as mon,tue.")
+@click.option(
+    "--window", default="", callback=said, metavar="22:00-05:00", help="Groups start only then, in --time-zone."
+)
+@click.option(
+    "--days", default="", callback=said, metavar="LIST", help="Days on which the window opens, such as mon,tue."
+)
 @click.option("--time-zone", default="UTC", show_default=True, metavar="NAME", help="IANA name: Europe/Berlin.")
 @click.option("--retries", default=0, show_default=True, help="How often a device that failed gets it again.")
 @click.option("--on-failure", type=click.Choice(["stop", "pause", "revert"]), default="stop", show_default=True)
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Only this device; repeatable.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="Only this profile; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with it; repeatable.")
-@click.option("--where", default="", metavar="QUERY", help="Only devices that this query finds.")
+@click.option("--where", default="", callback=said, metavar="QUERY", help="Only devices that this query finds.")
 @click.option("--group", metavar="NAME", help="Only devices of this device group.")
-@click.option("--control", default="", metavar="SHARE", help="The first group's control arm: 5% or 20 devices.")
+@click.option(
+    "--control", default="", callback=said, metavar="SHARE", help="The first group's control arm: 5% or 20 devices."
+)
 @click.option("--success-min", default=1.0, show_default=True, help="Smallest share of confirmed devices.")
 @click.option("--failure-max", default=0.0, show_default=True, help="Largest share of failed devices.")
 @click.option("--rejected-max", type=float, help="Largest share of devices that refuse it.")
@@ -72,7 +80,9 @@ def command() -> None:
 @click.option("--shadow", type=float, metavar="SHARE", help="Run beside what serves first, on this share of requests.")
 @click.option("--shadow-cpu", default=0.25, show_default=True, help="How much of one processor a shadow may take.")
 @click.option("--agreement-min", type=float, help="Smallest share of requests on which the shadow agrees.")
-@click.option("--rig", "rigs", multiple=True, metavar="LIST", help="No device gets it before these rigs passed it.")
+@click.option(
+    "--rig", "rigs", multiple=True, callback=said, metavar="LIST", help="No device gets it before these rigs passed it."
+)
 @click.option("--rig-timeout-s", default=3600.0, show_default=True, help="How long a rig has for its verdict.")
 @click.option("--rig-gone-s", default=300.0, show_default=True, help="How long a rig that is asked may be away.")
 @click.option("--override-holds", is_flag=True, help="Devices wait for no window, application or temperature.")

@@ -35,10 +35,10 @@ _REQUEST, _READING = "whole request", "reading of the answer"
 _TOO_LARGE = "The request is too large."
 
 
-def room() -> int:
-    """Return how many connections each listener may have open."""
+def room(wanted: int = MAX_OPEN) -> int:
+    """Return how many connections each listener may have open: no more than the system's files are enough for."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_OPEN if files == resource.RLIM_INFINITY else max(8, min(MAX_OPEN, (files - SPARE_FILES) // LISTENERS))
+    return wanted if files == resource.RLIM_INFINITY else max(8, min(wanted, (files - SPARE_FILES) // LISTENERS))
 
 
 _OFFENDERS = Offenders()
@@ -70,7 +70,7 @@ class Listening(socket.socket):
 
     def __init__(self, family: int, most: int, of_one: int | None) -> None:
         super().__init__(family, socket.SOCK_STREAM)
-        self._most, self._of_one = most, min(most, of_one or most)
+        self.most, self._of_one = most, min(most, of_one or most)
         self._open: Counter[str] = Counter()
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -81,7 +81,7 @@ class Listening(socket.socket):
         """
         taken, address = super().accept()
         host = str(address[0])
-        if self._open.total() >= self._most or self._open[host] >= self._of_one:
+        if self._open.total() >= self.most or self._open[host] >= self._of_one:
             taken.close()
             _OFFENDERS.name(host, f"a connection was refused: {self._open[host]} are open, {self._open.total()} of all")
             raise ConnectionAbortedError(f"too many connections of {host}")
@@ -92,10 +92,17 @@ class Listening(socket.socket):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP whose clients have to come to an end: with a request's head, its body, and with reading the answer."""
+    """HTTP whose clients have to come to an end: with a request's head, its body, and with reading the answer.
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    Args:
+        arguments: Those of its base.
+        most_open: How many connections its listener may have.
+        named: As `arguments`.
+    """
+
+    def __init__(self, *arguments: Any, most_open: int, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._most_open = most_open
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._idle_s = self.timeout_keep_alive
         self._taken, self._most = 0, MAX_HEAD_BYTES
@@ -142,7 +149,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """It is answered, and may ask again for as long as there is room."""
-        self.timeout_keep_alive = CROWDED_IDLE_S if len(self.connections) > room() // 2 else self._idle_s
+        self.timeout_keep_alive = CROWDED_IDLE_S if len(self.connections) > self._most_open // 2 else self._idle_s
         super().on_response_complete()
 
     def pause_writing(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.errors import EdgeopsError
@@ -26,11 +26,22 @@ class Database:
 
     Args:
         url: SQLAlchemy URL, or the path of an SQLite file.
+
+    Raises:
+        EdgeopsError: E-CONFIG; the URL cannot be read, or its driver is not installed.
     """
 
     def __init__(self, url: str | Path) -> None:
         target = URL.create("sqlite", database=str(url)) if isinstance(url, Path) else url
-        self._engine: Engine = create_engine(target, pool_pre_ping=not isinstance(url, Path))
+        try:
+            self._engine: Engine = create_engine(target, pool_pre_ping=not isinstance(url, Path))
+        except (ArgumentError, ImportError) as error:
+            # Not what it says: there may be a password in it.
+            raise EdgeopsError(
+                "E-CONFIG",
+                f"the database's URL names none that can be used: {type(error).__name__}",
+                "Give postgresql+psycopg://USER@HOST/NAME (pip install 'edgeops[postgres]').",
+            ) from None
         self._sqlite = self._engine.dialect.name == "sqlite"
         self._held: dict[str, Connection] = {}
         self._holding = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
 import socket
 import ssl
@@ -36,24 +37,25 @@ class Listener(NamedTuple):
     """
 
     app: Any
-    bound: socket.socket
+    bound: Listening
     client_ca: Path | None = None
     lifespan: bool = False
 
 
-def bind(host: str, port: int, *, open_to: int | None = None) -> socket.socket:
+def bind(host: str, port: int, *, most: int | None = None, open_to: int | None = None) -> Listening:
     """Bind a TCP socket; port 0: a free one.
 
     Args:
         host: Its address.
         port: Its port.
+        most: How many connections it may have; None: as many as a listener has unless somebody says otherwise.
         open_to: How many connections one address may have; None: as many as there may be.
 
     Raises:
         EdgeopsError: E-CONFIG; the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = Listening(family, room(), open_to)
+    bound = Listening(family, most or room(), open_to)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -176,7 +178,8 @@ class HttpServers:
 def _config(listener: Listener, certificate: Path, key: Path) -> uvicorn.Config:
     config = uvicorn.Config(
         listener.app,
-        http=_WithPeer,
+        # uvicorn calls it as the class that it is of.
+        http=functools.partial(_WithPeer, most_open=listener.bound.most),  # type: ignore[arg-type]
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),
         ssl_ca_certs=str(listener.client_ca) if listener.client_ca is not None else None,

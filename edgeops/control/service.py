@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SHARED_LEAVES
 from edgeops.contracts.wire import Wire, decode, encode
 from edgeops.control.access import Doorkeeper
+from edgeops.control.addresses import check_addresses
 from edgeops.control.api.app import api_app
 from edgeops.control.api.artifacts import artifacts_app
 from edgeops.control.api.base import ControlApi
@@ -32,7 +32,7 @@ from edgeops.control.api.limits import REQUESTS_PER_S
 from edgeops.control.api.resources import BrokerHealth, Health
 from edgeops.control.backup import DATABASE_NAME
 from edgeops.control.broker.start import BrokerKind, BrokerTls, RunningBroker, is_free, local_host, start_broker
-from edgeops.control.connections import MAX_OPEN_PER_ADDRESS
+from edgeops.control.connections import MAX_OPEN, MAX_OPEN_PER_ADDRESS, Listening, room
 from edgeops.control.database import Database
 from edgeops.control.enrolment import CONTROL_IDENTITY, FirstTrust
 from edgeops.control.fleet_trust import FleetTrust, Identity
@@ -94,6 +94,8 @@ class ServeOptions(NamedTuple):
         requests_per_s: How many requests an API token may make each second, in the long run.
         role: `all`, or one part of a control plane that is split over one PostgreSQL; see `roles`.
         rigs: Every rollout that is made waits for these rigs.
+        connections: How many connections each listener may have open, where the system's files are enough for them.
+        connections_per_address: How many of those of the REST API may be of one address.
     """
 
     home: Path
@@ -107,6 +109,8 @@ class ServeOptions(NamedTuple):
     web: bool = False
     requests_per_s: float = REQUESTS_PER_S
     rigs: tuple[str, ...] = ()
+    connections: int = MAX_OPEN
+    connections_per_address: int = MAX_OPEN_PER_ADDRESS
 
 
 class ControlPlane:
@@ -152,9 +156,12 @@ class ControlPlane:
         self._database.migrate()
 
         last = _last_ports(home)
-        api_socket = _bind_again(options.host, options.port, last.api, MAX_OPEN_PER_ADDRESS)
+        most = room(options.connections)
+        if most < options.connections:
+            log.warning("%d connections a listener: the system allows no more files (ulimit -n)", most)
+        api_socket = _bind_again(options.host, options.port, last.api, most, options.connections_per_address)
         stack.callback(api_socket.close)
-        artifacts_socket = _bind_again(options.host, 0, last.artifacts, None)
+        artifacts_socket = _bind_again(options.host, 0, last.artifacts, most, None)
         stack.callback(artifacts_socket.close)
         hosts = sorted({self._advertised, options.host, "localhost", "127.0.0.1"})
         server = self._trust.server_identity(hosts)
@@ -331,7 +338,7 @@ class ControlPlane:
             requests_per_s=self._options.requests_per_s,
         )
 
-    def _api_listener(self, control: ControlApi, bound: socket.socket) -> Listener:
+    def _api_listener(self, control: ControlApi, bound: Listening) -> Listener:
         """Return the REST API, with the web page beside it if that was asked for.
 
         Raises:
@@ -423,6 +430,8 @@ def serve(options: ServeOptions, *, on_ready: Callable[[str], None]) -> None:
         EdgeopsError: What `ControlPlane.start` or `RoleWorker.start` raises; E-CONFIG, the role needs PostgreSQL; or
             E-INTERNAL, a part has ended by a defect.
     """
+    if options.role in ("all", "api"):
+        check_addresses(options.host, options.advertise)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -482,9 +491,9 @@ def _last_ports(home: Path) -> _Ports:
         return _Ports()
 
 
-def _bind_again(host: str, port: int, last: int, open_to: int | None) -> socket.socket:
+def _bind_again(host: str, port: int, last: int, most: int, open_to: int | None) -> Listening:
     """Bind the port that was asked for; without one, that of the last time if it is free, else any."""
-    return bind(host, port or (last if last and is_free(host, last) else 0), open_to=open_to)
+    return bind(host, port or (last if last and is_free(host, last) else 0), most=most, open_to=open_to)
 
 
 def _in_url(host: str) -> str:

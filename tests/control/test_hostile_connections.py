@@ -248,12 +248,9 @@ def test_one_address_has_so_many_connections_and_others_come_in(
 
 
 @pytest.mark.parametrize("most", [3, 100])
-def test_all_together_have_so_many_connections(
-    open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
+def test_all_together_have_so_many_connections(open_house: Callable[..., House], most: int) -> None:
     """Control: where more may be, more are."""
-    monkeypatch.setattr("edgeops.control.http.room", lambda: most)
-    house, held = open_house(), []
+    house, held = open_house(most=most), []
     for number in range(6):
         with contextlib.suppress(*AWAY):
             held.append(house.connect(f"127.0.0.{number + 1}"))
@@ -283,8 +280,7 @@ def test_where_it_is_crowded_who_has_its_answer_makes_room(
         time.sleep(0.3)
         link.sendall(GET)
         assert answered(link).endswith(b"it is /next")
-    monkeypatch.setattr(connections, "room", lambda: 2)
-    with two_that_were_answered(house) as link:
+    with two_that_were_answered(open_house(most=2)) as link:
         assert answered(link) == b""  # the server ends it
 
 

@@ -306,7 +306,10 @@ def test_a_folder_that_is_no_home_is_named(tmp_path: Path) -> None:
 
 def test_iotcore_on_a_public_address_is_refused_and_leaves_nothing_running(home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "edgeops", "serve", "--home", str(home), "--broker", "iotcore", "--host", "0.0.0.0"],
+        [
+            sys.executable, "-m", "edgeops", "serve", "--home", str(home), "--broker", "iotcore", "--host", "0.0.0.0",
+            "--advertise", "control.lab",
+        ],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
