@@ -108,6 +108,10 @@ class Serving(msgspec.Struct, frozen=True, tag=True):
     """Connections are accepted."""
 
 
+class Closed(msgspec.Struct, frozen=True, tag=True):
+    """No connection is accepted any more; what is under way is being finished."""
+
+
 class Alive(msgspec.Struct, frozen=True, tag=True):
     """The answer to a probe."""
 
@@ -141,7 +145,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Union[Load, Test, Serve, Probe, Drain, Shadow, Mirror, Draw]  # noqa: UP007  evaluated at run time, also on Python 3.10
-FromWorker = Union[Building, Loaded, Tested, Serving, Alive, Counted, Busy, Drawn, Refused]  # noqa: UP007
+FromWorker = Union[Building, Loaded, Tested, Serving, Closed, Alive, Counted, Busy, Drawn, Refused]  # noqa: UP007
 
 
 class Framing:

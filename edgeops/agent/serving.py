@@ -16,6 +16,7 @@ from edgeops.agent import channel
 from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
 from edgeops.agent.door import door_for, listen, url
+from edgeops.agent.handover import Handover
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.porter import AWAY, Porter
 from edgeops.agent.serving_words import ServingEvents
@@ -95,6 +96,7 @@ class ModelServing:
         self._last_words: dict[int, str] = {}
         self._leaving: dict[int, WorkerProcess] = {}
         self._successor_pending: list[WorkerProcess] = []
+        self._handover = Handover(loop, self._tell_it_serves)
         self._crashes = 0
         self._restart: Timer | None = None
         self._deadlines: dict[int, Timer] = {}
@@ -260,6 +262,7 @@ class ModelServing:
         self.stop()
         if self._patience is not None:
             self._patience.cancel()
+        self._handover.cancel()
         self._porter.stop()
         self._listener.close()
         self._lines_listener.close()
@@ -304,7 +307,9 @@ class ModelServing:
             self._tell_of_build(process)
         elif isinstance(message, channel.Loaded):
             self._building.pop(process.number, None)
-        if isinstance(message, channel.Counted):
+        if isinstance(message, channel.Closed):
+            self._handover.closed(process.number)
+        elif isinstance(message, channel.Counted):
             self._events.counted(message.window)
         elif isinstance(message, channel.Busy):
             self._events.busy(message.for_s)
@@ -336,6 +341,7 @@ class ModelServing:
         elif isinstance(message, channel.Serving):
             for old in self._successor_pending:
                 self._drain(old)
+            before = [old.number for old in self._successor_pending]
             self._successor_pending.clear()
             self.is_serving = True
             self._look_to_the_door()
@@ -345,7 +351,7 @@ class ModelServing:
             self._connect_shadow()
             if self._drawing is not None:
                 process.send(self._drawing)
-            self._events.serves()
+            self._handover.begin(before)
         elif isinstance(message, channel.Alive):
             self._probe_sent_s = None
             self._events.alive()
@@ -355,6 +361,11 @@ class ModelServing:
             self._events.damaged(EdgeopsError(message.code, message.what))
         elif isinstance(message, channel.Refused):
             self._last_words[process.number] = f"{message.code}: {message.what}"
+
+    def _tell_it_serves(self) -> None:
+        """Whoever comes is answered by the current worker."""
+        if self.is_serving:
+            self._events.serves()
 
     def _drawn(self, message: channel.Drawn) -> None:
         wish = self._drawing
@@ -371,6 +382,7 @@ class ModelServing:
         self._leaving.pop(process.number, None)
         if process in self._successor_pending:
             self._successor_pending.remove(process)
+        self._handover.closed(process.number)
         then = self._after_gone.pop(process.number, None)
         if then is not None:
             then()

@@ -85,6 +85,35 @@ def test_hot_swap_under_load_drops_no_request(rig: ServingRig, bundle: Bundle, o
     assert {answers[-1] for answers in load.answers} == {2.0}
 
 
+@pytest.mark.parametrize("patience_s", [600.0, 0.1])
+def test_a_bundle_is_said_to_serve_once_the_one_before_takes_no_more_clients(
+    rig: ServingRig, bundle: Bundle, other_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, patience_s: float
+):
+    """Control: one that gives no answer is waited for no longer than it may take."""
+    monkeypatch.setattr("edgeops.agent.handover.CLOSE_WITHIN_S", patience_s)
+    rig.serve(bundle)
+    before = rig.pid
+    rig.do(lambda serving: serving.try_out(load_of(other_bundle, "1.1.0")))
+    rig.expect("tested")
+    os.kill(before, signal.SIGSTOP)
+    try:
+        rig.do(lambda serving: serving.promote())
+        wait_for(lambda: rig.serving.is_serving, "the new bundle does not serve")
+        if patience_s < 1:
+            rig.expect("serves")
+        else:
+            rig.do(lambda _: None)
+            assert "serves" not in [said for said, _ in rig.said.queue]
+    finally:
+        os.kill(before, signal.SIGCONT)
+    if patience_s > 1:
+        rig.expect("serves")
+        for _ in range(20):
+            with InferenceClient(rig.url) as client:
+                assert (client.infer(MODEL, {"x": X})["y"] - X == 2).all()
+    wait_for(lambda: rig.serving.is_alone, "the old worker stays")
+
+
 ASK = b"GET /v2/health/live HTTP/1.1\r\n\r\n"
 
 

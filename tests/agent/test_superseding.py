@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from adder_bundles import small_bundle
 from deployment_rig import DeploymentRig
-from fake_fleet import Agent, FakeFleet
+from fake_fleet import Agent, FakeFleet, wait_for
 
 from edgeops.agent.fetching import FetchJob, Staged
 from edgeops.agent.loop import Loop
@@ -123,7 +123,7 @@ def test_a_real_devices_first_model_answers_while_its_successor_is_fetched(fleet
         assert agent.added() == 1
         fleet.start_artifacts()
         fleet.wait_state(DeploymentState.TRIAL)
-        assert agent.added() == 2
+        wait_for(lambda: agent.added() == 2, "the successor does not serve")
     finally:
         agent.stop()
 

@@ -140,6 +140,7 @@ def test_who_does_not_come_to_an_end_is_cut_off_and_named(
         with contextlib.suppress(*AWAY):
             link.sendall(begins)
         goes_on_until_it_is_away(link, goes_on)
+    wait_for(lambda: told(caplog), "nobody is named")
     assert told(caplog) == [f"{HOST}: a connection was ended: no whole request within 0.3 s"]
     # Who comes to an end has its time, however busy the machine is.
     monkeypatch.setattr(connections, "HEAD_WITHIN_S", 60.0)
@@ -230,6 +231,7 @@ def test_one_address_has_so_many_connections_and_others_come_in(
     held = [house.connect() for _ in range(3)]
     with pytest.raises(AWAY):
         house.connect()
+    wait_for(lambda: told(caplog), "nobody is named")
     assert told(caplog) == [f"{HOST}: a connection was refused: 3 are open, 3 of all"]
     for link in (held[0], house.connect("127.0.0.2")):
         link.sendall(GET)

@@ -167,6 +167,9 @@ class Worker:
 
     async def _drain(self) -> None:
         if self._server is not None:
+            self._server.close_door()
+        self._say(channel.Closed())
+        if self._server is not None:
             await self._server.drain()
             await self._server.turns.call(self._report)
         self._ended.set()

@@ -70,12 +70,16 @@ class InferenceServer:
         self._lines.start(lines_listener)
         self._sweeper = loop.create_task(self._sweep())
 
-    async def drain(self) -> None:
-        """Accept no more, answer what is under way and send each client away, and return once all have left."""
+    def close_door(self) -> None:
+        """Accept no more."""
         self.draining = True
         if self._server is not None:
             self._server.close()
         self._lines.close_door()
+
+    async def drain(self) -> None:
+        """Accept no more, answer what is under way and send each client away, and return once all have left."""
+        self.close_door()
         self._lines.say_bye()
         deadline = time.monotonic() + REQUEST_WITHIN_S
         idle_deadline = time.monotonic() + DRAIN_IDLE_S
