@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ TIMEOUT_S = 30.0
 MAX_RESPONSE_BYTES = 1 << 30
 _HEADER = "Inference-Header-Content-Length"
 _BY_OIP_NAME = {oip: name for name, (oip, _) in DTYPES.items()}
-_BROKEN = (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest)
+_BROKEN = (ConnectionError, http.client.HTTPException)
 
 
 class InferenceModel(Protocol):
@@ -91,17 +91,23 @@ class InferenceClient:
     def __init__(
         self, url: str, *, timeout_s: float = TIMEOUT_S, token: str | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise EdgeopsError("E-CONFIG", f"{url[:200]!r}: {error}", "Give http://host:port.") from error
         if parts.scheme not in ("http", "https") or parts.hostname is None or parts.path not in ("", "/"):
             raise EdgeopsError("E-CONFIG", f"{url[:200]!r} is not http://host:port")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise EdgeopsError("E-CONFIG", "the token has characters that no token has", "Is there a line break in it?")
         self._url = url
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         if parts.scheme == "http":
-            self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+            self._connection = http.client.HTTPConnection(parts.hostname, port or 80, timeout=timeout_s)
         else:
             trusted = tls or ssl.create_default_context()
             self._connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port or 443, timeout=timeout_s, context=trusted
+                parts.hostname, port or 443, timeout=timeout_s, context=trusted
             )
 
     def infer(
@@ -129,10 +135,10 @@ class InferenceClient:
             request["outputs"] = [{"name": name} for name in outputs]
         head = json.dumps(request, separators=(",", ":")).encode()
         body = b"".join((head, *(array.tobytes() for array in arrays.values())))
-        headers, answer = self._ask("POST", f"/v2/models/{model}/infer", body, {_HEADER: str(len(head))})
+        headers, answer = self._ask("POST", f"{_path(model)}/infer", body, {_HEADER: str(len(head))})
         try:
             return _read(answer, headers.get(_HEADER))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not an inference response: {error}") from error
 
     def ready(self) -> bool:
@@ -149,7 +155,11 @@ class InferenceClient:
         Raises:
             EdgeopsError: As `infer`.
         """
-        document = json.loads(self._ask("GET", f"/v2/models/{model}")[1])
+        answer = self._ask("GET", _path(model))[1]
+        try:
+            document = json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not a model's metadata: {error}") from error
         if not isinstance(document, dict):
             raise EdgeopsError("E-NET-RESPONSE", f"{self._url}: not a model's metadata")
         return document
@@ -225,6 +235,8 @@ class InferenceClient:
         answer = response.read(MAX_RESPONSE_BYTES)
         if not response.isclosed():
             self._connection.close()
+            if len(answer) < MAX_RESPONSE_BYTES:
+                raise http.client.IncompleteRead(answer)
             raise EdgeopsError("E-WIRE-SIZE", f"{self._url}: the answer is larger than {MAX_RESPONSE_BYTES} bytes")
         if response.status != 200:
             raise _refused(self._url, response.status, answer)
@@ -232,6 +244,10 @@ class InferenceClient:
 
     def _unreachable(self, error: Exception) -> EdgeopsError:
         return EdgeopsError("E-NET-UNREACHABLE", f"{self._url}: {error or type(error).__name__}", "Is the agent up?")
+
+
+def _path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
 
 
 def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
@@ -250,7 +266,7 @@ def _read(answer: bytes, json_length: str | None) -> dict[str, NDArray[Any]]:
     """Take a response apart.
 
     Raises:
-        ValueError, KeyError, TypeError: It is not one.
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: It is not one.
     """
     end = int(json_length) if json_length is not None else len(answer)
     tensors = {}
@@ -270,7 +286,7 @@ def _refused(url: str, status: int, answer: bytes) -> EdgeopsError:
     try:
         said = json.loads(answer)
         code, what = str(said["code"]), str(said["error"]).removeprefix(f"{said['code']}: ")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         code, what = "E-NET-RESPONSE", f"status {status}"
     if code not in ERROR_CODES:
         code, what = "E-NET-RESPONSE", f"{code}: {what}"

@@ -72,6 +72,8 @@ class SocketClient:
         """
         until_s = time.monotonic() + self._timeout_s
         while True:
+            if not self._connection.usable:
+                self._connect_again(until_s)
             connection = self._connection
             if connection.greeting.model != model:
                 raise EdgeopsError("E-INFER-MODEL", f"{self._path}: here is {connection.greeting.model}, not {model}")
@@ -149,6 +151,8 @@ class _Connection:
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         self._path = path
+        # Not once an answer did not come, or was none: what comes then may be the answer to an earlier request.
+        self.usable = True
         self._shared: mmap.mmap | None = None
         self._sleeps = 0
         self._request, self._answer = bytearray(HEADER.size), memoryview(bytearray(HEADER.size))
@@ -175,21 +179,21 @@ class _Connection:
 
     def infer(self, feeds: Mapping[str, NDArray[Any]], mark: int, outputs: Sequence[str]) -> Tensors:
         """Ask once."""
+        if outputs and not self._outputs.keys() >= set(outputs):
+            raise EdgeopsError("E-INFER-REQUEST", f"outputs are {sorted(self._outputs)}, asked for {list(outputs)}")
         self._fill(feeds)
         if self._shared is None:
             HEADER.pack_into(self._request, 0, Frame.INFER, 0, self._input_bytes, mark)
         else:
             HEADER.pack_into(self._request, 0, Frame.INFER_SHARED, 0, 0, mark)
+        self.usable = False
         self._send(self._request)
         self._receive(mark)
-        names = outputs or self._outputs
-        try:
-            return {name: self._outputs[name].copy() for name in names}
-        except KeyError as error:
-            raise EdgeopsError("E-INFER-REQUEST", f"outputs are {sorted(self._outputs)}, asked for {error}") from None
+        return {name: self._outputs[name].copy() for name in outputs or self._outputs}
 
     def close(self) -> None:
         """Close the connection."""
+        self.usable = False
         self._socket.close()
 
     def _greeted(self) -> Greeting:
@@ -274,11 +278,14 @@ class _Connection:
             filled += self._read_into(self._answer[filled:])
         kind, _, length, given = HEADER.unpack_from(self._answer)
         if kind == expected and length == len(self._answer) - HEADER.size and given == mark:
+            self.usable = True
             return
         if kind == Frame.BYE:
             raise _SentAwayError
         if kind == Frame.REFUSAL:
-            raise self._refused(length, bytes(self._answer[HEADER.size : filled]))
+            refused = self._refused(length, bytes(self._answer[HEADER.size : filled]))
+            self.usable = given == mark and self._socket.fileno() >= 0
+            raise refused
         raise self._odd(f"a frame of kind {kind} with {length} bytes")
 
     def _read_soon(self, into: memoryview) -> int:

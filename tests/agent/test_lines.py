@@ -397,6 +397,41 @@ class Mute:
                 client.shutdown(socket.SHUT_WR)
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["through the socket", "through memory"])
+def test_an_answer_that_came_too_late_costs_that_request_only(
+    served: ServingRig, share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes on the same connection, where the next one would be taken for it; so that is made anew."""
+    monkeypatch.setattr(inference_socket, "SHARE_FROM_BYTES", 0 if share else 1 << 30)
+    with SocketClient(path_of(served), timeout_s=60) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
+        client._connection._socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, inference_socket._TIMEVAL.pack(0, 50_000)
+        )
+        os.kill(served.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(EdgeopsError, match="no answer in time"):
+                client.infer(MODEL, {"x": X + 1})
+        finally:
+            os.kill(served.pid, signal.SIGCONT)
+        for number in range(3):
+            np.testing.assert_array_equal(client.infer(MODEL, {"x": X * number})["y"], X * number + 1)
+
+
+def test_a_server_that_was_away_is_found_again(rig: ServingRig, bundle: Any) -> None:
+    rig.serve(bundle)
+    with SocketClient(path_of(rig), timeout_s=60) as client:
+        client._timeout_s = 0.2
+        away = path_of(rig).with_suffix(".away")
+        path_of(rig).rename(away)
+        client._connection._socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(EdgeopsError, match="E-NET-UNREACHABLE"):
+            client.infer(MODEL, {"x": X})
+        away.rename(path_of(rig))
+        client._timeout_s = 60.0
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
+
+
 @pytest.mark.parametrize(
     ("says", "code"),
     [
