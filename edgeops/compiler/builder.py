@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgeops.compiler.engine import Failed, Step, walk
+from edgeops.compiler.engine import Failed, Step, step_key, walk
 from edgeops.compiler.executor import Machine
 from edgeops.compiler.store import Failure, Stored
 from edgeops.compiler.worker import Place, Request
@@ -31,32 +31,25 @@ def build(machine: Machine, steps: Sequence[Step], source: Stored, inputs: Mappi
         pending, current = pending[done:], reached
         if not pending:
             return current
-        batch = _batch(pending)
-        request = Request(
-            store=str(machine.store.root),
-            steps=tuple(batch),
-            source=Place.of(current),
-            inputs={role: Place.of(roles[role]) for step in batch for role in step.inputs},
-        )
-        response = machine.run(request)
-        if response.failure is not None:
-            return Failed(response.step, response.failure)
+        step = pending[0]
+        key = step_key(step, current, roles)
+        # Another profile may want the same at the same time.
+        with machine.turn(key):
+            if machine.store.lookup(key) is not None:
+                continue
+            response = machine.run(
+                Request(
+                    store=str(machine.store.root),
+                    step=step,
+                    source=Place.of(current),
+                    inputs={role: Place.of(roles[role]) for role in step.inputs},
+                )
+            )
         if response.place is not None:
             current = response.place.stored()
         elif response.error is not None and response.error.code in _FATAL:
-            raise EdgeopsError(response.error.code, f"{response.step}: {response.error.what}")
-        elif not batch[0].optional:
-            return Failed(response.step, response.error or Failure(code="E-INTERNAL", what="a worker said nothing"))
-        pending = pending[len(batch) :]
-
-
-def _batch(steps: Sequence[Step]) -> list[Step]:
-    """Return the first steps that share a process: up to the next one that may be left out."""
-    if steps[0].optional:
-        return [steps[0]]
-    batch = []
-    for step in steps:
-        if step.optional:
-            break
-        batch.append(step)
-    return batch
+            raise EdgeopsError(response.error.code, f"{step.name}: {response.error.what}")
+        elif not step.optional:
+            why = response.failure or response.error or Failure(code="E-INTERNAL", what="a worker said nothing")
+            return Failed(step.name, why)
+        pending = pending[1:]

@@ -13,7 +13,8 @@ themselves are is assumed: frames of one camera in a row are not, and such windo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,29 @@ _SEED = 20_240_607
 _PRIOR = 0.5
 
 
+def draw(count: int, resamples: int = RESAMPLES) -> list[NDArray[Any]]:
+    """Return how often each sample is in each reference, then in each window of each level, the largest level first.
+
+    Args:
+        count: Samples there are: as many as the bundle's reference has.
+        resamples: References, and windows of each level, to draw.
+
+    Returns:
+        Unsigned integers, [resamples, samples]; of more than `MAX_SAMPLES` samples only those of `spread` count.
+    """
+    chance, rows = np.random.default_rng(_SEED), min(count, MAX_SAMPLES)
+    shares = np.full(rows, 1.0 / rows)
+    dtype = np.min_scalar_type(max(count, *LEVELS))
+    sizes = (count, *reversed(LEVELS))
+    return [chance.multinomial(size, shares, size=resamples).astype(dtype) for size in sizes]
+
+
 def calibrate(
-    per_sample: Mapping[str, NDArray[np.int64]], *, false_alarm: float = FALSE_ALARM, resamples: int = RESAMPLES
+    per_sample: Mapping[str, NDArray[np.int64]],
+    *,
+    false_alarm: float = FALSE_ALARM,
+    resamples: int = RESAMPLES,
+    drawn: Sequence[NDArray[Any]] | None = None,
 ) -> DriftCalibration | None:
     """Return the limits; None: there are too few samples.
 
@@ -39,6 +61,7 @@ def calibrate(
         per_sample: Name of a tensor → counts per bin of each sample, [samples, bins].
         false_alarm: Share of windows without drift that may go beyond a limit of any tensor, in (0, 1).
         resamples: Windows to draw for each level.
+        drawn: What `draw` gave for as many samples and resamples; None: it is drawn here.
     """
     if not per_sample:
         return None
@@ -53,13 +76,12 @@ def calibrate(
     table = np.concatenate(filled, axis=1).astype(np.float64)
     table = table[spread(count, MAX_SAMPLES)]
     cuts = np.cumsum([part.shape[1] for part in filled])[:-1]
-    chance = np.random.default_rng(_SEED)
-    shares = np.full(len(table), 1.0 / len(table))
-    references = np.split(chance.multinomial(count, shares, size=resamples) @ table, cuts, axis=1)
+    drawn = draw(count, resamples) if drawn is None else drawn
+    references = np.split(drawn[0] @ table, cuts, axis=1)
     limits = np.zeros(2 * len(names))
     levels = []
-    for requests in reversed(LEVELS):
-        windows = np.split(chance.multinomial(requests, shares, size=resamples) @ table, cuts, axis=1)
+    for requests, picked in zip(reversed(LEVELS), drawn[1:], strict=True):
+        windows = np.split(picked @ table, cuts, axis=1)
         weight = min(count, requests)
         distances = [
             _psi(one, other, weight, number) for one, other, number in zip(references, windows, bins, strict=True)

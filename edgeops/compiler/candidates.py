@@ -19,6 +19,8 @@ ARTIFACTS = {
     "mcu": "model.tflite",
 }
 READY_RUNTIMES = ("litert", "mcu")
+# The only one that has operators for decision trees.
+TREE_RUNTIME = "onnxruntime"
 _TREES = "ai.onnx.ml::Tree"
 _CONTROL = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
@@ -36,7 +38,7 @@ class Traits(NamedTuple):
 
     @property
     def trees(self) -> bool:
-        """Whether it has decision trees: no other runtime than onnxruntime has these operators."""
+        """Whether it has decision trees: see `TREE_RUNTIME`."""
         return any(op.startswith(_TREES) for op in self.ops)
 
     @property

@@ -57,6 +57,15 @@ def load_pass(name: str) -> Pass:
     return found
 
 
+def preloaded(step: Step) -> tuple[str, ...]:
+    """Return the modules that a step's worker begins with; none where its pass is not there: the worker says so."""
+    try:
+        preload = getattr(load_pass(step.name), "preload", None)
+    except EdgeopsError:
+        return ()
+    return () if preload is None else tuple(preload(step.parameters))
+
+
 def step_key(step: Step, source: Stored, inputs: dict[str, Stored]) -> str:
     """Return the hex digest of everything that the step's product depends on."""
     subject = {

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from edgeops.compiler.engine import preloaded
+from edgeops.compiler.forking import Nursery
 from edgeops.compiler.isolation import CancelledError, Limits, available_mib, default_memory_mib, run_worker
 from edgeops.compiler.store import Store
 from edgeops.compiler.worker import Request, Response
@@ -22,6 +24,34 @@ _POLL_S = 0.1
 Job = Callable[[Request, Limits], Response]
 
 
+class Turns:
+    """Locks by name: what one thread of a compile makes, others that want it wait for, and take no worker's place."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken: set[str] = set()
+
+    @contextlib.contextmanager
+    def of(self, name: str, cancel: threading.Event) -> Iterator[None]:
+        """Wait for this name's turn, and hold it.
+
+        Raises:
+            CancelledError: `cancel` was set while it waited.
+        """
+        with self._changed:
+            while name in self._taken:
+                if cancel.is_set():
+                    raise CancelledError
+                self._changed.wait(_POLL_S)
+            self._taken.add(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.discard(name)
+                self._changed.notify_all()
+
+
 class Machine(NamedTuple):
     """Where work is done, what each worker may take, and the event that ends all of it.
 
@@ -31,6 +61,8 @@ class Machine(NamedTuple):
         executor: Runs jobs.
         job: What it is given: with an executor of another process it has to be picklable.
         cancel: Ends the compile when set.
+        turns: Of the threads that share it.
+        warm: Begins what workers need, and does not wait for it.
     """
 
     store: Store
@@ -38,9 +70,21 @@ class Machine(NamedTuple):
     executor: concurrent.futures.Executor
     job: Job
     cancel: threading.Event
+    turns: Turns
+    warm: Callable[[], object]
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Hold what only one thread at a time may make.
+
+        Raises:
+            CancelledError: The compile was interrupted.
+        """
+        with self.turns.of(name, self.cancel):
+            yield
 
     def run(self, request: Request) -> Response:
-        """Have a worker run steps.
+        """Have a worker run a step.
 
         Raises:
             CancelledError: The compile was interrupted.
@@ -64,17 +108,20 @@ def machine(workers: int, executor: concurrent.futures.Executor | None = None) -
     cancel, limits = threading.Event(), Limits(STEP_TIMEOUT_S, default_memory_mib(workers))
     if executor is not None:
         # A module's function and plain values: a process pool or a cluster's executor can carry them.
-        yield Machine(Store(), limits, executor, run_worker, cancel)
+        yield Machine(Store(), limits, executor, run_worker, cancel, Turns(), lambda: None)
         return
-    admission = Admission(workers)
+    admission, nursery = Admission(workers), Nursery()
 
     def job(request: Request, limits: Limits) -> Response:
-        with admission.admitted("+".join(step.name for step in request.steps), cancel) as stay:
-            return run_worker(request, limits, cancel=cancel, on_memory=stay.uses)
+        with admission.admitted(request.step.name, cancel) as stay:
+            return nursery.run(request, limits, preload=preloaded(request.step), cancel=cancel, on_memory=stay.uses)
 
-    with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
+    with (
+        contextlib.closing(nursery),
+        concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool,
+    ):
         try:
-            yield Machine(Store(), limits, pool, job, cancel)
+            yield Machine(Store(), limits, pool, job, cancel, Turns(), nursery.start)
         finally:
             cancel.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from edgeops.compiler.worker import RESPONSE_NAME, Request, Response
 from edgeops.contracts.wire import decode, encode
 
 _POLL_S = 0.02
-_MEMORY_POLL_S = 0.2
+MEMORY_POLL_S = 0.2
 _LOG_TAIL_BYTES = 2000
+_PROCESSES = Path("/proc")
 
 
 class Limits(NamedTuple):
@@ -54,7 +56,7 @@ class CancelledError(Exception):
 
 
 # Numeric libraries take all cores by default, and their results may depend on how many there are.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -100,7 +102,7 @@ def run_limited(
             # A pipe that ends with this process, however that ends.
             stdin=subprocess.PIPE if own_group else subprocess.DEVNULL,
             start_new_session=own_group,
-            env={**os.environ, **_ENVIRONMENT, **environment},
+            env={**os.environ, **ENVIRONMENT, **environment},
             cwd=cwd,
         )
     because: str | None = None
@@ -115,10 +117,14 @@ def run_limited(
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
+    return Ended(process.returncode, because, tail_of(log))
+
+
+def tail_of(log: Path) -> str:
+    """Return the last words of a file."""
     with log.open("rb") as source:
         source.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-        tail = source.read().decode(errors="replace")
-    return Ended(process.returncode, because, tail)
+        return source.read().decode(errors="replace")
 
 
 def run_worker(
@@ -128,7 +134,7 @@ def run_worker(
     cancel: threading.Event | None = None,
     on_memory: Callable[[float], None] = lambda _: None,
 ) -> Response:
-    """Run steps in a worker process, which ends when this process does.
+    """Run a step in a worker process, which ends when this process does.
 
     Returns:
         Its response; where it broke a limit or crashed, a response with `error`.
@@ -147,10 +153,14 @@ def run_worker(
             cwd=Path(folder),
             on_memory=on_memory,
         )
-        if ended.reason is not None:
-            names = ", ".join(step.name for step in request.steps)
-            return Response(step=names, error=Failure(code="E-COMPILE-CANDIDATE", what=ended.reason))
-        return decode((Path(folder) / RESPONSE_NAME).read_bytes(), Response, what="response of a worker")
+        return responded(ended, Path(folder))
+
+
+def responded(ended: Ended, folder: Path) -> Response:
+    """Return the response that an ended worker left; where it broke a limit or crashed, one with `error`."""
+    if ended.reason is not None:
+        return Response(error=Failure(code="E-COMPILE-CANDIDATE", what=ended.reason))
+    return decode((folder / RESPONSE_NAME).read_bytes(), Response, what="response of a worker")
 
 
 def default_memory_mib(parallel: int) -> float:
@@ -189,7 +199,7 @@ def _watch(
     on_memory: Callable[[float], None],
 ) -> str | None:
     start = time.monotonic()
-    next_memory = start + _MEMORY_POLL_S
+    next_memory = start + MEMORY_POLL_S
     # The zombie is left until its group is ended: its id cannot be given to another process before.
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         now = time.monotonic()
@@ -198,8 +208,8 @@ def _watch(
         if now - start > limits.timeout_s:
             return f"took more than {limits.timeout_s:.0f} s"
         if now >= next_memory:
-            next_memory = now + _MEMORY_POLL_S
-            used = _resident_mib(process.pid)
+            next_memory = now + MEMORY_POLL_S
+            used = resident_mib(process.pid)
             on_memory(used)
             if used > limits.memory_mib:
                 return f"took more than {limits.memory_mib:.0f} MiB of memory"
@@ -207,12 +217,27 @@ def _watch(
     return None
 
 
-def _resident_mib(pid: int) -> float:
+def resident_mib(pid: int) -> float:
+    """Return what a process and all that it started have resident."""
+    pages, family = 0, [pid]
+    while family:
+        member = family.pop()
+        # One that ends meanwhile takes nothing.
+        with contextlib.suppress(OSError, IndexError):
+            pages += int((_PROCESSES / str(member) / "statm").read_text().split()[1])
+            family += _children(member)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _children(pid: int) -> list[int]:
+    """Return what a process started itself: from the kernel, or, where it keeps no such list, from all processes."""
+    tasks = _PROCESSES / str(pid) / "task"
+    lists = list(tasks.glob("*/children"))
+    if lists or not tasks.exists():
+        return [int(child) for one in lists for child in one.read_text().split()]
     import psutil
 
     try:
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-        return float(sum(member.memory_info().rss for member in family)) / 2**20
+        return [child.pid for child in psutil.Process(pid).children()]
     except psutil.NoSuchProcess:
-        return 0.0
+        return []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeops.compiler.builder import build
-from edgeops.compiler.candidates import ARTIFACTS, READY_RUNTIMES, float_candidate
+from edgeops.compiler.candidates import ARTIFACTS, READY_RUNTIMES, TREE_RUNTIME, float_candidate
 from edgeops.compiler.engine import Failed, cores
 from edgeops.compiler.executor import Machine, machine
 from edgeops.compiler.metrics import samples_to_prove
@@ -119,9 +119,9 @@ def _reason(shared: Prepared, runtime: Runtime) -> str:
     traits = shared.traits
     if traits.ready is not None and runtime.name not in READY_RUNTIMES:
         return "a TFLite model is taken as it is, and runs on LiteRT only"
-    if traits.trees and runtime.name != "onnxruntime":
+    if traits.trees and runtime.name != TREE_RUNTIME:
         trees = ", ".join(sorted(op.partition("::")[2] for op in traits.ops if op.startswith("ai.onnx.ml::Tree")))
-        return f"decision trees ({trees}) run on onnxruntime only"
+        return f"decision trees ({trees}) run on {TREE_RUNTIME} only"
     if _narrow(runtime) and traits.only_float:
         parts = sorted(traits.ops.intersection(_CONTROL)) or (["state"] if traits.stateful else ["decision trees"])
         return f"it takes int8 only, and {', '.join(parts)} stays float"

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from edgeops import durable
 from edgeops.compiler.builder import build
-from edgeops.compiler.calibration import calibrate
-from edgeops.compiler.engine import Failed, Step, code_digest, tool_versions
+from edgeops.compiler.calibration import MIN_SAMPLES
+from edgeops.compiler.engine import Failed, Step, code_digest
+from edgeops.compiler.executor import Machine
 from edgeops.compiler.golden import drift_reference, golden_indices, tolerance
-from edgeops.compiler.passes.samples import read_samples
+from edgeops.compiler.passes.samples import read_samples, write_samples
 from edgeops.compiler.search import Ground, Tried
-from edgeops.compiler.store import Product, Store, Stored
+from edgeops.compiler.store import Product, Stored
 from edgeops.contracts.bundle import Binding, BundleManifest, DriftCalibration, Golden, OutputInfo
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.evidence import OnBoard
@@ -100,24 +101,44 @@ def _fill(ground: Ground, handover: Handover, chosen: Tried, target: Path) -> tu
         postprocessing=_baked({spec.name: spec.postprocess for spec in handover.outputs}, bound.agent_results),
         golden=golden,
         budgets=ground.budgets,
-        drift=drift_reference(samples, outputs, kinds, lambda tables: _limits(ground.machine.store, tables)),
+        drift=drift_reference(samples, outputs, kinds, lambda tables: _limits(ground, tables)),
         nan_policy=handover.nan_policy,
     )
     return filled, on_board
 
 
-def _limits(store: Store, tables: Mapping[str, NDArray[np.int64]]) -> DriftCalibration | None:
-    """Return the limits of drift for counts per sample: from the cache, where they were found before."""
+def _limits(ground: Ground, tables: Mapping[str, NDArray[np.int64]]) -> DriftCalibration | None:
+    """Return the limits of drift for counts per sample, [samples, bins] each; None: there are too few samples."""
+    count = min(map(len, tables.values()), default=0)
+    if count < MIN_SAMPLES:
+        return None
     digest = hashlib.sha256(code_digest().encode())
-    digest.update(repr(tool_versions(("numpy",))).encode())
     for name in sorted(tables):
         digest.update(f"{name}\0{tables[name].dtype.str}{tables[name].shape}".encode())
         digest.update(np.ascontiguousarray(tables[name]).tobytes())
 
-    def make(_: Path) -> Product:
-        return Product(notes={"limits": msgspec.to_builtins(calibrate(tables))})
+    def make(target: Path) -> Product:
+        write_samples(target, "tables", tables)
+        return Product(facts=("tables",))
 
-    return msgspec.convert(store.put(digest.hexdigest(), make).notes["limits"], DriftCalibration | None)
+    counted = ground.machine.store.put(digest.hexdigest(), make)
+    found = drawn = _drawn(ground.machine, ground.samples, count)
+    if not isinstance(drawn, Failed):
+        found = build(ground.machine, [Step(name="drift-limits", inputs=("draws",))], counted, {"draws": drawn})
+    if isinstance(found, Failed):
+        raise EdgeopsError("E-COMPILE-CANDIDATE", f"{found.step}: {found.failure.what}")
+    return msgspec.convert(found.notes["limits"], DriftCalibration | None)
+
+
+def draws_ahead(machine: Machine, samples: Stored) -> None:
+    """Make what every profile's limits of drift will want, where there are samples enough for such."""
+    count = min((len(values) for values in read_samples(samples.path, "judged").values()), default=0)
+    if count >= MIN_SAMPLES:
+        _drawn(machine, samples, count)
+
+
+def _drawn(machine: Machine, samples: Stored, count: int) -> Stored | Failed:
+    return build(machine, [Step(name="drift-draws", parameters={"count": count})], samples, {})
 
 
 def _shipped(bound: BundleManifest, notes: Mapping[str, Any]) -> BundleManifest:

@@ -31,7 +31,6 @@ from edgeops.intake.handover import LoadedHandover
 from edgeops.runtimes.steps import TensorForm, propagate, propagate_results
 
 MODERN_OPSET = 17
-_LATENCY_S = 1.0
 _JUDGED_CALIBRATION = 64
 
 
@@ -83,7 +82,6 @@ def prepare(machine: Machine, loaded: LoadedHandover, said: Callable[[str], None
         metric="none" if evaluation is None else evaluation.metric,
         metric_output="" if evaluation is None else evaluation.output or outputs[0].name,
         confidence=handover.gates.confidence,
-        latency_s=_LATENCY_S,
     )
     _check_outputs(loaded, plan, reference.notes)
     traits = Traits(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgeops import durable
-from edgeops.compiler.candidates import ARTIFACTS, READY_RUNTIMES
+from edgeops.compiler.candidates import ARTIFACTS, READY_RUNTIMES, TREE_RUNTIME
 from edgeops.compiler.elsewhere import check_figures, remeasured
 from edgeops.compiler.engine import Failed, cores, host, isa_digest, tool_versions
 from edgeops.compiler.examining import examined
@@ -30,8 +30,9 @@ from edgeops.compiler.lock import (
     write_lock,
 )
 from edgeops.compiler.microcontrollers import room
-from edgeops.compiler.package import Packaged, package
+from edgeops.compiler.package import Packaged, draws_ahead, package
 from edgeops.compiler.passes.judge import JudgePlan
+from edgeops.compiler.passes.latency import LatencyPlan, threads_here
 from edgeops.compiler.prepared import Prepared, count, fed_samples, float_graph, plan_for, prepare
 from edgeops.compiler.search import Ground, Tried, only, search
 from edgeops.compiler.selection import Choice, loosened, missed, select
@@ -48,6 +49,7 @@ from edgeops.intake.handover import LoadedHandover, read
 from edgeops.profiles import registry
 
 EVIDENCE_NAME = "evidence.json"
+_LATENCY_S = 1.0
 _TOOLS = (
     "ai-edge-litert", "litert-quantizer", "nncf", "numpy", "onnx", "onnxruntime", "onnxslim", "openvino", "edgeops",
     "bakenn",
@@ -176,58 +178,62 @@ def compile_handover(
             built for a profile; E-COMPILE-LOCK if the lock lacks a profile, or `check` finds a difference.
         KeyboardInterrupt: Interrupted; no half-written bundle is left.
     """
-    loaded = read(handover_dir)
-    found = [_profile(name) for name in dict.fromkeys(profiles)]
-    if elsewhere is not None and elsewhere.figures is not None:
-        check_figures(elsewhere.figures, found)
-    lock = None if locked is None else read_lock(locked)
-    now = _lock_of(loaded, {profile.name: None for profile in found})
-    if lock is not None:
-        check_profiles(lock, now)
-        if check:
-            check_same_ground(lock, now)
-    telling = threading.Lock()
+    with machine(cores(), executor) as workplace:
+        # While the hand-over is read.
+        workplace.warm()
+        loaded = read(handover_dir)
+        found = [_profile(name) for name in dict.fromkeys(profiles)]
+        if elsewhere is not None and elsewhere.figures is not None:
+            check_figures(elsewhere.figures, found)
+        lock = None if locked is None else read_lock(locked)
+        now = _lock_of(loaded, {profile.name: None for profile in found})
+        if lock is not None:
+            check_profiles(lock, now)
+            if check:
+                check_same_ground(lock, now)
+        telling = threading.Lock()
 
-    def tell(profile: str, text: str, left: int | None) -> None:
-        with telling:
-            on_progress(Progress(profile, text, left))
+        def tell(profile: str, text: str, left: int | None) -> None:
+            with telling:
+                on_progress(Progress(profile, text, left))
 
-    profiles_at_once = max(1, min(len(found), cores()))
-    with (
-        staged(out) as staging,
-        machine(cores(), executor) as workplace,
-        concurrent.futures.ThreadPoolExecutor(profiles_at_once, thread_name_prefix="profile") as pool,
-    ):
-        try:
-            shared = prepare(workplace, loaded, lambda text: tell("", text, None))
-            jobs = [
-                pool.submit(
-                    _compile_profile,
-                    workplace,
-                    loaded,
-                    shared,
-                    profile,
-                    staging,
-                    lock,
-                    check,
-                    explain,
-                    elsewhere or Elsewhere(),
-                    pictures,
-                    tell,
-                )
-                for profile in found
-            ]
-            concurrent.futures.wait(jobs)
-            results = tuple(job.result() for job in jobs)
-        except BaseException:
-            workplace.cancel.set()
-            raise
-        results = tuple(_settle(result, staging, out) for result in results)
-    path = None
-    if all(result.passed for result in results):
-        path = out / LOCK_NAME
-        write_lock(path, _lock_of(loaded, {result.profile: result for result in results}))
-    return CompileResult(loaded.handover.model.name, loaded.digest, results, path)
+        with (
+            staged(out) as staging,
+            # Each only asks for work: how much is done at once is for the machine to say.
+            concurrent.futures.ThreadPoolExecutor(len(found) + 1, thread_name_prefix="profile") as pool,
+        ):
+            try:
+                shared = prepare(workplace, loaded, lambda text: tell("", text, None))
+                # Wanted at the end, when there is little else to do; a failure is told there.
+                pool.submit(draws_ahead, workplace, shared.samples)
+                jobs = [
+                    pool.submit(
+                        _compile_profile,
+                        workplace,
+                        loaded,
+                        shared,
+                        profile,
+                        staging,
+                        lock,
+                        check,
+                        explain,
+                        elsewhere or Elsewhere(),
+                        pictures,
+                        tell,
+                    )
+                    for profile in found
+                ]
+                concurrent.futures.wait(jobs)
+                results = tuple(job.result() for job in jobs)
+            except BaseException:
+                workplace.cancel.set()
+                raise
+            results = tuple(_settle(result, staging, out) for result in results)
+        path = None
+        if all(result.passed for result in results):
+            path = out / LOCK_NAME
+            write_lock(path, _lock_of(loaded, {result.profile: result for result in results}))
+        return CompileResult(loaded.handover.model.name, loaded.digest, results, path)
 
 
 def _compile_profile(
@@ -255,7 +261,7 @@ def _compile_profile(
             f"{', '.join(runtime.name for runtime in profile.runtimes) or 'no runtime'}",
             "Choose a profile with litert, or hand over the model as ONNX.",
         )
-    if shared.traits.trees and "onnxruntime" not in {runtime.name for runtime in served}:
+    if shared.traits.trees and TREE_RUNTIME not in {runtime.name for runtime in served}:
         raise EdgeopsError(
             "E-MODEL-UNSUPPORTED",
             f"profile {profile.name}: decision trees run on onnxruntime only, and it has "
@@ -271,13 +277,11 @@ def _compile_profile(
         samples=shared.samples,
         fed=fed,
         reference=shared.reference,
+        plans=plans,
         # What is locked was chosen before: its latency decides nothing now.
-        plans={
-            name: msgspec.structs.replace(
-                plan, threads=profile.serving.threads, latency_s=plan.latency_s if lock is None else 0.0
-            )
-            for name, plan in plans.items()
-        },
+        timing=None
+        if lock is not None
+        else LatencyPlan(runtime="", threads=threads_here(profile.serving.threads), seconds=_LATENCY_S),
         traits=shared.traits,
         aim=_aim(shared.plan, loaded.handover.gates),
         gates=loaded.handover.gates,

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from edgeops.compiler.builder import build
-from edgeops.compiler.candidates import ARTIFACTS, Candidate, Room, Traits, float_candidate, ladder
+from edgeops.compiler.candidates import ARTIFACTS, TREE_RUNTIME, Candidate, Room, Traits, float_candidate, ladder
 from edgeops.compiler.engine import Failed, Step
 from edgeops.compiler.executor import Machine
 from edgeops.compiler.gates import Measured, judge, passed, provable, shortfall
 from edgeops.compiler.passes.judge import JudgePlan
+from edgeops.compiler.passes.latency import LatencyPlan
 from edgeops.compiler.sensitivity import Aim
 from edgeops.compiler.store import Stored
 from edgeops.contracts.bundle import BundleManifest
@@ -37,6 +38,7 @@ class Ground(NamedTuple):
         fed: Runtime name → sample data as its artifacts take them.
         reference: The source's answers.
         plans: Runtime name → how to judge; artifact, precision, providers and options are filled in per candidate.
+        timing: How latency is measured; the runtime is filled in per candidate. None: it decides nothing.
         traits: Of the model.
         aim: The quality that a search within a scheme works towards.
         gates: From the hand-over.
@@ -53,6 +55,7 @@ class Ground(NamedTuple):
     fed: dict[str, Stored]
     reference: Stored
     plans: dict[str, JudgePlan]
+    timing: LatencyPlan | None
     traits: Traits
     aim: Aim
     gates: Gates
@@ -81,6 +84,7 @@ class Tried(NamedTuple):
         rank: Its place in the order of candidates, see `_rank`.
         artifact: The built product; None: it could not be built.
         judged: The product of `judge`.
+        timed: The product of `latency`; None: it was not measured.
         results: The gates.
         reason: Why it could not be built or judged.
         there: A device's figures, which take the place of this host's.
@@ -94,6 +98,7 @@ class Tried(NamedTuple):
     results: tuple[GateResult, ...] = ()
     reason: str = ""
     there: DeviceFigures | None = None
+    timed: Stored | None = None
 
     @property
     def passed(self) -> bool:
@@ -111,7 +116,7 @@ class Tried(NamedTuple):
         if self.there is not None:
             latency: Latency = getattr(self.there, key)
             return latency
-        found = None if self.judged is None else self.judged.notes.get(key)
+        found = None if self.timed is None else self.timed.notes.get(key)
         return None if found is None else msgspec.convert(found, Latency)
 
     def relative_latency(self, floats: Mapping[str, Tried]) -> float:
@@ -250,6 +255,10 @@ def _search_runtime(ground: Ground, runtime: Runtime, place: int, yardstick: Tri
     ladders = _ladders(ground, runtime)
     left = sum(map(len, ladders.values()))
     base_rank = _rank(runtime, place, Precision.FLOAT32, 0)
+    if ground.traits.trees and runtime.name != TREE_RUNTIME:
+        # No converter has these operators: minutes of trying would say so in other words.
+        plain = float_candidate(runtime, ground.traits, ground.room)
+        return [Tried(plain, runtime, base_rank, reason=f"decision trees run on {TREE_RUNTIME} only")]
     base = _try(
         ground,
         runtime,
@@ -314,7 +323,7 @@ def _try(
     if isinstance(start, Failed):
         return tried._replace(reason=f"{start.step}: {start.failure.what}")
     said(candidate.scheme, 0)
-    roles = {"samples": ground.samples, "reference": ground.reference}
+    roles = {"samples": ground.samples}
     for role, other in others.items():
         if other is not None and other.artifact is not None and other.judged is not None:
             roles |= {role: other.artifact, f"{role}-judged": other.judged}
@@ -329,12 +338,24 @@ def _try(
         providers=runtime.providers,
         options=runtime.options,
     )
-    step = Step(name="judge", parameters=msgspec.to_builtins(plan), inputs=tuple(sorted(roles)))
-    judged = build(ground.machine, [step], artifact, roles)
+    compared = {"samples", "reference", "float-judged"} & {"reference", *roles}
+    step = Step(name="judge", parameters=msgspec.to_builtins(plan), inputs=tuple(sorted(compared)))
+    judged = build(ground.machine, [step], artifact, roles | {"reference": ground.reference})
     if isinstance(judged, Failed):
         return tried._replace(artifact=artifact, reason=f"{judged.step}: {judged.failure.what}")
-    tried = tried._replace(artifact=artifact, judged=judged)
+    timed = None if ground.timing is None else _timed(ground, ground.timing, artifact, roles | {"judged": judged})
+    if isinstance(timed, Failed):
+        return tried._replace(artifact=artifact, reason=f"{timed.step}: {timed.failure.what}")
+    tried = tried._replace(artifact=artifact, judged=judged, timed=timed)
     return tried._replace(results=judge(measured(tried), ground.gates, ground.budgets, own_arch=ground.own_arch))
+
+
+def _timed(ground: Ground, timing: LatencyPlan, artifact: Stored, roles: Mapping[str, Stored]) -> Stored | Failed:
+    plan = msgspec.structs.replace(timing, runtime=str(roles["judged"].notes["manifest"]["runtime"]))
+    step = Step(name="latency", parameters=msgspec.to_builtins(plan), inputs=tuple(sorted(roles)))
+    # One after the other, and no worker's place is taken by one that waits.
+    with ground.machine.turn("latency"):
+        return build(ground.machine, [step], artifact, roles)
 
 
 def measured(tried: Tried) -> Measured:

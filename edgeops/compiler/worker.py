@@ -1,4 +1,4 @@
-"""A worker process: runs the steps that it is told, through the cache, and says how far it came.
+"""A worker process: runs the step that it is told, through the cache, and says how it ended.
 
 Whatever a native converter does to this process, the compile sees only that it ended.
 """
@@ -13,10 +13,11 @@ import threading
 from pathlib import Path
 
 from edgeops import durable
-from edgeops.compiler.engine import Failed, Step, run_step
+from edgeops.compiler.engine import Step, run_step
 from edgeops.compiler.store import Failure, Product, Store, Stored
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import Wire, decode, encode
+from edgeops.runtimes.openvino_backend import without_telemetry
 
 RESPONSE_NAME = "response.json"
 
@@ -38,48 +39,51 @@ class Place(Wire, frozen=True, kw_only=True):
 
 
 class Request(Wire, frozen=True, kw_only=True):
-    """What a worker is to do: steps from a source on, with the products that they read beside it."""
+    """What a worker is to do: a step from a source on, with the products that it reads beside it."""
 
     store: str
-    steps: tuple[Step, ...]
+    step: Step
     source: Place
     inputs: dict[str, Place]
 
 
 class Response(Wire, frozen=True, kw_only=True):
-    """How it ended: the last product, or the failing step with its reason; `error` for what no product records."""
+    """How it ended: the product, or why there is none; `error` for what no product records."""
 
     place: Place | None = None
-    step: str = ""
     failure: Failure | None = None
     error: Failure | None = None
 
 
 def serve(request: Request) -> Response:
-    """Run all steps of a request."""
-    store = Store(Path(request.store))
-    current = request.source.stored()
+    """Run the step of a request."""
     inputs = {role: place.stored() for role, place in request.inputs.items()}
-    for step in request.steps:
-        try:
-            found = run_step(store, step, current, inputs)
-        except EdgeopsError as error:
-            return Response(step=step.name, error=Failure(code=error.code, what=error.what))
-        if found.product.failure is None:
-            current = found
-        elif not step.optional:
-            failed = Failed(step.name, found.product.failure)
-            return Response(step=failed.step, failure=failed.failure)
-    return Response(place=Place.of(current))
+    try:
+        found = run_step(Store(Path(request.store)), request.step, request.source.stored(), inputs)
+    except EdgeopsError as error:
+        return Response(error=Failure(code=error.code, what=error.what))
+    if found.product.failure is not None:
+        return Response(failure=found.product.failure)
+    return Response(place=Place.of(found))
 
 
 def main() -> None:
-    """Read the request that the first argument names; write the response beside it."""
+    """Answer the request that the first argument names."""
+    settle()
+    answer(Path(sys.argv[1]))
+
+
+def settle() -> None:
+    """Make this process fit for workers."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Converters compete with a person's own work on the same machine.
     os.nice(5)
+    without_telemetry()
+
+
+def answer(path: Path) -> None:
+    """Do what the request in a file says, and write the response beside it; end if standard input does."""
     threading.Thread(target=_end_with_the_compile, daemon=True).start()
-    path = Path(sys.argv[1])
     request = decode(path.read_bytes(), Request, what="request of a worker")
     durable.write_file(path.parent / RESPONSE_NAME, encode(serve(request)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ _DTYPES = {
 }  # fmt: skip
 
 
+def without_telemetry() -> None:
+    """Have OpenVINO and NNCF tell nobody that they are used: as they are imported they start a thread that does.
+
+    Without its package they go on with a stub of it. Where it is imported already this changes nothing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # documented: importing it then fails
+
+
 class OpenVinoBackend:
     """OpenVINO on the CPU."""
 
@@ -29,6 +38,7 @@ class OpenVinoBackend:
 
     def available(self) -> Availability:
         """Say whether OpenVINO can be imported, its version and devices."""
+        without_telemetry()
         try:
             openvino = importlib.import_module("openvino")
         except ImportError as error:
@@ -37,6 +47,7 @@ class OpenVinoBackend:
 
     def load(self, artifact: Path, options: LoadOptions) -> Session:
         """Load an IR (.xml with .bin beside it) or ONNX file; see `Backend.load`."""
+        without_telemetry()
         try:
             openvino = importlib.import_module("openvino")
         except ImportError as error:

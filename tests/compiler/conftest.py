@@ -69,14 +69,16 @@ def profile(tmp_path: Path) -> MakeProfile:
 
 @pytest.fixture
 def plugin_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install a package with passes that crash, hang, hunger and lie, for this process and for workers."""
+    """Install a package with passes that crash, hang, hunger and lie, and modules that do so as they are imported."""
     folder = tmp_path / "plugins"
     (folder / "badpasses-1.0.dist-info").mkdir(parents=True)
     (folder / "badpasses.py").write_text(_BAD_PASSES)
+    for name, code in _BAD_MODULES.items():
+        (folder / f"{name}.py").write_text(code)
     (folder / "badpasses-1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: badpasses\nVersion: 1.0\n"
     )
-    names = ("Crash", "Hang", "Hunger", "Lie", "Fork")
+    names = ("Crash", "Hang", "Hunger", "Lie", "Fork", "Tell")
     lines = "".join(f"test-{name.lower()} = badpasses:{name}\n" for name in names)
     (folder / "badpasses-1.0.dist-info" / "entry_points.txt").write_text(f"[edgeops.passes]\n{lines}")
     from edgeops import plugins
@@ -120,4 +122,27 @@ class Fork(_Pass):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         open(work.parameters["pid_file"], "w").write(str(child.pid))
         os.kill(os.getpid(), signal.SIGKILL)
+
+class Tell(_Pass):
+    # Who started its process, and what that had imported before; takes a while where it is asked to.
+
+    def preload(self, parameters):
+        return tuple(parameters.get("preload", ()))
+
+    def run(self, work):
+        before = [name for name in work.parameters.get("preload", ()) if name in sys.modules]
+        for name in work.parameters.get("preload", ()):
+            __import__(name)
+        if "pid_file" in work.parameters:
+            open(work.parameters["pid_file"], "w").write(str(os.getpid()))
+        while "until" in work.parameters and not os.path.exists(work.parameters["until"]):
+            time.sleep(0.02)
+        return Outcome(frozenset({"onnx"}), {"parent": os.getppid(), "before": before})
 """
+
+_BAD_MODULES = {
+    "import_is_plain": "",
+    "import_crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "import_hangs": "import time; time.sleep(600)",
+    "import_starts_a_thread": "import threading; t = threading.Timer(600, print); t.daemon = True; t.start()",
+}

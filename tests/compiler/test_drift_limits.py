@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,8 +21,8 @@ from sklearn.datasets import load_digits
 from benchmarks.models import basic_motions
 from edgeops.agent.worker.meter import Meter
 from edgeops.cli.demo.text_lines import text_lines
-from edgeops.compiler import calibration, golden, package
-from edgeops.compiler.store import Store
+from edgeops.compiler import calibration, executor, golden, package
+from edgeops.compiler.store import Product, Stored
 from edgeops.contracts.bundle import BundleManifest, DriftReference, OutputInfo
 from edgeops.contracts.drift import Shift, histograms_of, psi, shifts
 from edgeops.contracts.tensors import TensorSpec
@@ -274,19 +275,22 @@ def test_bins_that_nobody_is_in_are_counted_though_they_are_left_out() -> None:
     assert calibration._psi(*rows, 150, 3)[0] != pytest.approx(whole, rel=0.1)
 
 
-def test_limits_are_found_once_for_the_same_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path)
+def test_limits_are_found_once_for_the_same_counts(tmp_path: Path, own_cache: Path) -> None:
     table = np.random.default_rng(0).multinomial(5, [0.2] * 5, size=100)
-    found = package._limits(store, {"x": table})
-    assert found == calibration.calibrate({"x": table})
-    assert package._limits(store, {"x": table[:10]}) is None
-    asked = []
-    monkeypatch.setattr(package, "calibrate", asked.append)
-    assert package._limits(store, {"x": table}) == found
-    assert not asked
-    package._limits(store, {"x": table[::-1]})
-    package._limits(store, {"y": table})
-    assert len(asked) == 2
+    with executor.machine(1) as machine:
+        ground: Any = SimpleNamespace(machine=machine, samples=Stored(tmp_path, Product(facts=("samples",))))
+
+        def products(tables: dict[str, NDArray[np.int64]]) -> int:
+            """Return how many products finding limits adds to the cache."""
+            before = machine.store.usage().products
+            package._limits(ground, tables)
+            return machine.store.usage().products - before
+
+        assert products({"x": table}) == 3, "counts, draws and limits"
+        assert package._limits(ground, {"x": table}) == calibration.calibrate({"x": table})
+        assert products({"x": table}) == 0
+        assert products({"x": table[::-1]}) == products({"y": table}) == 2, "the draws are those of before"
+        assert package._limits(ground, {"x": table[:10]}) is None
 
 
 def test_the_same_data_give_the_same_limits() -> None:

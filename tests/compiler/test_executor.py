@@ -111,36 +111,44 @@ with executor.machine(1) as machine:
 
 # Lets the worker itself hold the other end of its standard input, which then never ends.
 _DEAF = """
-import functools, os, subprocess, types
-from edgeops.compiler import isolation
-reads, writes = os.pipe()
-os.set_inheritable(writes, True)
-start = functools.partial(subprocess.Popen, close_fds=False)
-isolation.subprocess = types.SimpleNamespace(Popen=start, PIPE=reads, STDOUT=subprocess.STDOUT)
+import os, sys, types
+from edgeops.compiler import forking
+fifo = os.path.join(sys.argv[1], "fifo")
+os.mkfifo(fifo)
+both = lambda: os.open(fifo, os.O_RDWR)
+forking.os = types.SimpleNamespace(**{**vars(os), "pipe": lambda: (both(), both())})
 """
 
 
-def worker_of_a_dead_compile(code: str, folder: Path, blow: signal.Signals) -> psutil.Process:
-    """Start a compile whose pass hangs, end it, and return its worker."""
+def worker_of_a_dead_compile(code: str, folder: Path, blow: signal.Signals) -> tuple[psutil.Process, psutil.Process]:
+    """Start a compile whose pass hangs, end it, and return its worker and what that was forked from."""
     dying = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=dict(os.environ))
-    worker = _first(lambda: psutil.Process(dying.pid).children(), "a worker")
+    nursery = _first(lambda: psutil.Process(dying.pid).children(), "a nursery")
+    worker = _first(nursery.children, "a worker")
     _first(lambda: worker.num_threads() > 1, "its watch on standard input")
     dying.send_signal(blow)
     dying.wait(60)
-    return worker
+    return worker, nursery
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
 def test_no_worker_outlives_a_compile_that_died(plugin_passes: Path, own_cache: Path, tmp_path: Path, blow):
-    worker = worker_of_a_dead_compile(_HANGS, tmp_path, blow)
-    _first(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end")
+    for process in worker_of_a_dead_compile(_HANGS, tmp_path, blow):
+        _first(lambda process=process: _ended(process), "the end of a worker and of what it was forked from")
 
 
 def test_worker_that_does_not_watch_outlives_its_compile(plugin_passes: Path, own_cache: Path, tmp_path: Path):
-    worker = worker_of_a_dead_compile(_DEAF + _HANGS, tmp_path, signal.SIGKILL)
+    worker, nursery = worker_of_a_dead_compile(_DEAF + _HANGS, tmp_path, signal.SIGKILL)
+    _first(lambda: _ended(nursery), "the end of what it was forked from")
     time.sleep(1)
-    assert worker.is_running()
-    assert worker.status() != psutil.STATUS_ZOMBIE
+    assert not _ended(worker)
     worker.kill()
 
 

@@ -34,6 +34,8 @@ def tried(
                 OutputError(output="y", cosine=cosine, sqnr_db=30, max_abs=0, agreement=None, samples=9)
             )
         ],
+    }
+    times: dict[str, Any] = {
         "float_latency": msgspec.to_builtins(Latency(p50_ms=1.0, p95_ms=1.0, runs=9)),
         "yardstick_latency": msgspec.to_builtins(Latency(p50_ms=1.0, p95_ms=1.0, runs=9)),
         "latency": None if p50 is None else msgspec.to_builtins(Latency(p50_ms=p50, p95_ms=p50, runs=9)),
@@ -46,6 +48,7 @@ def tried(
         (rank, 0, 0, 0),
         artifact=artifact,
         judged=Stored(Path("/"), Product(notes=notes)),
+        timed=Stored(Path("/"), Product(notes=times)),
         results=(gate,),
     )
 
@@ -63,8 +66,8 @@ def test_fastest_wins_where_latency_counts():
 def test_times_of_different_minutes_are_not_compared():
     """The machine was three times slower while the second was measured: against its own baseline it is the faster."""
     slow_minute = tried("b", 1, 1.5)
-    notes = dict(slow_minute.judged.notes, float_latency=msgspec.to_builtins(Latency(p50_ms=3.0, p95_ms=3.0, runs=9)))
-    slow_minute = slow_minute._replace(judged=Stored(Path("/"), Product(notes=notes)))
+    notes = dict(slow_minute.timed.notes, float_latency=msgspec.to_builtins(Latency(p50_ms=3.0, p95_ms=3.0, runs=9)))
+    slow_minute = slow_minute._replace(timed=Stored(Path("/"), Product(notes=notes)))
     choice = select([tried("a", 0, 0.9), slow_minute, FLOAT], own_arch=True)
     assert choice.best is slow_minute
 

@@ -53,6 +53,9 @@ def test_a_real_model_keeps_its_answers(name: str, profile: str, tmp_path: Path)
     assert result.passed, result.missed
     if name in FLOAT_ON_ONNXRUNTIME:
         assert (result.chosen.runtime, result.chosen.precision) == ("onnxruntime", "fp32")
+    if name == "digits-forest":
+        others = {one.reason for one in result.evidence.candidates if one.runtime != "onnxruntime"}
+        assert others <= {"decision trees run on onnxruntime only"}, "none is tried, and the reason is kept"
     declared = read(folder).handover
     source = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.model_output or output.name for output in declared.outputs]

@@ -43,7 +43,11 @@ class Outcome(NamedTuple):
 
 
 class Pass(Protocol):
-    """A pass. Its module imports nothing heavy at its top."""
+    """A pass. Its module imports nothing heavy at its top.
+
+    It may have `preload`: parameters → names of modules that its work imports. Its worker is forked with these loaded,
+    so that each is loaded once in a compile.
+    """
 
     @property
     def tools(self) -> tuple[str, ...]:

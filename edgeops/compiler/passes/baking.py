@@ -7,6 +7,7 @@ transform or filter it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.running import ONNX_MODULES
 from edgeops.contracts.handover import (
     ArgMax,
     Cast,
@@ -54,6 +56,10 @@ class Bake:
     tools = ("onnx", "numpy")
     requires: frozenset[str] = frozenset({"onnx"})
     ensures = frozenset({"onnx", "baked"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `inputs`, the hand-over's inputs, their `agent` steps done; `outputs`, `BakedOutput`s, or none.

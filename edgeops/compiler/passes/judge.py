@@ -1,12 +1,8 @@
-"""What an artifact answers and what it costs: the source's answers, the artifact's, and the figures between them."""
+"""What an artifact answers: the source's answers, the artifact's, and the figures between them."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
+from edgeops.compiler.inherited import peak_memory_mib
 from edgeops.compiler.metrics import accuracy_metric, error_metric
 from edgeops.compiler.passes import Outcome, Work, refuse, tflite
-from edgeops.compiler.passes.running import run_artifact
+from edgeops.compiler.passes.running import ONNX_MODULES, run_artifact, runtime_modules
 from edgeops.compiler.passes.samples import has_samples, read_samples, write_samples
 from edgeops.contracts.bundle import Binding, BundleManifest, Golden, OutputInfo
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.evidence import Latency, Metric
+from edgeops.contracts.evidence import Metric
 from edgeops.contracts.handover import Input, ResultStep, Step
 from edgeops.contracts.profile import Precision
 from edgeops.contracts.tensors import SMALL_INTEGERS, TensorSpec
 from edgeops.contracts.wire import Wire
-from edgeops.intake.cache import cache_dir
-from edgeops.runtimes import compare, measure
-from edgeops.runtimes.bundle_session import BundleSession, open_session
+from edgeops.runtimes import compare
+from edgeops.runtimes.bundle_session import BundleSession
 from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
 from edgeops.runtimes.steps import TensorForm, apply, apply_results, propagate, propagate_results
-
-_WARMUP_RUNS = 3
-_LEAST_RUNS = 11
-_MOST_RUNS = 300
 
 
 class JudgeOutput(Wire, frozen=True, kw_only=True):
@@ -69,14 +61,12 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
         precision: Its number format.
         providers: Execution providers in order of preference.
         options: Runtime settings.
-        threads: Inference threads.
         inputs: What devices send.
         agent_steps: Steps of them that the artifact does not hold.
         outputs: What devices get.
         metric: accuracy, mae or none.
         metric_output: The output that labels judge.
         confidence: Of the metric's interval.
-        latency_s: How long latency is measured, about; 0: it is not.
     """
 
     runtime: str
@@ -87,11 +77,9 @@ class JudgePlan(Wire, frozen=True, kw_only=True):
     agent_steps: dict[str, tuple[Step, ...]] = {}
     providers: tuple[str, ...] = ()
     options: dict[str, str] = {}
-    threads: int = 1
     metric: str = "none"
     metric_output: str = ""
     confidence: float = 0.95
-    latency_s: float = 0.0
 
 
 class Reference:
@@ -100,6 +88,10 @@ class Reference:
     tools = ("onnx", "onnxruntime", "ai-edge-litert", "numpy")
     requires: frozenset[str] = frozenset()
     ensures = frozenset({"reference"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `inputs`, the hand-over's; `outputs`, `JudgeOutput`s. Input: `samples`. Writes `reference`."""
@@ -137,36 +129,35 @@ class Reference:
 
 
 class Judge:
-    """Bind an artifact to the device's tensors, run it on every sample, and measure errors, latency and memory."""
+    """Bind an artifact to the device's tensors, run it on every sample, and measure errors and memory.
+
+    Nothing of a profile is in it beside the runtime's settings: profiles share what is judged. See `latency` for time.
+    """
 
     tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro")
     requires: frozenset[str] = frozenset({"baked"})
     ensures = frozenset({"judged"})
 
-    def run(self, work: Work) -> Outcome:
-        """Parameters: a `JudgePlan`.
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return runtime_modules(parameters["runtime"])
 
-        Inputs: `samples`, `reference`; `float` and `float-judged`, the float artifact of the same runtime; for that
-        one `yardstick` and `yardstick-judged`, which all float artifacts of a profile are timed against. Times of
-        different minutes are never compared: the machine's load may have changed.
-        """
+    def run(self, work: Work) -> Outcome:
+        """Parameters: a `JudgePlan`. Inputs: `samples`, `reference`; `float-judged`, of the float artifact there is."""
         plan = msgspec.convert(work.parameters, JudgePlan)
         samples = read_samples(work.inputs["samples"], "judged")
         reference = read_samples(work.inputs["reference"], "reference")
-        manifest = bind(plan, work.source, work.notes, reference)
         notes: dict[str, Any] = {}
-        # One thread: the same answers whatever the number of cores.
-        with open_session(work.source, manifest) as session:
+        manifest, session = _opened(plan, work.source, work.notes, reference)
+        with session:
             # Before this process holds what only judging needs: all samples, and the answers to them.
             _run_all(session, {name: array[:1] for name, array in samples.items()})
             # Where the artifact is a blob, its own arena counts, and the TFLite model's interpreter gives the answers.
             arena = work.notes.get("arena_bytes", session.arena_bytes)
             notes["interpreter_arena_bytes"] = session.arena_bytes
-            notes["peak_memory_mib"] = measure.peak_memory_mib() if arena is None else arena / 2**20
+            notes["peak_memory_mib"] = peak_memory_mib() if arena is None else arena / 2**20
             notes["provider"] = session.provider
             outputs = _run_all(session, samples)
-        if plan.latency_s:
-            notes |= _latency(work, plan, manifest, samples)
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise refuse(f"output {name!r} is not finite on the sample data")
@@ -183,16 +174,15 @@ class Judge:
         return Outcome(frozenset({"judged"}), notes)
 
 
-def bind(
+def _opened(
     plan: JudgePlan, folder: Path, notes: Mapping[str, Any], reference: Mapping[str, NDArray[Any]]
-) -> BundleManifest:
-    """Tie device tensors to the artifact's own, and return a manifest that `open_session` can use.
-
-    Model, profile, golden vectors and files are left for packaging.
+) -> tuple[BundleManifest, BundleSession]:
+    """Load an artifact, and tie the device's tensors to its own.
 
     Raises:
-        EdgeopsError: E-COMPILE-CANDIDATE; an input or output of the artifact cannot be tied.
+        EdgeopsError: E-COMPILE-CANDIDATE; the runtime refuses it, or an input or output cannot be tied.
     """
+    # One thread: the same answers whatever the number of cores.
     options = LoadOptions(1, plan.providers, plan.options, precision=plan.precision)
     try:
         session = backend(plan.runtime).load(folder / plan.artifact, options)
@@ -200,8 +190,28 @@ def bind(
         if error.code == "E-RUNTIME-MISSING":
             raise
         raise refuse(f"{plan.runtime}: {error.what}") from error
-    own_inputs, own_outputs = session.inputs, session.outputs
-    session.close()
+    try:
+        manifest = bind(plan, session.inputs, session.outputs, notes, reference)
+        return manifest, BundleSession(session, manifest)
+    except EdgeopsError:
+        session.close()
+        raise
+
+
+def bind(
+    plan: JudgePlan,
+    own_inputs: tuple[TensorSpec, ...],
+    own_outputs: tuple[TensorSpec, ...],
+    notes: Mapping[str, Any],
+    reference: Mapping[str, NDArray[Any]],
+) -> BundleManifest:
+    """Tie device tensors to the artifact's own, and return a manifest that `open_session` can use. Pure.
+
+    Model, profile, golden vectors and files are left for packaging.
+
+    Raises:
+        EdgeopsError: E-COMPILE-CANDIDATE; an input or output of the artifact cannot be tied.
+    """
     quantized, transposes = notes.get("quantization", {}), notes.get("transposes", {})
     devices = [
         TensorSpec(name=item.name, dtype=reference[item.name].dtype.name, shape=reference[item.name].shape[1:])
@@ -318,49 +328,6 @@ def _run_all(session: BundleSession, samples: Mapping[str, NDArray[Any]]) -> dic
 
 def _feed(samples: Mapping[str, NDArray[Any]], index: int) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(array[index]) for name, array in samples.items()}
-
-
-def _latency(
-    work: Work, plan: JudgePlan, manifest: BundleManifest, samples: Mapping[str, NDArray[Any]]
-) -> dict[str, Any]:
-    feed = _feed(samples, 0)
-    # More threads than processors wait for each other.
-    threads = min(plan.threads, len(os.sched_getaffinity(0)))
-    with contextlib.ExitStack() as stack:
-        # Two measurements at once would slow each other.
-        lock = stack.enter_context((cache_dir() / ".measure.lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        session = stack.enter_context(open_session(work.source, manifest, threads=threads))
-        found: dict[str, Any] = {}
-        for role, key in (("float", "float_latency"), ("yardstick", "yardstick_latency")):
-            if role in work.inputs:
-                bound = msgspec.convert(work.input_notes[f"{role}-judged"]["manifest"], BundleManifest)
-                other = stack.enter_context(open_session(work.inputs[role], bound, threads=threads))
-                own, theirs = _in_turns(session, other, feed, plan.latency_s)
-                found |= {"latency": msgspec.to_builtins(own), key: msgspec.to_builtins(theirs)}
-        if not found:
-            runs = _runs(plan.latency_s, lambda: session.run(feed))
-            alone = msgspec.to_builtins(measure.latency(lambda: session.run(feed), warmup=0, runs=runs))
-            found = {"latency": alone, "yardstick_latency": alone}
-        # A float artifact is its own baseline.
-        return {"float_latency": found["latency"], **found}
-
-
-def _in_turns(
-    first: BundleSession, second: BundleSession, feed: Mapping[str, NDArray[Any]], budget_s: float
-) -> tuple[Latency, Latency]:
-    runs = _runs(budget_s, lambda: (first.run(feed), second.run(feed)))
-    return measure.interleaved(lambda: first.run(feed), lambda: second.run(feed), warmup=0, runs=runs)
-
-
-def _runs(budget_s: float, run: Callable[[], object]) -> int:
-    """Warm up, and return how many runs fit the time."""
-    for _ in range(_WARMUP_RUNS):
-        run()
-    start = time.perf_counter()
-    run()
-    each_s = max(time.perf_counter() - start, 1e-6)
-    return max(_LEAST_RUNS, min(_MOST_RUNS, int(budget_s / each_s)))
 
 
 def _errors(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse, tflite
 from edgeops.compiler.passes.onnx_quantize import MAX_CALIBRATION_SAMPLES
-from edgeops.compiler.passes.running import as_float, few_samples, run_artifact
+from edgeops.compiler.passes.running import ONNX_MODULES, as_float, few_samples, run_artifact
 from edgeops.compiler.passes.samples import read_samples, spread
 from edgeops.compiler.sensitivity import Aim, keep_float, segments, shortfall
 from edgeops.compiler.toolchain import ONNX2TF, run_tool
@@ -41,6 +41,10 @@ class ToTflite:
     tools = ("onnx", "ai-edge-litert", "onnxruntime")
     requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
     ensures = frozenset({"tflite", "baked"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """Convert.
@@ -87,6 +91,10 @@ class QuantizeTflite:
     tools = ("litert-quantizer", "ai-edge-litert", "numpy")
     requires: frozenset[str] = frozenset({"tflite", "baked"})
     ensures = frozenset({"tflite", "baked", "quantized"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ("litert_quantizer.quantizer", "ai_edge_litert.interpreter")
 
     def run(self, work: Work) -> Outcome:
         """Quantize.

@@ -17,7 +17,7 @@ from edgeops.compiler.passes.onnx_quantize import (
     own_nodes,
     quantize_static_int8,
 )
-from edgeops.compiler.passes.running import few_samples, run_artifact
+from edgeops.compiler.passes.running import ONNX_MODULES, few_samples, run_artifact
 from edgeops.compiler.sensitivity import ENOUGH, Aim, keep_float, segments, shortfall
 from edgeops.contracts.errors import EdgeopsError
 
@@ -30,6 +30,10 @@ class PartialInt8:
     tools = ("onnx", "onnxruntime", "numpy")
     requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
     ensures = frozenset({"onnx", "baked", "int8"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return (*ONNX_MODULES, "onnxruntime.quantization")
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `symmetric`, as for `onnx-int8-static`; `aim`, an `Aim`. Input: `samples`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.running import ONNX_MODULES
 from edgeops.compiler.passes.samples import read_samples, spread
 
 MAX_CALIBRATION_SAMPLES = 512
@@ -30,6 +31,10 @@ class StaticInt8:
     tools = _TOOLS
     requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
     ensures = frozenset({"onnx", "baked", "int8"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return (*ONNX_MODULES, "onnxruntime.quantization")
 
     def run(self, work: Work) -> Outcome:
         """Parameters.
@@ -63,6 +68,10 @@ class DynamicInt8:
     requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
     ensures = frozenset({"onnx", "baked", "int8-dynamic"})
 
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return (*ONNX_MODULES, "onnxruntime.quantization")
+
     def run(self, work: Work) -> Outcome:
         """No parameters."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -92,6 +101,10 @@ class WeightInt8:
     tools = _TOOLS
     requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
     ensures = frozenset({"onnx", "baked", "int8-weights"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """No parameters. Weights of convolutions and matrix products with at least 1024 elements."""
@@ -131,6 +144,10 @@ class Float16:
     tools = _TOOLS
     requires: frozenset[str] = frozenset({"onnx", "baked", "modern-opset"})
     ensures = frozenset({"onnx", "baked", "fp16"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """No parameters. Preprocessing stays float32: its inputs go up to 255."""

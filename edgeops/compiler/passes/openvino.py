@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.nncf_alone import without_torch
 from edgeops.compiler.passes.running import few_samples, run_artifact
 from edgeops.compiler.passes.samples import read_samples, spread
 from edgeops.compiler.sensitivity import ENOUGH, Aim, keep_float, segments, shortfall
@@ -26,6 +27,7 @@ IR_NAME = "model.xml"
 _MAX_SAMPLES = 300
 # Operators that accuracy control may turn back to float.
 _MOST_RESTORED = 16
+_NNCF = ("edgeops.compiler.passes.nncf_loaded",)
 _NO_WORK = ("Constant", "Convert", "FakeQuantize")
 _HEAVY = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
@@ -38,6 +40,10 @@ class ToOpenVino:
     tools = ("openvino", "onnx")
     requires: frozenset[str] = frozenset({"onnx", "baked"})
     ensures = frozenset({"openvino", "baked"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ("openvino",)
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `fp16_weights`, store weights as fp16."""
@@ -60,6 +66,11 @@ class NncfInt8:
     requires: frozenset[str] = frozenset({"openvino", "baked"})
     ensures = frozenset({"openvino", "baked", "fake-quantized"})
 
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return _NNCF
+
+    @without_torch()
     def run(self, work: Work) -> Outcome:
         """Quantize.
 
@@ -91,6 +102,10 @@ class Pack:
     requires: frozenset[str] = frozenset({"openvino", "baked", "fake-quantized"})
     ensures = frozenset({"openvino", "baked", "int8"})
 
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ("openvino",)
+
     def run(self, work: Work) -> Outcome:
         """No parameters."""
         import openvino
@@ -105,6 +120,10 @@ class PartialInt8:
     tools = ("openvino", "numpy")
     requires: frozenset[str] = frozenset({"openvino", "baked", "fake-quantized"})
     ensures = frozenset({"openvino", "baked", "int8"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ("openvino",)
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `aim`, an `Aim`. Inputs: `samples`; `float`, the float artifact."""
@@ -124,6 +143,11 @@ class AccuracyControl:
     requires: frozenset[str] = frozenset({"openvino", "baked"})
     ensures = frozenset({"openvino", "baked", "int8"})
 
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return _NNCF
+
+    @without_torch()
     def run(self, work: Work) -> Outcome:
         """Parameters: `aim`, an `Aim`; `model_type` and `ranges` as for `openvino-int8`. Input: `samples`."""
         import nncf
@@ -173,6 +197,11 @@ class NncfWeights:
     requires: frozenset[str] = frozenset({"openvino", "baked"})
     ensures = frozenset({"openvino", "baked", "int8-weights"})
 
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return _NNCF
+
+    @without_torch()
     def run(self, work: Work) -> Outcome:
         """No parameters."""
         import nncf

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeops.compiler import graphs
 from edgeops.compiler.passes import Outcome, Work, refuse
 from edgeops.compiler.passes.doubtful import between_pixels, without_one_answer
-from edgeops.compiler.passes.running import run_artifact
+from edgeops.compiler.passes.running import ONNX_MODULES, run_artifact
 from edgeops.compiler.passes.samples import read_samples
 
 _ONNX = ("onnx",)
@@ -26,6 +26,10 @@ class Ingest:
     tools = _ONNX
     requires: frozenset[str] = frozenset({"file"})
     ensures = frozenset({"onnx"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `file`, name in the source folder; `outputs`, the model's outputs to keep, in order."""
@@ -43,6 +47,10 @@ class Repair:
     tools = ("onnx", "onnxruntime")
     requires: frozenset[str] = frozenset({"onnx"})
     ensures = frozenset({"onnx"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return ONNX_MODULES
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `shapes`, input → shape; `outputs`, output → the shape that the source gave; `opset`, to convert
@@ -84,6 +92,10 @@ class Optimize:
     tools = ("onnx", "onnxslim", "onnxruntime")
     requires: frozenset[str] = frozenset({"onnx", "baked"})
     ensures = frozenset({"onnx", "baked"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return (*ONNX_MODULES, "onnxslim")
 
     def run(self, work: Work) -> Outcome:
         """Inputs: `samples`, on which both graphs are run."""

@@ -16,6 +16,18 @@ from edgeops.runtimes.protocol import LoadOptions
 from edgeops.runtimes.registry import backend
 
 _SEARCH_SAMPLES = 16
+# What passes over ONNX files load in any case; and what a runtime's sessions do.
+ONNX_MODULES = ("onnx", "onnxruntime")
+_RUNTIME_MODULES = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "litert": ("ai_edge_litert.interpreter",),
+}
+
+
+def runtime_modules(runtime: str) -> tuple[str, ...]:
+    """Return the modules that a runtime's sessions load, and none beside them: their memory is measured."""
+    return _RUNTIME_MODULES.get(runtime, ())
 
 
 def run_artifact(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeops.compiler.passes import Outcome, Work, refuse
+from edgeops.compiler.passes.running import runtime_modules
 from edgeops.compiler.passes.samples import read_samples
 from edgeops.contracts.bundle import BundleManifest
 from edgeops.contracts.errors import EdgeopsError
@@ -28,6 +30,10 @@ class Steadiness:
     tools = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro")
     requires: frozenset[str] = frozenset({"baked"})
     ensures = frozenset({"steadiness"})
+
+    def preload(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what its worker begins with."""
+        return runtime_modules(parameters["manifest"]["runtime"])
 
     def run(self, work: Work) -> Outcome:
         """Parameters: `manifest`, as `judge` bound it; `indices` of the judged samples. Inputs: `samples`, `judged`.
