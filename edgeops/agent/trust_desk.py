@@ -234,7 +234,7 @@ class TrustDesk:
             try:
                 return verify()
             except EdgeopsError as error:
-                if error.code not in ("E-TRUST-SIGNATURE", "E-TRUST-METADATA", "E-TRUST-EXPIRED"):
+                if error.code not in ("E-TRUST-SIGNATURE", "E-TRUST-METADATA", "E-TRUST-EXPIRED", "E-TRUST-ROOT"):
                     raise
                 log.info("%s; asking for newer metadata", error.what)
             try:

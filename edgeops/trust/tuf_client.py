@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -26,6 +25,7 @@ from edgeops.contracts.measurement import CANDIDATES
 from edgeops.contracts.release import TargetCustom, target_path
 from edgeops.trust import roles
 from edgeops.trust.time import Clock
+from edgeops.trust.tuf_errors import translated
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +172,8 @@ class TufClient:
                 E-NET-UNREACHABLE or E-NET-RESPONSE. E-DISK-FULL or E-DISK-WRITE.
         """
         self._trusted = None
-        trusted = self._from_cached_root()
-        with _translated():
+        trusted = self._from_root()
+        with translated():
             try:
                 self._update_root(trusted)
             finally:
@@ -192,7 +192,7 @@ class TufClient:
         """
         trusted = self._current()
         trusted.reference_time = self._reference_time()
-        with _translated():
+        with translated():
             found = self._walk(trusted, path)
         if found is None:
             raise EdgeopsError("E-TRUST-TARGET", f"{path[:200]!r} was not released", "Check the release, then refresh.")
@@ -272,12 +272,45 @@ class TufClient:
             return None
         return _earliest_expiry(trusted)
 
+    def _from_root(self) -> TrustedMetadataSet:
+        """As `_from_cached_root`; where that is damaged, the first root is fetched again, known by its hash."""
+        try:
+            return self._from_cached_root()
+        except EdgeopsError as error:
+            if error.code not in ("E-TRUST-ROOT", "E-TRUST-METADATA") or not self._fetch_first_root():
+                raise
+            log.error("E-STATE-CORRUPT: the trusted root was damaged: %s", error.what)
+        return self._from_cached_root()
+
+    def _fetch_first_root(self) -> bool:
+        """Fetch the root that the enrolment token named; those that follow are found from there, as after enrolment.
+
+        Returns:
+            Whether it is here now. It is not where the hash is lost too, or no server has that root.
+        """
+        try:
+            expected = (self._dir / _FIRST_ROOT).read_text()
+        except (OSError, UnicodeDecodeError):
+            return False
+        with translated():
+            for version in range(1, 1 + self._limits.roots):
+                try:
+                    data = self._download(f"{version}.root.json", self._limits.root)
+                except exceptions.DownloadHTTPError as error:
+                    if error.status_code in (403, 404):
+                        return False
+                    raise
+                if hashlib.sha256(data).hexdigest() == expected:
+                    durable.write_file(self._dir / "root.json", data)
+                    return True
+        return False
+
     def _from_cached_root(self) -> TrustedMetadataSet:
         try:
             data = (self._dir / "root.json").read_bytes()
         except OSError as error:
             raise EdgeopsError("E-TRUST-ROOT", f"{self._dir} has no root", "Enrol the device.") from error
-        with _translated():
+        with translated():
             trusted = TrustedMetadataSet(data, EnvelopeType.METADATA)
         trusted.reference_time = self._reference_time()
         return trusted
@@ -294,7 +327,7 @@ class TufClient:
         if self._trusted is None:
             trusted = self._from_cached_root()
             self._clock.limit(trusted.root.expires.timestamp())
-            with _translated():
+            with translated():
                 trusted.update_timestamp(self._cached(Timestamp.type))
                 trusted.update_snapshot(self._cached(Snapshot.type), trusted=True)
                 trusted.update_targets(self._cached(Targets.type))
@@ -456,24 +489,3 @@ def _verified(data: bytes, role: str, delegator: Targets, meta: MetaFile, refere
     if targets.is_expired(reference_time):
         raise exceptions.ExpiredMetadataError(f"{role} is expired")
     return targets
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn python-tuf's errors into errors with a code."""
-    try:
-        yield
-    except exceptions.ExpiredMetadataError as error:
-        raise EdgeopsError(
-            "E-TRUST-EXPIRED", str(error), "Check this device's clock; the control plane renews metadata while it runs."
-        ) from error
-    except exceptions.RepositoryError as error:
-        raise EdgeopsError("E-TRUST-METADATA", str(error)) from error
-    except exceptions.DownloadLengthMismatchError as error:
-        raise EdgeopsError("E-WIRE-SIZE", str(error)) from error
-    except (exceptions.DownloadHTTPError, exceptions.SlowRetrievalError) as error:
-        raise EdgeopsError("E-NET-RESPONSE", str(error)) from error
-    except exceptions.DownloadError as error:
-        if isinstance(error.__cause__, EdgeopsError):
-            raise error.__cause__ from None
-        raise EdgeopsError("E-NET-UNREACHABLE", str(error)) from error

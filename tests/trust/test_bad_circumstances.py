@@ -109,24 +109,39 @@ def test_a_disk_that_fails_at_any_step_of_the_client_leaves_a_device_that_goes_o
     assert fail_at_each_step(used, code, lambda folder: use(repo.client(folder)), go_on) >= 6 * 5
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 def test_writing_in_place_is_caught_as_the_mutant_that_it_is(
-    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
 ):
-    """Negative control: a cache that is not replaced at once costs a device its root on a full disk."""
-    used = tmp_path / "used"
+    """Negative control: where a file is not replaced at once a full disk costs the device its floor, and a mirror can
+    take it back."""
+    used, write = tmp_path / "used", durable.write_file
     use(repo.client(used))
+    long_ago = dict(repo.files)
     change_everything(repo)
+    use(repo.client(used))
+    floor = version(used, "timestamp")
+    assert floor is not None
 
-    def in_place(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        path.write_bytes(data[: len(data) // 2])
+    def full(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        if path.name != "timestamp.json":
+            write(path, data, mode=mode)
+            return
+        if in_place:
+            path.write_bytes(data[: len(data) // 2])
         raise EdgeopsError("E-DISK-FULL", "no space")
 
-    monkeypatch.setattr(durable, "write_file", in_place)
+    change_everything(repo)
+    monkeypatch.setattr(durable, "write_file", full)
     with refused("E-DISK-FULL"):
         use(repo.client(used))
     monkeypatch.undo()
+    repo.files["timestamp.json"] = long_ago["timestamp.json"]
     with refused("E-TRUST-METADATA"):
         use(repo.client(used))
+    after = version(used, "timestamp")
+    assert after is not None
+    assert (after < floor) is in_place
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])

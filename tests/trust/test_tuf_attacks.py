@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from raw_repository import DAY, NOW, NOW_S, SIGNERS, RawRepository, kept, refused, version
+from raw_repository import DAY, NOW, NOW_S, SIGNERS, URL, RawRepository, kept, refused, version
 from tuf.api.metadata import Metadata, MetaFile, Root, Targets
 
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.trust.tuf_client import LIMITS
+from edgeops.trust.time import Clock
+from edgeops.trust.tuf_client import LIMITS, TufClient
 
 OTHER, MORE = SIGNERS[6], SIGNERS[7]
 
@@ -77,10 +78,67 @@ def test_a_root_not_signed_by_itself_is_refused(tmp_path: Path):
 
 def test_without_a_first_root_nothing_is_asked(repo: RawRepository, tmp_path: Path):
     client = repo.client(tmp_path / "d")
-    (tmp_path / "d" / "root.json").unlink()
+    for name in ("root.json", "first-root"):
+        (tmp_path / "d" / name).unlink()
     with refused("E-TRUST-ROOT"):
         client.refresh()
     assert repo.fetcher.asked == []
+
+
+DAMAGES = [None, b"", b"\0" * 500, b"{", b'{"signatures": [], "signed": {"_type": "root", "version": 99}}']
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_root_is_fetched_again_from_the_one_that_the_token_named(
+    repo: RawRepository, tmp_path: Path, damage: bytes | None
+):
+    """Else the device could be told nothing any more. The way to the newest root is walked as after enrolment."""
+    repo.next_root()
+    repo.client(tmp_path / "d", root=repo.files["2.root.json"]).refresh()
+    repo.rotate("root", OTHER)
+    repo.signers["root"] = [SIGNERS[0], OTHER]
+    repo.next_root()
+    client = repo.client(tmp_path / "d", root=repo.files["2.root.json"])
+    client.refresh()
+    root = tmp_path / "d" / "root.json"
+    whole = root.read_bytes()
+    assert version(tmp_path / "d", "root") == 3
+    root.write_bytes(damage) if damage is not None else root.unlink()
+    repo.fetcher.asked.clear()
+    client.refresh()
+    assert root.read_bytes() == whole
+    assert repo.fetcher.asked[:4] == ["1.root.json", "2.root.json", "3.root.json", "4.root.json"]
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_no_stranger_becomes_the_trust_of_a_device_whose_root_is_damaged(
+    repo: RawRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: bool
+):
+    """Negative control: if the hash were not held against what comes, the first server would be believed."""
+    repo.client(tmp_path / "d").refresh()
+    stranger = RawRepository()
+    stranger.signers = {role: [OTHER] for role in stranger.signers}
+    for role in stranger.signers:
+        stranger.rotate(role, OTHER)
+    stranger.publish_root()
+    stranger.publish("targets")
+    before = kept(tmp_path / "d")
+    (tmp_path / "d" / "root.json").write_bytes(b"")
+    for name in ("timestamp.json", "snapshot.json", "targets.json"):
+        (tmp_path / "d" / name).unlink()
+    repo.files.clear()
+    repo.files |= stranger.files
+    if not looks:
+        hashed = hashlib.sha256(repo.files["1.root.json"]).hexdigest()
+        (tmp_path / "d" / "first-root").write_text(hashed)
+    client = TufClient(tmp_path / "d", URL, repo.fetcher, Clock(tmp_path / "floor", system=lambda: NOW_S, build_s=0))
+    if looks:
+        with refused("E-TRUST-METADATA"):
+            client.refresh()
+        assert kept(tmp_path / "d") == {"root.json": b""}
+    else:
+        client.refresh()
+        assert kept(tmp_path / "d")["root.json"] != before["root.json"]
 
 
 # Keys and thresholds
