@@ -21,7 +21,8 @@ from edgeops.contracts.enrolment import (
 from edgeops.contracts.errors import ERROR_CODES, EdgeopsError
 from edgeops.contracts.names import check_name
 from edgeops.contracts.wire import Wire, decode, encode
-from edgeops.transport.http import HttpClient, context_for, quick_backoff_s, unverified_get
+from edgeops.transport.http import HttpClient, context_for, mutual_context, quick_backoff_s, unverified_get
+from edgeops.transport.mqtt import TlsFiles
 from edgeops.transport.tuf_fetcher import TufFetcher
 from edgeops.trust import certificates
 from edgeops.trust.device import DeviceIdentity
@@ -68,6 +69,17 @@ def read_enrolment(identity: Path) -> Enrolment | None:
         raise EdgeopsError(
             "E-STATE-CORRUPT", f"{path}: {error}", "Remove the identity directory and enrol the device again."
         ) from error
+
+
+def damage(identity: Path) -> EdgeopsError | None:
+    """Return what is wrong with the identity of a device that was enrolled; None: nothing, or it was not."""
+    try:
+        if read_enrolment(identity) is not None:
+            files = DeviceIdentity.load(identity).tls_files()
+            mutual_context(TlsFiles(files.ca, files.certificate, files.key))
+    except EdgeopsError as error:
+        return error
+    return None
 
 
 def enrol(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edgeops import durable
 from edgeops.agent.backlog import count_waiting
 from edgeops.agent.enrolment import CLOCK_FILE, read_enrolment
 from edgeops.agent.slots import Slots
@@ -19,7 +21,17 @@ from edgeops.transport.tuf_fetcher import NoFetcher
 from edgeops.trust.time import Clock
 from edgeops.trust.tuf_client import TufClient
 
+log = logging.getLogger(__name__)
+
 FACTS_FILE = "agent.json"
+
+
+def write_facts(root: Path, facts: dict[str, object]) -> None:
+    """Write `agent.json`; a full disk costs only this file."""
+    try:
+        durable.write_file(root / FACTS_FILE, json.dumps(facts, sort_keys=True).encode())
+    except EdgeopsError as error:
+        log.error("%s", error)
 
 
 def read_status(root: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeops import durable
 from edgeops.agent import cgroups, inbox
 from edgeops.agent.backlog import TelemetryQueue
 from edgeops.agent.conditions import DeviceProbe
@@ -38,7 +37,7 @@ from edgeops.agent.self_update import AgentLife
 from edgeops.agent.sensors import Sensors
 from edgeops.agent.serving import ModelServing
 from edgeops.agent.settings import MAX_QUEUED_WINDOWS, Settings
-from edgeops.agent.status import FACTS_FILE
+from edgeops.agent.status import FACTS_FILE, write_facts
 from edgeops.agent.store import LocalChoice, StateDirectory
 from edgeops.agent.telemetry import Windows
 from edgeops.agent.trust_desk import TrustDesk
@@ -489,11 +488,3 @@ def _check(component: Component, _: Sequence[Component]) -> None:
 def _raise(error: BaseException | None) -> None:
     if error is not None:
         raise error
-
-
-def write_facts(root: Path, facts: dict[str, object]) -> None:
-    """Write `agent.json`; a full disk costs only this file."""
-    try:
-        durable.write_file(root / FACTS_FILE, json.dumps(facts, sort_keys=True).encode())
-    except EdgeopsError as error:
-        log.error("%s", error)

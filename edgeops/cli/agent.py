@@ -76,7 +76,7 @@ def run(
     """Enrol this device if it is new, then serve, update and report until SIGTERM."""
     from edgeops.agent import versions
     from edgeops.agent.config import read_config
-    from edgeops.agent.enrolment import enrol, enrolled
+    from edgeops.agent.enrolment import damage, enrol, enrolled
     from edgeops.agent.logbook import open_logbook
     from edgeops.agent.settings import Settings, TrialRules
     from edgeops.agent.store import StateDirectory
@@ -91,6 +91,25 @@ def run(
     state = StateDirectory(root)
     open_logbook(root)
     try:
+        trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
+        sockets = config.serving.socket_dir or os.environ.get("RUNTIME_DIRECTORY")
+        settings = Settings(
+            http_port,
+            telemetry_window_s,
+            trial=trial,
+            holds=config.holds,
+            downloads=config.downloads,
+            self_update=config.self_update,
+            socket_dir=Path(sockets) if sockets else None,
+            serving=config.serving,
+            samples=config.samples,
+            mcu=config.mcu,
+        )
+        if (trouble := damage(state.identity)) is not None:
+            from edgeops.agent.caretaker import Caretaker
+
+            Caretaker(state, settings, trouble).run()
+            return
         enrolment = enrolled(state)
         if enrolment is None:
             text = token_file.read_text() if token_file is not None and token_file.is_file() else token
@@ -106,20 +125,6 @@ def run(
                 raise
         elif profile is not None and profile != enrolment.profile:
             raise EdgeopsError("E-CONFIG", f"{root} is enrolled with profile {enrolment.profile}, not {profile}")
-        trial = TrialRules(confirm_after_s=confirm_after_s, confirm_within_s=max(120.0, 4 * confirm_after_s))
-        sockets = config.serving.socket_dir or os.environ.get("RUNTIME_DIRECTORY")
-        settings = Settings(
-            http_port,
-            telemetry_window_s,
-            trial=trial,
-            holds=config.holds,
-            downloads=config.downloads,
-            self_update=config.self_update,
-            socket_dir=Path(sockets) if sockets else None,
-            serving=config.serving,
-            samples=config.samples,
-            mcu=config.mcu,
-        )
         relaunching = Supervisor(state, enrolment, settings, running).run()
     finally:
         state.close()

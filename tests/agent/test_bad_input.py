@@ -19,8 +19,10 @@ import pytest
 from adder_bundles import MODEL, small_bundle
 from fake_fleet import DEVICE, FLEET, Agent, FakeFleet, wait_for
 
+from edgeops.agent.slots import Slots
 from edgeops.contracts.deployment import Component, DeploymentState
 from edgeops.contracts.topics import unit_topic
+from edgeops.trust import keys
 
 pytestmark = pytest.mark.timeout(600)
 DAMAGES = ["truncated", "zeroed", "from the future"]
@@ -117,6 +119,77 @@ def test_each_state_file_damaged_alone(
             file.write_bytes(damaged(file.read_bytes(), damage))
         check_it_serves_and_obeys(fleet, agent, releases[number % 2])
         agent.stop()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_device_whose_trusted_metadata_is_damaged_serves_and_obeys(
+    damage: str, fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    """The root, too: it comes again from the server, known by the hash that the token named."""
+    agent.stop()
+    files = sorted((agent.state / "trust").glob("*.json"))
+    assert {"root.json", "timestamp.json", "snapshot.json", "targets.json"} <= {file.name for file in files}
+    for file in files:
+        file.unlink() if damage == "missing" else file.write_bytes(damaged(file.read_bytes(), damage))
+    check_it_serves_and_obeys(fleet, agent, releases[1])
+
+
+def tree(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+IDENTITY = ["enrolment.json", "device.key", "device.pem", "ca.pem"]
+
+
+LOST = {("enrolment.json", "truncated"), ("device.key", "other")}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        pytest.param(name, damage, marks=() if (name, damage) in LOST else pytest.mark.full)
+        for name in IDENTITY
+        for damage in (*DAMAGES[:2], "other")
+    ],
+)
+def test_a_device_that_lost_its_identity_serves_and_changes_nothing(
+    name: str, damage: str, fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    """It can be told nothing, but what proved itself here goes on; once it is whole again all goes on."""
+    agent.stop()
+    file = agent.state / "identity" / name
+    whole = file.read_bytes()
+    file.write_bytes(keys.generate("ecdsa").private_bytes if damage == "other" else damaged(whole, damage))
+    held = tree(agent.state / "components")
+    fleet.desire(releases[1])
+    agent.start()
+    wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "nothing serves")  # type: ignore[index]
+    assert agent.added() == 1
+    assert tree(agent.state / "components") == held
+    assert "nothing is updated: E-" in agent.log.read_text()
+    assert agent.stop() == 0
+    file.write_bytes(whole)
+    agent.start()
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.added() == 2
+
+
+def test_a_device_that_lost_its_identity_serves_what_is_whole(fleet: FakeFleet, agent: Agent, tmp_path: Path):
+    agent.stop()
+    (agent.state / "identity" / "device.key").write_bytes(b"")
+    slots = Slots(agent.state / "components" / MODEL)
+    assert slots.active is not None
+    (slots.bundle_path(slots.active) / "model.onnx").write_bytes(b"")
+    agent.start()
+    wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "nothing serves")  # type: ignore[index]
+    assert agent.added() == 2
+    agent.stop()
+    assert slots.fallback is not None
+    (slots.bundle_path(slots.fallback) / "model.onnx").write_bytes(b"")
+    agent.start()
+    assert agent.process is not None
+    assert agent.process.wait(60) == 2
+    assert "E-TRUST-KEY" in agent.log.read_text()
 
 
 def test_a_device_that_was_reset_comes_to_what_is_desired_again(fleet: FakeFleet, agent: Agent):
