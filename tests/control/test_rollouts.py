@@ -19,7 +19,7 @@ from edgeops.control.rollout import freeze, manage
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.followers import take_in_followers
-from edgeops.control.rollout.policy import Gates, Policy
+from edgeops.control.rollout.policy import Gates, Policy, Shadow
 from edgeops.control.rollout.selection import Selection
 
 NOW = 1_000_000.0
@@ -374,6 +374,50 @@ def test_revert_leaves_alone_who_got_another_release_since(registry: Database) -
         settle(registry, rollout)
     manage.revert(registry, 2, actor="test", now_s=NOW)
     assert set(desired_versions(registry).values()) == {"1.2.0"}
+
+
+@pytest.mark.parametrize(("shadow", "retries"), [(None, 1), (Shadow(), 0)], ids=["served at once", "shadows first"])
+def test_whatever_devices_say_of_themselves_their_group_comes_to_an_end(
+    registry: Database, shadow: Shadow | None, retries: int
+) -> None:
+    """One that says it is a shadow, where there are to be none, had the engine time it out again without end."""
+    names = add_devices(registry, len(DeploymentState), profiles=PROFILES[:1])
+    speakers = [SpeakingDevice(registry, name) for name in names]
+    for speaker in speakers:
+        speaker.report((), observed=0, now_s=NOW)
+    gates = Gates(timeout_s=100, success_min=0.0, failure_max=0.99)
+    policy = Policy(groups=("100%",), gates=gates, shadow=shadow, retries=retries)
+    rollout = manage.create(
+        registry, release("1.0.0"), policy, Selection(), actor="test", now_s=NOW, start=True
+    )  # fmt: skip
+    now_s = NOW
+    while state_of(registry, rollout)[0] == RolloutState.RUNNING and now_s < NOW + 1000:
+        settle(registry, rollout, now_s)
+        for speaker, said in zip(speakers, DeploymentState, strict=True):
+            speaker.obey(now_s, state=said)
+        now_s += 110
+    assert state_of(registry, rollout)[0] != RolloutState.RUNNING
+
+
+def test_a_profile_that_was_stopped_is_not_tried_again_with_the_others(registry: Database) -> None:
+    """Its device had the release, and failed after its requests had stopped the profile."""
+    names = add_devices(registry, 4, profiles=PROFILES[:2])
+    rollout = manage.create(
+        registry, release("1.0.0"), Policy(groups=("100%",), gates=Gates(timeout_s=100, error_rate_max=0.1), retries=1),
+        Selection(), actor="test", now_s=NOW, start=True,
+    )  # fmt: skip
+    settle(registry, rollout)
+    bad = SpeakingDevice(registry, names[0])
+    bad.obey(NOW)
+    bad.served("1.0.0", [1.0] * 500, now_s=NOW, errors={"E-INFER-RUN": 400})
+    settle(registry, rollout)
+    assert state_of(registry, rollout)[0] == RolloutState.RUNNING
+    for name in (names[0], names[1]):
+        speaker = bad if name == names[0] else SpeakingDevice(registry, name)
+        speaker.obey(NOW, state=DeploymentState.FAILED)
+    settle(registry, rollout)
+    generations = {name: SpeakingDevice(registry, name).desired()[0] for name in names[:2]}
+    assert generations == {names[0]: 1, names[1]: 2}
 
 
 @pytest.mark.parametrize("refused", [DeploymentState.FAILED, DeploymentState.REJECTED])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from edgeops.contracts.deployment import (
@@ -95,11 +95,7 @@ def read_view(session: Session, rollout: Rollout) -> RolloutView:
     groups = session.scalars(
         select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id).order_by(RolloutGroup.position)
     )
-    stopped = session.scalars(
-        select(RolloutProfile.profile).where(
-            RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None)
-        )
-    )
+    stopped = session.scalars(_stopped(rollout))
     return RolloutView(
         policy=rollout.policy,
         groups=[
@@ -257,7 +253,7 @@ def _carry_out(session: Session, rollout: Rollout, decision: Decision, now_s: fl
         return _retry(session, rollout, decision.group, now_s)
     if decision.action is Action.TIME_OUT:
         assert decision.group is not None
-        _time_out(session, rollout.id, decision.group, now_s)
+        _time_out(session, rollout, decision.group, now_s)
         return False
     ended = {
         Action.FINISH: RolloutState.SUCCEEDED,
@@ -290,14 +286,18 @@ def _start_group(session: Session, rollout: Rollout, position: int, now_s: float
     return given > 0
 
 
+def _stopped(rollout: Rollout) -> Select[str]:
+    """Return the query of a rollout's profiles that a gate stopped."""
+    return select(RolloutProfile.profile).where(
+        RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None)
+    )
+
+
 def _promote(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
     """Have a group's shadows serve: the same release as a new generation. Its time runs anew."""
     group = session.get_one(RolloutGroup, (rollout.id, position))
     group.promoted_at_s = group.window_from_s = now_s
     policy = read_policy(rollout.policy)
-    stopped = select(RolloutProfile.profile).where(
-        RolloutProfile.rollout_id == rollout.id, RolloutProfile.stopped_at_s.is_not(None)
-    )
     rows = session.execute(
         select(RolloutMember, Unit)
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
@@ -305,7 +305,7 @@ def _promote(session: Session, rollout: Rollout, position: int, now_s: float) ->
         .where(
             RolloutMember.rollout_id == rollout.id,
             RolloutMember.position == position,
-            RolloutMember.profile.not_in(stopped),
+            RolloutMember.profile.not_in(_stopped(rollout)),
             RolloutMember.state.not_in(TERMINAL_STATES),
             Device.revoked_at_s.is_(None),
         )
@@ -339,6 +339,7 @@ def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> b
         .where(
             RolloutMember.rollout_id == rollout.id,
             RolloutMember.position == position,
+            RolloutMember.profile.not_in(_stopped(rollout)),
             RolloutMember.state.in_(RETRIED_STATES),
             RolloutMember.attempts <= policy.retries,
             Device.revoked_at_s.is_(None),
@@ -454,15 +455,19 @@ def _knows_shadows(unit: Unit) -> bool:
     return SHADOW_FEATURE in decode(unit.reported, Reported, what="stored report").features
 
 
-def _time_out(session: Session, rollout_id: int, position: int, now_s: float) -> None:
-    """Set those who were heard of and are not through to timed-out. A shadow is through until it is to serve."""
+def _time_out(session: Session, rollout: Rollout, position: int, now_s: float) -> None:
+    """Set those who were heard of and are not through to timed-out.
+
+    A shadow is through until it is to serve, but where there are to be none: whatever a device says.
+    """
     through = TERMINAL_STATES | {DeploymentState.HELD}
-    if session.get_one(RolloutGroup, (rollout_id, position)).promoted_at_s is None:
+    promoted = session.get_one(RolloutGroup, (rollout.id, position)).promoted_at_s is not None
+    if read_policy(rollout.policy).shadow is not None and not promoted:
         through |= {DeploymentState.SHADOW}
     session.execute(
         update(RolloutMember)
         .where(
-            RolloutMember.rollout_id == rollout_id,
+            RolloutMember.rollout_id == rollout.id,
             RolloutMember.position == position,
             RolloutMember.reached,
             RolloutMember.state.not_in(through),
