@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
@@ -142,6 +142,15 @@ class Database:
             connection.close()
         self._held.clear()
         self._engine.dispose()
+
+
+def one_at_a_time(session: Session, work: str) -> None:
+    """Wait until no other transaction does this work, and keep others from it until this one ends.
+
+    What it reads from then on is what those before it have written. An SQLite registry has one writer in any case.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"edgeops {work}"))))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

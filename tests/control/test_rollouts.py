@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -374,6 +375,35 @@ def test_revert_leaves_alone_who_got_another_release_since(registry: Database) -
         settle(registry, rollout)
     manage.revert(registry, 2, actor="test", now_s=NOW)
     assert set(desired_versions(registry).values()) == {"1.2.0"}
+
+
+def both_started_at_once(database: Database) -> list[str]:
+    """Two people start one release each for the same device; the second one before the first is committed."""
+    add_devices(database, 1)
+    rollouts = [
+        manage.create(database, release(v), Policy(groups=("100%",)), Selection(), actor="test", now_s=NOW)
+        for v in ("1.0.0", "1.1.0")
+    ]
+    second = threading.Thread(target=manage.start, args=(database, rollouts[1]), kwargs={"actor": "b", "now_s": NOW})
+    with database.write() as session:
+        manage._start(session, rollouts[0], "a", NOW)
+        second.start()
+        second.join(0.5)
+    second.join()
+    return [state_of(database, rollout)[0] for rollout in rollouts]
+
+
+def test_of_two_rollouts_that_are_started_at_once_one_supersedes_the_other(registry: Database) -> None:
+    assert both_started_at_once(registry) == [RolloutState.SUPERSEDED, RolloutState.RUNNING]
+
+
+def test_without_waiting_for_each_other_both_would_run(
+    registry: Database, registry_url: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: on PostgreSQL neither sees the other. SQLite has one writer."""
+    monkeypatch.setattr(manage, "one_at_a_time", lambda session, work: None)
+    first = RolloutState.SUPERSEDED if isinstance(registry_url, Path) else RolloutState.RUNNING
+    assert both_started_at_once(registry) == [first, RolloutState.RUNNING]
 
 
 @pytest.mark.parametrize(("shadow", "retries"), [(None, 1), (Shadow(), 0)], ids=["served at once", "shadows first"])

@@ -15,7 +15,7 @@ from edgeops.contracts.release import Release
 from edgeops.contracts.rollouts import ENDED_STATES, RolloutState
 from edgeops.contracts.wire import encode
 from edgeops.control import audit
-from edgeops.control.database import Database
+from edgeops.control.database import Database, one_at_a_time
 from edgeops.control.ingest.arms import CANARY, CONTROL
 from edgeops.control.models import Rollout, RolloutGroup, RolloutMember, RolloutProfile
 from edgeops.control.rigs import runs
@@ -277,6 +277,8 @@ def override_holds(database: Database, rollout_id: int, *, actor: str, now_s: fl
 
 def _start(session: Session, rollout_id: int, actor: str, now_s: float) -> None:
     check_not_frozen(session)
+    model = session.scalar(select(Rollout.model).where(Rollout.id == rollout_id))
+    one_at_a_time(session, f"start {model}")
     rollout = _change(session, rollout_id, (RolloutState.DRAFT,), RolloutState.RUNNING, actor, now_s)
     if read_policy(rollout.policy).approval and rollout.approved_by is None:
         raise EdgeopsError(
