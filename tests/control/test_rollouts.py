@@ -16,7 +16,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
 from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutMember, Unit
-from edgeops.control.rollout import freeze, manage
+from edgeops.control.rollout import followers, freeze, manage
 from edgeops.control.rollout.decide import Action
 from edgeops.control.rollout.execute import advance
 from edgeops.control.rollout.followers import take_in_followers
@@ -568,3 +568,39 @@ def test_newcomers_get_nothing_that_was_stopped_or_was_for_named_devices(registr
     (late,) = add_devices(registry, 1, prefix="new", enrolled_at_s=NOW + 1)
     assert not take_in_followers(registry, NOW + 1)
     assert desired_versions(registry)[late] is None
+
+
+@pytest.mark.parametrize("meanwhile", ["taken in", "aborted"])
+def test_who_joins_is_taken_in_once_and_into_no_rollout_that_has_ended(
+    registry: Database, registry_url: Path | str, meanwhile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker does the same, or somebody aborts, between the look for newcomers and their release."""
+    add_devices(registry, 1)
+    rollout = begin(registry)
+    settle(registry, rollout)
+    obey_all(registry, NOW)
+    add_devices(registry, 1, prefix="late", enrolled_at_s=NOW + 1)
+    other, failed = Database(registry_url), []
+
+    def join() -> None:
+        try:
+            take_in_followers(other, NOW + 2)
+        except Exception as error:  # noqa: BLE001
+            failed.append(error)
+
+    worker = threading.Thread(target=join)
+    with registry.write() as session:
+        if meanwhile == "aborted":
+            row = manage._locked(session, rollout, [RolloutState.RUNNING])
+            row.state = RolloutState.ABORTED
+            session.flush()
+        else:
+            followers._take_in(session, NOW + 2)
+        worker.start()
+        worker.join(0.5)
+    worker.join()
+    other.close()
+    assert failed == []
+    with registry.read() as session:
+        late = session.scalars(select(RolloutMember).where(RolloutMember.connection == "late-000")).all()
+    assert len(late) == (meanwhile == "taken in")

@@ -20,6 +20,8 @@ from edgeops.control.units import enrolled, unit_name
 
 log = logging.getLogger(__name__)
 
+_OPEN = (RolloutState.RUNNING, RolloutState.SUCCEEDED)
+
 
 def take_in_followers(database: Database, now_s: float) -> bool:
     """Add devices that joined since to the newest rollout of each model, if it selects them by what they are.
@@ -35,38 +37,43 @@ def take_in_followers(database: Database, now_s: float) -> bool:
     with database.read() as session:
         if not _newcomers(session, now_s):
             return False
-    given = 0
     with database.write() as session:
-        if frozen(session) is not None:
-            return False
-        for rollout, newcomers in _newcomers(session, now_s):
-            last = session.scalars(
-                select(RolloutGroup)
-                .where(RolloutGroup.rollout_id == rollout.id)
-                .order_by(RolloutGroup.position.desc())
-                .limit(1)
-            ).one()
-            added = [new_member(rollout, last.position, newcomer) for newcomer in newcomers]
-            session.add_all(added)
-            session.flush()
-            if last.started_at_s is not None:
-                given += give(session, rollout, last.position, now_s)
-            audit.record(
-                session, at_s=now_s, actor=audit.SYSTEM, action="rollout.follow", subject=f"rollout/{rollout.id}",
-                devices=[unit_name(member.connection, member.unit) for member in added],
-            )  # fmt: skip
-    return given > 0
+        return frozen(session) is None and _take_in(session, now_s) > 0
 
 
-def _newcomers(session: Session, now_s: float) -> list[tuple[Rollout, list[Candidate]]]:
+def _take_in(session: Session, now_s: float) -> int:
+    """Add them to their rollouts; return how many got the release.
+
+    The rollouts are locked first: another worker may be at the same, and somebody may end one.
+    """
+    given = 0
+    for rollout, newcomers in _newcomers(session, now_s, locked=True):
+        last = session.scalars(
+            select(RolloutGroup)
+            .where(RolloutGroup.rollout_id == rollout.id)
+            .order_by(RolloutGroup.position.desc())
+            .limit(1)
+        ).one()
+        added = [new_member(rollout, last.position, newcomer) for newcomer in newcomers]
+        session.add_all(added)
+        session.flush()
+        if last.started_at_s is not None:
+            given += give(session, rollout, last.position, now_s)
+        audit.record(
+            session, at_s=now_s, actor=audit.SYSTEM, action="rollout.follow", subject=f"rollout/{rollout.id}",
+            devices=[unit_name(member.connection, member.unit) for member in added],
+        )  # fmt: skip
+    return given
+
+
+def _newcomers(session: Session, now_s: float, *, locked: bool = False) -> list[tuple[Rollout, list[Candidate]]]:
     """Return, for the newest rollout of each model, the units that it selects and does not hold yet."""
-    newest = (
-        select(func.max(Rollout.id))
-        .where(Rollout.state.in_([RolloutState.RUNNING, RolloutState.SUCCEEDED]))
-        .group_by(Rollout.model)
-    )
+    newest = select(func.max(Rollout.id)).where(Rollout.state.in_(_OPEN)).group_by(Rollout.model)
+    rollouts = select(Rollout).where(Rollout.id.in_(newest)).order_by(Rollout.id)
     found = []
-    for rollout in session.scalars(select(Rollout).where(Rollout.id.in_(newest)).order_by(Rollout.id)):
+    for rollout in session.scalars(rollouts.with_for_update() if locked else rollouts).all():
+        if rollout.state not in _OPEN:
+            continue  # it ended while its lock was waited for
         selection = read_selection(rollout.selection)
         if selection.devices:
             continue
