@@ -11,6 +11,9 @@ RELATIVE_ACCURACY = 0.01
 _GAMMA = (1 + RELATIVE_ACCURACY) / (1 - RELATIVE_ACCURACY)
 # Width of a bin: bin number = ceil(ln(value) / LOG_GAMMA).
 LOG_GAMMA = math.log(_GAMMA)
+# Bins of all that a 32-bit float can be, and more; sums of so large values stay finite however many there are.
+MAX_BIN = 6_000
+MAX_VALUE = 1e100
 
 
 def bin_of(value: float) -> int:
@@ -19,6 +22,11 @@ def bin_of(value: float) -> int:
     Source: Masson, Rim, Lee: DDSketch, VLDB 2019, section 2.
     """
     return math.ceil(math.log(value) / LOG_GAMMA)
+
+
+def _is_number(key: str) -> bool:
+    """Whether a bin is named as `of` names it: two names of one bin would not be found again."""
+    return key.isascii() and key.removeprefix("-").isdecimal() and str(int(key)) == key
 
 
 class QuantileSketch(Wire, frozen=True, kw_only=True):
@@ -61,6 +69,17 @@ class QuantileSketch(Wire, frozen=True, kw_only=True):
     def count(self) -> int:
         """Number of values."""
         return self.zeros + sum(self.bins.values())
+
+    def is_sound(self, most: int) -> bool:
+        """Say whether it can be what it claims, so that it can be merged and read: bins by their numbers, counts from 0
+        to `most`, and values that are no more than real ones.
+        """
+        return (
+            all(0 <= count <= most for count in (self.zeros, *self.bins.values()))
+            and all(len(key) < 8 and _is_number(key) and abs(int(key)) <= MAX_BIN for key in self.bins)
+            and 0 <= self.total <= MAX_VALUE
+            and 0 <= self.maximum <= MAX_VALUE
+        )
 
     def merge(self, other: QuantileSketch) -> QuantileSketch:
         """Return the sketch of both sets of values."""

@@ -27,9 +27,10 @@ from edgeops.contracts.deployment import (
     Reported,
 )
 from edgeops.contracts.sketches import QuantileSketch
-from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, TelemetryBatch
+from edgeops.contracts.telemetry import MAX_WINDOWS_PER_BATCH, ShadowFigures, TelemetryBatch
 from edgeops.contracts.topics import presence_topic, unit_topic
 from edgeops.contracts.wire import encode
+from edgeops.control.ingest import rollups
 from edgeops.control.ingest.worker import Ingest
 from edgeops.control.models import Boot, Device, EnrolmentTokenRow, ProgressEvent, Unit
 from edgeops.control.retention import prune
@@ -240,6 +241,58 @@ def test_the_windows_of_a_batch_share_a_signature_and_count_once_each(house: Hou
     house.say(house.sealed(telemetry(2)), house.sealed(telemetry_batch(3, 4)), house.sealed(telemetry_batch(1, 2, 3)))
     assert (house.count(TelemetryWindow), requests_counted(house)) == (4, 8)
     assert house.rejected() == (0, "")
+
+
+UNSOUND = {
+    "a sum that is none when it is added to": QuantileSketch(bins={"1": 2}, total=1.7e308, maximum=1.0),
+    "a bin beyond every number": QuantileSketch(bins={"9999999": 2}, total=2.0, maximum=1.0),
+    "a bin by another name": QuantileSketch(bins={"01": 2}, total=2.0, maximum=1.0),
+    "a bin in other digits": QuantileSketch(bins={"\u0661": 2}, total=2.0, maximum=1.0),
+    "a sum below nothing": QuantileSketch(bins={"1": 2}, total=-1.0, maximum=1.0),
+    "a count below nothing": QuantileSketch(bins={"1": 2, "2": -1}, total=2.0, maximum=1.0),
+}
+
+
+def median_of_all(house: House) -> float | None:
+    with house.database.read() as session:
+        (traffic,) = rollups.traffic(session, "lines", since_s=0.0).values()
+        return traffic.latency_ms.quantile(0.5)
+
+
+def say_unsound(house: House, *names: str, as_shadow: bool = False) -> None:
+    """A device says such latencies, of what serves or of its shadow, each twice; and then another one good ones."""
+    for number, name in enumerate(2 * names):
+        window = telemetry(number).models[0]
+        shadow = ShadowFigures(compared=2, agreed=2, latency_ms=UNSOUND[name])
+        more = {"shadow": shadow} if as_shadow else {"latency_ms": UNSOUND[name]}
+        bad = msgspec.structs.replace(telemetry(number), models=(msgspec.structs.replace(window, **more),))
+        house.say(house.sealed(bad))
+    house.say(house.sealed(msgspec.structs.replace(telemetry(1), connection="dev-b")))
+    assert median_of_all(house) == pytest.approx(1.0, rel=0.02)
+
+
+def test_latencies_that_cannot_be_are_refused_before_they_spoil_a_sum(house: House) -> None:
+    """What is summed up is read at each further window, by gates, lists and metrics: one device stopped them all."""
+    say_unsound(house, *UNSOUND)
+    assert house.rejected() == (2 * len(UNSOUND), "E-WIRE-MALFORMED: latencies that cannot be")
+    assert house.rejected("dev-b") == (0, "")
+
+
+def test_what_cannot_be_of_a_shadow_is_left_out(house: House) -> None:
+    say_unsound(house, *UNSOUND, as_shadow=True)
+    with house.database.read() as session:
+        (traffic,) = rollups.traffic(session, "lines", since_s=0.0).values()
+    assert (traffic.requests, traffic.shadow) == (2 * (2 * len(UNSOUND) + 1), None)
+
+
+@pytest.mark.parametrize("what", list(UNSOUND)[:3])
+def test_without_the_look_at_latencies_one_device_stops_all(
+    house: House, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control."""
+    monkeypatch.setattr(QuantileSketch, "is_sound", lambda self, most: True)
+    with pytest.raises((msgspec.ValidationError, OverflowError, KeyError)):
+        say_unsound(house, what)
 
 
 @pytest.mark.parametrize("what", ["signed by another", "changed", "another device's window", "too many", "bad window"])

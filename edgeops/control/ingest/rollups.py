@@ -31,6 +31,7 @@ MAX_CODES = 64
 OTHER_CODES = "other"
 # What a device may say of its values: beyond this it is not counted.
 MAX_HISTOGRAMS, MAX_BINS = 64, 512
+MAX_SHADOW_COUNT = 1_000_000_000
 _COLDEST_C, _HOTTEST_C = -90.0, 250.0
 _SHADOW = msgspec.json.Decoder(ShadowFigures)
 _SKETCH = msgspec.json.Decoder(QuantileSketch)
@@ -112,7 +113,11 @@ def traffic_of(window: ModelWindow, temperature_c: float | None = None) -> Traff
 
 def _usable(shadow: ShadowFigures | None) -> ShadowFigures | None:
     """Return what a device says of a shadow, if it can be."""
-    if shadow is None or not 0 <= shadow.agreed <= shadow.compared < 1 << 53 or not 0 <= shadow.skipped < 1 << 53:
+    if shadow is None or not 0 <= shadow.agreed <= shadow.compared <= MAX_SHADOW_COUNT:
+        return None
+    if not all(0 <= count <= MAX_SHADOW_COUNT for count in (shadow.skipped, *shadow.errors.values())):
+        return None
+    if not (shadow.distance.is_sound(MAX_SHADOW_COUNT) and shadow.latency_ms.is_sound(MAX_SHADOW_COUNT)):
         return None
     return msgspec.structs.replace(shadow, errors=_codes(_readable(shadow.errors)))
 
