@@ -21,7 +21,7 @@ from edgeops.releases.bundles import Bundle, open_bundle, unpack
 from edgeops.runtimes import golden
 from edgeops.runtimes.bundle_session import BundleSession
 from firmware_bridge import blobs
-from hil.boards.kinds import KINDS, open_board
+from hil.boards.kinds import KINDS, closed_in_any_case, open_board
 from hil.boards.protocol import LinuxBoard, McuBoard, broken
 from hil.checks.mcu import bring
 from hil.reservation import Reservation, resource_of
@@ -60,7 +60,11 @@ def measure(
             for index, path in enumerate(paths)
         ]
         spec = _choose(rig, board, {bundle.manifest.profile for bundle in bundles})
-        with Reservation(resource_of(rig, spec), wait_s), open_board(spec, scratch, wait_s) as opened:
+        with (
+            Reservation(resource_of(rig, spec), wait_s),
+            open_board(spec, scratch, wait_s) as opened,
+            closed_in_any_case(opened),
+        ):
             opened.power_on()
             if KINDS[kind_of(spec)].is_mcu:
                 found = _on_mcu(cast("McuBoard", opened), bundles, runs)

@@ -14,7 +14,7 @@ import pytest
 
 from edgeops.contracts.errors import EdgeopsError
 from hil.agent_on_board import AgentOnBoard
-from hil.boards.kinds import KINDS, open_board
+from hil.boards.kinds import KINDS, closed_in_any_case, open_board
 from hil.boards.protocol import LinuxBoard, McuBoard
 from hil.field import Field
 from hil.reservation import Reservation, resource_of
@@ -80,6 +80,7 @@ def _hil_board(request: pytest.FixtureRequest, _hil_spec: BoardSpec, tmp_path: P
             wait_s = request.config.getoption("--rig-wait")
             stack.enter_context(Reservation(resource_of(rig, _hil_spec), wait_s))
             board = stack.enter_context(open_board(_hil_spec, tmp_path, wait_s))
+            stack.enter_context(closed_in_any_case(board))
         except EdgeopsError as error:
             if error.code == "E-DEPENDENCY":
                 pytest.skip(f"{error.what}: {error.next_step}")

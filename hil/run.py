@@ -14,7 +14,7 @@ from edgeops import __version__
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rigs import BoardResult, CheckResult, RigResult, Verdict
 from edgeops.releases.bundles import Bundle, open_bundle
-from hil.boards.kinds import KINDS, open_board
+from hil.boards.kinds import KINDS, closed_in_any_case, open_board
 from hil.boards.protocol import LinuxBoard, McuBoard
 from hil.checks.linux import LinuxChecks
 from hil.checks.mcu import McuChecks
@@ -96,6 +96,7 @@ def _run_board(
             Reservation(resource_of(rig, spec), request.wait_s),
             tempfile.TemporaryDirectory(prefix="edgeops-hil-") as folder,
             open_board(spec, Path(folder), request.wait_s) as board,
+            closed_in_any_case(board),
         ):
             cut = board.cut
             (Path(folder) / "field").mkdir()

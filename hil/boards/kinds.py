@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hil import tools
+from hil.interrupts import held
 from hil.rig import BoardSpec, kind_of
 from hil.tools import Tool
 
@@ -94,3 +95,16 @@ def open_board(spec: BoardSpec, scratch: Path, wait_s: float = 0.0) -> AbstractC
         maker(spec, scratch, wait_s) if kind.is_shared else maker(spec, scratch)
     )
     return board
+
+
+@contextmanager
+def closed_in_any_case(board: LinuxBoard | McuBoard) -> Iterator[None]:
+    """Close a board within its own context, too.
+
+    An interrupt at the very door of one of the two would keep it from closing; it comes once, so the other closes.
+    """
+    try:
+        yield
+    finally:
+        with held():
+            board.close()

@@ -79,6 +79,8 @@ class LabgridBoard(SshBoard):
 
     def close(self) -> None:
         """Stop what was started, switch it off, and give its places back."""
+        if self._is_closed:
+            return
         try:
             super().close()
         finally:
@@ -148,7 +150,9 @@ class LabgridMcuBoard(SerialBoard):
 
     def close(self) -> None:
         """Switch it off, and give its places back."""
-        _close(self._labgrid, self._folder)
+        if not self._is_closed:
+            self._is_closed = True
+            _close(self._labgrid, self._folder)
 
 
 def _file(name: str) -> Path:

@@ -36,6 +36,7 @@ class SerialBoard(ABC):
     def __init__(self, name: str, profile: str, boot_within_s: float, key: Ed25519PrivateKey) -> None:
         self.name, self.profile = name, profile
         self._boot_within_s, self._key = boot_within_s, key
+        self._is_closed = False
 
     def __enter__(self: B) -> B:
         return self
@@ -145,7 +146,9 @@ class QemuMcuBoard(SerialBoard):
 
     def close(self) -> None:
         """Kill the emulator, and give its line back."""
-        self._board.__exit__()
+        if not self._is_closed:
+            self._is_closed = True
+            self._board.__exit__()
 
 
 class SerialMcuBoard(SerialBoard):
@@ -193,5 +196,6 @@ class SerialMcuBoard(SerialBoard):
 
     def close(self) -> None:
         """Switch it off."""
-        if self._switch is not None:
+        if self._switch is not None and not self._is_closed:
+            self._is_closed = True
             self._switch.close()

@@ -44,7 +44,7 @@ class Board(Protocol):
         """Return the end of what it printed since it got power."""
 
     def close(self) -> None:
-        """Power it off and give everything back."""
+        """Power it off and give everything back; does nothing where that is done."""
 
 
 class LinuxBoard(Board, Protocol):

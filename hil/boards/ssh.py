@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import shlex
 import shutil
 import socket
@@ -29,8 +30,30 @@ _CONNECT_WITHIN_S = 15
 _COPY_WITHIN_S = 600.0
 _OFF_FOR_S = 2.0
 _LINK_LOST = 255
+_TAKEN = 75
 # The leader of the group is the program itself: killing the group takes its workers along.
-_START = 'cd "$1" && shift && setsid "$@" >> console 2>&1 < /dev/null & echo $!'
+_START = """
+cd "$1" || exit 1
+shift
+setsid "$@" >> console 2>&1 < /dev/null &
+echo $! >> pids
+echo $!
+"""
+# This machine has one run at a time on a board, so what another one of it left there is nobody's. Of another machine's
+# nobody here can tell, so as long as it lives the board is taken.
+_FOLDER = """
+for old in /var/tmp/edgeops-hil-*; do
+  [ -d "$old" ] && [ ! -L "$old" ] && [ -O "$old" ] || continue
+  owner=$(cat "$old/owner" 2> /dev/null)
+  for pid in $(cat "$old/pids" 2> /dev/null); do
+    [ "$(readlink "/proc/$pid/cwd")" = "$old" ] || continue
+    [ "$owner" = "$1" ] || { echo "$owner, process $pid"; exit 75; }
+    kill -KILL "-$pid"
+  done
+  [ "$owner" != "$1" ] || rm -rf "$old"
+done
+new=$(mktemp -d /var/tmp/edgeops-hil-XXXXXX) && echo "$1" > "$new/owner" && echo "$new"
+"""
 _STOP = 'kill -TERM "$1"; for i in $(seq 100); do kill -0 "$1" || exit 0; sleep 0.2; done; kill -KILL "-$1"'
 
 
@@ -69,6 +92,7 @@ class SshBoard:
         self._private = Path(tempfile.mkdtemp(prefix="eo-"))
         self._pids: dict[str, str] = {}
         self._folder = ""
+        self._is_closed = False
         self._options = [
             "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_WITHIN_S}", "-o", "StrictHostKeyChecking=yes",
             "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", f"ControlPath={self._private}/c",
@@ -100,12 +124,25 @@ class SshBoard:
     @property
     def folder(self) -> str:
         """A folder on the board for this run's files."""
-        if not self._folder:
-            done = self.run("mktemp", "-d", "/var/tmp/edgeops-hil-XXXXXX")  # noqa: S108  the board's, made there
-            if done.status != 0:
-                raise broken(self.name, f"mktemp: {done.err.strip()}")
-            self._folder = done.out.decode().strip()
+        self._enter()
         return self._folder
+
+    def _enter(self) -> None:
+        """Make the run's folder, once; what another run of this machine left on the board is ended for it.
+
+        Raises:
+            EdgeopsError: E-HIL-BUSY; a run of another machine is there. E-HIL-BOARD.
+        """
+        if self._folder:
+            return
+        done = self.run("sh", "-c", _FOLDER, "sh", _machine())
+        said = done.out.decode(errors="replace").strip()
+        if done.status == _TAKEN:
+            what = f"{self.name} is in use by a run of another machine: {said[:200]}"
+            raise EdgeopsError("E-HIL-BUSY", what, "Wait for it to end; end that process where its run was killed.")
+        if done.status != 0:
+            raise broken(self.name, f"no folder for this run: {done.err.strip()}")
+        self._folder = said
 
     def edgeops(self, *arguments: str) -> tuple[str, ...]:
         """Return the words that run an edgeops command."""
@@ -116,6 +153,7 @@ class SshBoard:
         if self._switch is not None:
             self._switch.on()
         self._await_link()
+        self._enter()
 
     def power_off(self) -> None:
         """Switch it off; without a switch, kill what was started."""
@@ -140,6 +178,9 @@ class SshBoard:
 
     def close(self) -> None:
         """Stop what was started, remove the run's folder, and switch it off."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             for name in list(self._pids):
                 self.stop(name)
@@ -246,3 +287,12 @@ class SshBoard:
         if done.returncode == _LINK_LOST and command[0].endswith("ssh"):
             raise broken(self.name, f"{what}: {said.strip()}")
         return Done(done.returncode, done.stdout, said)
+
+
+def _machine() -> str:
+    """Return which machine this is, for others that share a board with it."""
+    try:
+        identity = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        identity = ""
+    return f"{platform.node()} {identity[:8]}".strip()

@@ -42,15 +42,16 @@ class Switch:
         self._run(self._power.off)
 
     def close(self) -> None:
-        """Take its power for good; where that fails, the guardian goes on trying."""
+        """Take its power for good; where that fails, the guardian goes on trying. Once."""
+        guardian, self._guardian = self._guardian, None
         try:
             self.off()
         except BaseException:
-            if self._guardian is not None:
-                self._guardian.abandon()
+            if guardian is not None:
+                guardian.abandon()
             raise
-        if self._guardian is not None:
-            self._guardian.dismiss()
+        if guardian is not None:
+            guardian.dismiss()
 
     def _run(self, words: tuple[str, ...]) -> None:
         try:

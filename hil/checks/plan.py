@@ -105,7 +105,9 @@ def attempt(name: str, check: Callable[[], Found]) -> CheckResult:
     try:
         found = check()
     except EdgeopsError as error:
-        is_rig = error.code in ("E-HIL-BOARD", "E-MCU-PORT", "E-DEPENDENCY") or error.fault is Fault.INTERNAL
+        is_rig = (
+            error.code in ("E-HIL-BOARD", "E-HIL-BUSY", "E-MCU-PORT", "E-DEPENDENCY") or error.fault is Fault.INTERNAL
+        )
         verdict = Verdict.BROKEN if is_rig else Verdict.FAILED
         found = Found(error.what, code=error.code)
     else:

@@ -24,6 +24,7 @@ from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.profile import Budgets
 from edgeops.contracts.rigs import BoardResult, Verdict
 from edgeops.releases.bundles import open_bundle, seal
+from hil.boards import ssh
 from hil.boards.ssh import SshBoard
 from hil.checks.plan import Effort, Subject
 from hil.reservation import Reservation, resource_of
@@ -149,6 +150,64 @@ def test_a_board_with_another_host_key_is_not_spoken_to(tmp_path: Path, key: str
                 board.power_on()
         is_let_in = "Accepted publickey" in (there.folder / "sshd.log").read_text()
     assert is_let_in == (key == "its own")
+
+
+def ssh_spec(there: LoopbackBoard) -> SshSpec:
+    return SshSpec(
+        name="ssh", profile=LOCAL.profile, host="127.0.0.1", port=there.port, python=sys.executable,
+        key_file=str(there.folder / "login_key"), known_hosts=str(there.folder / "known_hosts"),
+    )  # fmt: skip
+
+
+@pytest.mark.boards
+@pytest.mark.skipif(not can_loop_back(), reason=LOOPS_BACK)
+def test_what_a_killed_run_left_on_a_board_is_ended_by_the_next_one_and_another_machines_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board without a power switch: nobody was left who could log in and end what ran there."""
+    with LoopbackBoard(tmp_path / "board") as there:
+        dead = SshBoard.of(ssh_spec(there), tmp_path)
+        dead.power_on()
+        dead.start("agent", "sh", "-c", "sleep 600 & sleep 600")
+        (pid,) = dead._pids.values()
+        dead._drop_link()  # and nothing more: as if it had been killed
+        folder, group = there.root / dead.folder[1:], psutil.Process(int(pid))
+        left = [group, *group.children(recursive=True)]
+        assert folder.is_dir()
+        # Another machine's run cannot know that nobody waits for it.
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(ssh, "_machine", lambda: "elsewhere 0")
+            with SshBoard.of(ssh_spec(there), tmp_path) as stranger:
+                with pytest.raises(EdgeopsError, match=f"run of another machine: .*process {pid}") as caught:
+                    stranger.power_on()
+                assert caught.value.code == "E-HIL-BUSY"
+        assert all(one.is_running() for one in left)
+        with SshBoard.of(ssh_spec(there), tmp_path) as board:
+            board.power_on()
+            assert not psutil.wait_procs(left, 60)[1]
+            assert not folder.exists()
+            assert (there.root / board.folder[1:]).is_dir()
+
+
+@pytest.mark.boards
+@pytest.mark.skipif(not can_loop_back(), reason=LOOPS_BACK)
+def test_a_board_whose_link_is_lost_in_mid_test_says_nothing_of_the_release(tmp_path: Path) -> None:
+    tested, lost = bundle(tmp_path / "b"), threading.Event()
+    with LoopbackBoard(tmp_path / "board") as there:
+
+        def say(line: str) -> None:
+            if line.endswith("golden"):
+                there.power_off()
+                lost.set()
+
+        request = Request({LOCAL.profile: Subject(tested)}, Effort(runs=10, cuts=0))
+        (result,) = run_rig(Rig(name="bench", title="a bench", boards=(ssh_spec(there),)), request, say=say).boards
+    assert lost.is_set()
+    verdicts = {check.check: (check.verdict, check.code) for check in result.checks}
+    assert verdicts["boot"] == (Verdict.PASSED, "")
+    assert verdicts["golden"] == (Verdict.BROKEN, "E-HIL-BOARD")
+    assert {verdict for verdict, _ in list(verdicts.values())[3:]} == {Verdict.SKIPPED}
+    assert result.verdict is Verdict.BROKEN
 
 
 def test_a_board_that_boots_into_garbage_is_broken(tmp_path: Path) -> None:

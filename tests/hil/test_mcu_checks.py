@@ -213,7 +213,7 @@ def test_an_interrupt_at_any_time_leaves_the_board_off_and_free(tmp_path: Path, 
 @pytest.mark.boards
 def test_control_a_board_that_is_not_switched_off_is_seen(tmp_path: Path, proof: Callable[[str], None]) -> None:
     """With the mutant that forgets to, the emulator runs on: so the tests above would notice."""
-    mutant = "from hil.boards import mcu\nmcu.QemuMcuBoard.__exit__ = lambda *_: None\nmcu.ending_with_us = list"
+    mutant = "from hil.boards import mcu\nmcu.QemuMcuBoard.close = lambda *_: None\nmcu.ending_with_us = list"
     bundle = mcu_bundle(tmp_path / "b").directory
     with running(tmp_path, M4, bundle, after_lines=4, mutant=mutant) as process:
         emulators = psutil.Process(process.pid).children(recursive=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from command_runs import running
@@ -19,11 +23,15 @@ from served_fleet import wait_for
 
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.trust import keys
+from hil.boards import mcu
 from hil.boards.protocol import broken
 from hil.boards.switch import Switch
 from hil.checks.cuts import cut_during
+from hil.checks.plan import Subject
+from hil.interrupts import one_interrupt
 from hil.reservation import Reservation
-from hil.rig import PowerSwitch
+from hil.rig import PowerSwitch, Rig, SerialMcuSpec
+from hil.run import Request, run_rig
 
 # Says when it begins, and what it has done when it has.
 SWITCH = """
@@ -99,6 +107,10 @@ class Bench:
             before = self.said
             time.sleep(0.3)
             assert self.said == before
+
+    def forget(self) -> None:
+        """Take what was sent from the line: one that is full keeps its writers waiting."""
+        termios.tcflush(self._ends[0], termios.TCIOFLUSH)
 
     def close(self) -> None:
         for end in self._ends:
@@ -237,3 +249,68 @@ def test_a_cut_that_could_not_be_made_is_none_that_was_survived() -> None:
     with pytest.raises(EdgeopsError, match="power switch: status 1"):
         cut_during(lost, stuck, 0.0)
     cut_during(lost, lambda: None, 0.0)
+
+
+class At:
+    """Interrupts this process, as a person does, before the n-th line of the rig's own code that is run."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.lines = number, 0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> At | None:
+        if event == "line" and frame.f_code.co_filename not in _NEVER:
+            self.lines += 1
+            if self.lines == self.number:
+                signal.raise_signal(signal.SIGINT)
+        return self if "/hil/" in frame.f_code.co_filename or event == "line" else None
+
+    def __enter__(self) -> At:
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
+# Not a person, but the test itself.
+_NEVER = {__file__}
+
+
+def interrupted_at(number: int, rig: Rig, request: Request) -> At:
+    at = At(number)
+    with contextlib.suppress(KeyboardInterrupt), one_interrupt(lambda _line: None), at:
+        run_rig(rig, request)
+    return at
+
+
+@pytest.mark.boards
+@pytest.mark.timeout(1500)
+def test_an_interrupt_before_any_line_of_a_run_leaves_the_board_off_and_free(
+    tmp_path: Path, bundle: Path, proof: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line, not random moments: from the reservation to the last one, with a switch that is on in between."""
+    monkeypatch.setenv("EDGEOPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mcu, "_POLL_S", 0.02)
+    bench = Bench(tmp_path)
+    notes = shlex.quote(str(bench.notes))
+    power = PowerSwitch(on=("sh", "-c", f"echo on >> {notes}"), off=("sh", "-c", f"echo off >> {notes}"))
+    spec = SerialMcuSpec(
+        name="mcu", profile="cortex-m4", port=bench.port, signing_key=str(bench.key), boot_within_s=0.01, power=power
+    )
+    rig, request = Rig(name="bench", title="b", boards=(spec,)), Request({"cortex-m4": Subject(bundle)})
+    lines, tried, was_on = interrupted_at(0, rig, request).lines, 0, 0
+    assert bench.said == ["on", "off"]
+    for number in range(1, lines + 1):
+        bench.notes.unlink(missing_ok=True)
+        bench.forget()
+        # A process each, as a command is: what it has is given back by the kernel at the latest.
+        run = multiprocessing.get_context("fork").Process(target=interrupted_at, args=(number, rig, request))
+        run.start()
+        run.join(60)
+        assert run.exitcode == 0
+        with Reservation(f"serial {bench.port}", wait_s=60):
+            assert not bench.said or bench.said[-1] == "off", f"line {number}"
+        tried, was_on = tried + 1, was_on + ("on" in bench.said)
+    bench.close()
+    assert was_on > 10
+    proof(f"{tried} lines, {was_on} of them with the power switched on: off and free after each")
