@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # Nothing in these can end a word of a shell, a text of YAML or an expression of a CI.
 _WORD = re.compile(r"[A-Za-z0-9._/@+-]+")
-_GROUPS = re.compile(r"[0-9a-z.%,]+")
+_GROUP = r"(\d{1,3}(\.\d{1,4})?%|[1-9]\d{0,6}|rest)"
+_GROUPS = re.compile(rf"{_GROUP}(,{_GROUP})*")
 _PREFIX = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._/@+:= {}\[\],~#-]+")
 
@@ -99,6 +100,13 @@ def _plan(
 
     for option, value in (("--handover", handover), ("--rig", rig), ("--locked", lock), ("--branch", branch)):
         _check(option, value, _WORD, "letters, digits and . _ / @ + -")
+    for option, value in (("--handover", handover), ("--locked", lock)):
+        if value is not None and (Path(value).is_absolute() or ".." in Path(value).parts):
+            raise EdgeopsError(
+                "E-CONFIG",
+                f"{option} {value} is not within the repository",
+                "Run it in its root, and name a path there.",
+            )
     for profile in profiles:
         _check("--profile", profile, _WORD, "letters, digits and . _ / @ + -")
     _check("--groups", groups, _GROUPS, "shares or counts with commas")
