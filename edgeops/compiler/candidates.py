@@ -108,6 +108,8 @@ def ladder(
     )
 
 
+# Kinds of TFLite quantization that need the ranges of activations.
+CALIBRATED_KINDS = ("static", "int16x8")
 _TFLITE = Step(name="onnx-to-tflite", inputs=("samples",))
 _Named = tuple[str, tuple[Step, ...]]
 # Eighths of the graph that stay float at its beginning, before NNCF corrects the biases of what follows; and what each
@@ -205,14 +207,21 @@ def _mcu(runtime: Runtime, room: Room) -> tuple[Step, ...]:
     return (
         _TFLITE,
         Step(name="mcu-fit", inputs=("samples",)),
-        Step(name="tflite-quantize", parameters={"kind": "static"}, inputs=("samples",)),
+        *_quantize_tflite("static"),
         _blob(runtime, room),
     )
 
 
+def _quantize_tflite(kind: str, **more: Any) -> tuple[Step, ...]:
+    """Return the steps from a float TFLite model on; the ranges of one kind are found once for all its schemes."""
+    ranges = Step(name="tflite-ranges", parameters={"kind": kind}, inputs=("samples",))
+    quantize = Step(name="tflite-quantize", parameters={"kind": kind, **more}, inputs=("samples",))
+    return (ranges, quantize) if kind in CALIBRATED_KINDS else (quantize,)
+
+
 def _litert(runtime: Runtime, precision: Precision, traits: Traits, aim: Aim) -> list[_Named]:
     def quantize(kind: str, **more: Any) -> tuple[Step, ...]:
-        return (_TFLITE, Step(name="tflite-quantize", parameters={"kind": kind, **more}, inputs=("samples",)))
+        return (_TFLITE, *_quantize_tflite(kind, **more))
 
     if precision is Precision.INT8:
         return [
