@@ -5,9 +5,11 @@ A file is an exported release, or says which model is to go back to the bundle b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from edgeops.contracts.wire import Wire, decode, encode
 
 _DIRECTORY, _FILE, _ANSWER = "incoming", ".edgeops", ".json"
 _WISH_BYTES = 4096
+# Nobody waits for so long.
+STALE_S = 3600.0
 
 
 class GoBack(Wire, frozen=True, kw_only=True, tag="go-back"):
@@ -116,12 +120,16 @@ def take_answer(file: Path) -> Answer | None:
 
 
 def withdraw(root: Path, file: Path) -> None:
-    """Take back a file that the agent did not get to, and whatever was left by others before.
+    """Take back a file that the agent did not get to. What others left long ago goes too, and nothing of those who
+    wait: the answer to another file may lie there.
 
     Raises:
         EdgeopsError: E-DISK-WRITE.
     """
     durable.remove_tree(file)
-    directory = root / _DIRECTORY
-    if not any(waiting(root)):
-        durable.remove_tree(directory)
+    if any(waiting(root)):
+        return
+    for path in (root / _DIRECTORY).iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE_S:
+                durable.remove_tree(path)

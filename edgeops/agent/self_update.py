@@ -65,6 +65,7 @@ class AgentServing:
         self._loop, self._events, self._life = loop, events, life
         self._wanted: str | None = None
         self._trying: _Try | None = None
+        self._last_try: _Try | None = None
         self.has_tested_candidate = False
         if life.running.digest:
             loop.after(versions.CALM_AFTER_S, lambda: versions.calm(life.root))
@@ -89,7 +90,7 @@ class AgentServing:
         """Install a version beside its wheels, and have it say who it is."""
         self.drop_candidate()
         self.has_tested_candidate = False
-        self._trying = _Try(self._loop, load, self._life.root, self._tried)
+        self._trying = self._last_try = _Try(self._loop, load, self._life.root, self._tried, before=self._last_try)
 
     def shadow(self, wish: Shadowing) -> None:
         """Stay tried out: of two agents one alone can run."""
@@ -140,20 +141,38 @@ class AgentServing:
 
 
 class _Try:
-    """The installation and first words of a version, on a thread."""
+    """The installation and first words of a version, on a thread. It begins once the one before has ended: given up or
+    not, that writes to the same slot until then."""
 
-    def __init__(self, loop: Loop, load: Load, root: Path, on_done: Callable[[EdgeopsError | None], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        load: Load,
+        root: Path,
+        on_done: Callable[[EdgeopsError | None], None],
+        *,
+        before: _Try | None,
+    ) -> None:
         self._loop, self._load, self._root, self._on_done = loop, load, root, on_done
         self._slot = Path(load.directory).parent
-        self._cancelled = threading.Event()
-        threading.Thread(target=self._run, name="self-update", daemon=True).start()
+        self._cancelled, self._before = threading.Event(), before
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._run, name="self-update", daemon=True)
+        self._thread.start()
 
     def cancel(self) -> None:
         """Give it up; no callback follows."""
         self._cancelled.set()
+        if self._process is not None:
+            self._process.kill()  # at once: what it writes to is about to be removed
 
     def _run(self) -> None:
         outcome: EdgeopsError | None = None
+        if self._before is not None:
+            self._before._thread.join()
+            self._before = None
+        if self._cancelled.is_set():
+            return
         try:
             self._install()
             self._check()
@@ -194,7 +213,7 @@ class _Try:
             raise _unfit("it cannot read the state directory")
 
     def _call(self, command: list[str], environment: dict[str, str] | None, within_s: float, what: str) -> str:
-        process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             command, env=environment, cwd=self._slot, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         left_s = within_s

@@ -17,7 +17,7 @@ import pytest
 from adder_bundles import MODEL, small_bundle
 from fake_fleet import Agent, FakeFleet, wait_for
 
-from edgeops.agent import installing
+from edgeops.agent import inbox, installing
 from edgeops.agent.plan import with_local
 from edgeops.agent.settings import Settings, TrialRules
 from edgeops.agent.store import LocalChoice
@@ -327,3 +327,19 @@ def test_an_installation_that_is_killed_goes_on_without_the_stick(site: Site, de
         agent.terminate()
         assert agent.wait(60) == 0
     assert json.loads((device / "unit.json").read_bytes())["numbers"] == {MODEL: 2}
+
+
+def test_who_is_done_leaves_the_answers_of_others(tmp_path: Path):
+    """Two installations at once; and what a client left that was killed long ago goes."""
+    (tmp_path / "stick").write_bytes(b"x")
+    first, second, killed = (inbox.submit(tmp_path, tmp_path / "stick") for _ in range(3))
+    for file in (first, second, killed):
+        inbox.answer(file, inbox.Answer(component=file.stem))
+    for path in killed.parent.glob(f"{killed.stem}*"):
+        os.utime(path, (0, 0))
+    for file in (first, second):
+        said = inbox.take_answer(file)
+        assert said is not None
+        assert said.component == file.stem
+        inbox.withdraw(tmp_path, file)
+    assert list(killed.parent.iterdir()) == []

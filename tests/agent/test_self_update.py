@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ from fake_fleet import AT_ONCE, Agent, FakeFleet, wait_for
 
 from edgeops import __version__
 from edgeops.agent import versions
+from edgeops.agent.channel import Load
+from edgeops.agent.loop import Loop
+from edgeops.agent.self_update import AgentLife, AgentServing, _Try
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import AGENT_COMPONENT, Component, ComponentReport, DeploymentState
 from edgeops.contracts.errors import EdgeopsError
@@ -259,6 +265,45 @@ def test_a_version_that_ends_again_and_again_is_passed_over(tmp_path: Path, monk
     assert versions._count_start(tmp_path, "sha256:y") == 1
     (versions.directory_of(tmp_path) / "starts.json").write_bytes(b"\0\0")
     assert versions._count_start(tmp_path, "sha256:y") == 1
+
+
+def test_a_version_is_tried_out_once_the_one_before_has_left_its_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer wish gives up what is installed, which ends a moment later: until then it writes to that slot."""
+    at_work, together, installed = 0, 0, 0
+
+    def install(self: object) -> None:
+        nonlocal at_work, together, installed
+        at_work += 1
+        together = max(together, at_work)
+        time.sleep(0.2)
+        at_work -= 1
+        installed += 1
+
+    monkeypatch.setattr(_Try, "_install", install)
+    monkeypatch.setattr(_Try, "_check", lambda self: None)
+    loop, said = Loop(), []
+    life = AgentLife(versions.Running(), tmp_path, lambda: False, lambda: None)
+    events = SimpleNamespace(tested=lambda figures: (said.append("tested"), loop.stop()), test_failed=said.append)
+    serving = AgentServing(loop, events, life)  # type: ignore[arg-type]
+    for number in range(3):
+        load = Load(directory=str(tmp_path / "a" / "bundle"), release=f"{number}.0.0", digest="d", ram_mib=1)
+        loop.after(0.05 * number, lambda load=load: serving.try_out(load))
+    loop.run()
+    assert (together, installed, said) == (1, 2, ["tested"])
+
+
+def test_what_is_given_up_is_ended_at_once(tmp_path: Path) -> None:
+    loop = Loop()
+    trying = _Try.__new__(_Try)
+    trying._slot, trying._cancelled, trying._process = tmp_path, threading.Event(), None
+    loop.after(0.5, lambda: (trying.cancel(), loop.stop()))
+    threading.Thread(target=loop.run, daemon=True).start()
+    with pytest.raises(EdgeopsError, match="E-SELFTEST-AGENT"):
+        trying._call([sys.executable, "-c", "import time; time.sleep(600)"], None, 300.0, "it sleeps")
+    assert trying._process is not None
+    assert trying._process.returncode == -signal.SIGKILL
 
 
 class Became(Exception):
