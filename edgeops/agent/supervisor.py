@@ -23,6 +23,7 @@ from edgeops.agent.deployment import Deployment
 from edgeops.agent.device_meter import LOOK_EVERY_S, DeviceMeter
 from edgeops.agent.enrolment import CLOCK_FILE, Enrolment
 from edgeops.agent.fetching import Fetcher, downloader_for
+from edgeops.agent.freshening import Freshener
 from edgeops.agent.house import House
 from edgeops.agent.installing import asked_for, bring
 from edgeops.agent.loop import Loop
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from edgeops.transport.download import Downloader
 
 log = logging.getLogger(__name__)
-
 
 INSTALLED = Running()
 KEEPALIVE_S = 300
@@ -173,6 +173,7 @@ class Supervisor:
             say=self._uplink.measured,
             refuse=self._refuse,
         )
+        self._freshener = Freshener(self._loop, self._desk, enrolment.connection, self._clock.now, self._stale_or_fresh)
         self._renewer = Renewer(self._loop, identity, enrolment, self._clock.now, self._renewed)
         self._relaunching = False
         self._facts: dict[str, object] = {}
@@ -226,6 +227,7 @@ class Supervisor:
             self._look_at_device()
             self._link.start()
             self._renewer.look()
+            self._freshener.look()
             self._write_facts()
             self._manager.ready(f"{self._enrolment.connection} in {self._enrolment.fleet}")
             self._say_alive()
@@ -378,6 +380,12 @@ class Supervisor:
         self._uplink.sign_with(identity.signer)
         for unit in self._units.values():
             unit.sign_with(identity.signer)
+
+    def _stale_or_fresh(self) -> None:
+        log.warning("trusted metadata is %s", "fresh again" if self._desk.stale_s() is None else "stale")
+        self._uplink.report()
+        for unit in self._units.values():
+            unit.report()
 
     def _connected(self) -> None:
         log.info("connected to the broker as %s", self._enrolment.connection)

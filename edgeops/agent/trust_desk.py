@@ -55,15 +55,31 @@ class TrustDesk:
         self._tuf, self._clock = tuf, clock
         self._fleet, self._connection, self._profile, self._unit = fleet, connection, profile, unit
         self._lock = threading.Lock()
-        self.freshness = Freshness(tuf.expires_s(), tuf.last_fresh_s)
+        # Desks of one device share its metadata: what one has fetched is fresh for all.
+        self._first: TrustDesk = self
+        self._freshness = Freshness(tuf.expires_s(), tuf.last_fresh_s)
 
     def for_unit(self, unit: str, profile: str) -> TrustDesk:
         """Return the desk of another unit of this connection; both ask the same metadata, one question at a time."""
         other = TrustDesk(
             self._tuf, self._clock, fleet=self._fleet, connection=self._connection, profile=profile, unit=unit
         )
-        other._lock = self._lock
+        other._lock, other._first = self._lock, self._first
         return other
+
+    @property
+    def freshness(self) -> Freshness:
+        """Until when the metadata allows changes, and when it was last fetched."""
+        return self._first._freshness
+
+    def refresh(self) -> None:
+        """Fetch and verify what changed.
+
+        Raises:
+            EdgeopsError: As `TufClient.refresh`.
+        """
+        with self._lock:
+            self._refresh()
 
     def desired(self, envelope: bytes, floor_generation: int) -> Desired:
         """Return a desired state that may be acted on. Keys that are not known yet are looked for on the server.
@@ -250,7 +266,7 @@ class TrustDesk:
             self._note_freshness()
 
     def _note_freshness(self) -> None:
-        self.freshness = Freshness(self._tuf.expires_s(), self._tuf.last_fresh_s)
+        self._first._freshness = Freshness(self._tuf.expires_s(), self._tuf.last_fresh_s)
 
 
 def slot_of(target: Target) -> Slot:

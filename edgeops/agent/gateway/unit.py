@@ -125,6 +125,10 @@ class McuUnit:
         """The device's link is up."""
         self._uplink.connected()
 
+    def report(self) -> None:
+        """Say how the unit stands."""
+        self._uplink.report()
+
     def sign_with(self, signer: Signer) -> None:
         """Speak with the device's new key."""
         self._uplink.sign_with(signer)

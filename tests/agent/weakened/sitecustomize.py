@@ -193,6 +193,13 @@ def acknowledged_windows() -> None:
     Uplink.has_kept = lambda self, acknowledged_s: True
 
 
+def freshening() -> None:
+    """Metadata is asked for only when something is wanted."""
+    from edgeops.agent.freshening import Freshener
+
+    Freshener.look = lambda self: None
+
+
 def forgetting_requests() -> None:
     """A worker keeps what it was sent, and much beside it, for ever."""
     from edgeops.agent.worker.server import _Connection
