@@ -58,15 +58,16 @@ class Nursery:
                 mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with theirs:
                     self._process = subprocess.Popen(
-                        [sys.executable, "-m", "edgeops.compiler.nursery", str(theirs.fileno())],
+                        # -P: it imports nothing from where it runs.
+                        [sys.executable, "-P", "-m", "edgeops.compiler.nursery", str(theirs.fileno())],
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL,
                         pass_fds=[theirs.fileno()],
                         start_new_session=True,
                         env={**os.environ, **ENVIRONMENT},
-                        # Any folder of this machine; workers have their own.
-                        cwd=tempfile.gettempdir(),
+                        # Workers have folders of their own.
+                        cwd="/",
                     )
                 self._control = mine
             return self._control

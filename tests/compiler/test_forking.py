@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_workers_are_forked_from_one_process_and_from_a_specialist_for_what_they
     special = [tell(machine, source, nonce=nonce, preload=["import_is_plain"]) for nonce in range(2)]
     assert special[0]["parent"] == special[1]["parent"] != first["parent"]
     assert special[0]["before"] == ["import_is_plain"], "it was imported before the fork"
+
+
+def test_modules_that_lie_where_anyone_may_write_are_not_imported(machine, source, tmp_path, monkeypatch):
+    for name in ("msgspec", "numpy", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert of_this_process(tell(machine, source)["parent"])
+    code = "import json"
+    planted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "planted" in planted.stderr, "the control: another interpreter does"
 
 
 def test_crash_of_a_worker_leaves_those_of_the_same_parent_running(machine, source, tmp_path):
