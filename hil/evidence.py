@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -42,7 +43,11 @@ class RigKey:
         path = key_folder() / f"{check_name(name, 'rig')}.pem"
         if not path.exists():
             durable.make_private_dir(path.parent)
-            keys.save(keys.generate(), path)
+            # Two that use it first at once get one key: what one of them signed must hold for the other's word, too.
+            with path.with_suffix(".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    keys.save(keys.generate(), path)
         return cls(keys.load(path))
 
     @property

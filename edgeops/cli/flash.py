@@ -260,6 +260,8 @@ def image(
     if note := server_note(token, ""):
         _say(note)
     network = Network(wifi, os.environ.get("EDGEOPS_WIFI_PASSWORD"), country) if wifi else None
+    if network is not None and network.password is None:
+        _say(f"EDGEOPS_WIFI_PASSWORD is not set: {wifi} is taken for a network without a password")
 
     def may_write(what: str) -> bool:
         return yes or click.confirm(f"Everything on {what} will be lost. Write to it?", err=True)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from edgeops import durable
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.intake.cache import cache_dir
 from firmware_bridge import blobs
@@ -28,6 +29,7 @@ from hil.tools import ending_with_us
 B = TypeVar("B", bound="SerialBoard")
 
 _POLL_S = 0.5
+_RAW_KEY_BYTES = 32
 
 
 class SerialBoard(ABC):
@@ -97,9 +99,9 @@ def emulated_key() -> Ed25519PrivateKey:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            path.touch(mode=0o600)
-            path.write_bytes(Ed25519PrivateKey.generate().private_bytes_raw())
+        # A run that was killed while it made the key left half of one: it can be made again, as all of a cache.
+        if not path.exists() or path.stat().st_size != _RAW_KEY_BYTES:
+            durable.write_file(path, Ed25519PrivateKey.generate().private_bytes_raw(), mode=0o600)
     return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,6 +25,7 @@ from edgeops.report import sources
 from edgeops.report.page import page
 from edgeops.report.text import markdown
 from edgeops.trust.founding import make_fleet
+from hil.boards.mcu import emulated_key
 from hil.evidence import RigKey, seal
 from hil.report import to_html, to_junit
 
@@ -155,3 +159,35 @@ def test_nothing_checked_passes_nothing() -> None:
     assert worst([Verdict.SKIPPED, Verdict.PASSED]) is Verdict.PASSED
     assert worst([Verdict.PASSED, Verdict.FAILED]) is Verdict.FAILED
     assert worst([Verdict.FAILED, Verdict.BROKEN]) is Verdict.BROKEN
+
+
+KEY = """
+import sys
+from hil.evidence import RigKey
+sys.stdin.readline()
+print(RigKey.of_rig("bench").public_pem.replace("\\n", ""))
+"""
+
+
+def test_two_that_use_a_rigs_key_first_at_once_get_one_key(tmp_path: Path) -> None:
+    """A daemon that starts while a person asks for the key to carry it to the fleet."""
+    environment = {**os.environ, "EDGEOPS_RIG_KEYS": str(tmp_path / "keys")}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(4)
+    ]
+    for one in both:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    assert len({one.communicate(timeout=120)[0] for one in both}) == 1
+
+
+def test_half_a_key_of_emulated_boards_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEOPS_CACHE", str(tmp_path))
+    first = emulated_key().private_bytes_raw()
+    assert emulated_key().private_bytes_raw() == first
+    (tmp_path / "hil/emulated-mcu.key").write_bytes(first[:7])
+    assert len(emulated_key().private_bytes_raw()) == len(first)
