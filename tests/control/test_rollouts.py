@@ -406,6 +406,19 @@ def test_without_waiting_for_each_other_both_would_run(
     assert both_started_at_once(registry) == [first, RolloutState.RUNNING]
 
 
+def test_a_clock_that_was_years_ahead_does_not_hold_a_group_for_years(registry: Database) -> None:
+    """The time of the group, and of requests that count, is from when the clock was set right."""
+    add_devices(registry, 2, profiles=PROFILES[:1])
+    years_s = 3 * 366 * 86400.0
+    rollout = begin(registry, gates=Gates(timeout_s=100, error_rate_max=0.1), now_s=NOW + years_s)
+    settle(registry, rollout, NOW + years_s)
+    assert settle(registry, rollout, NOW) is Action.WAIT
+    obey_all(registry, NOW)
+    SpeakingDevice(registry, "dev-000", boot_id="boot-2").served("1.0.0", [1.0] * 500, now_s=NOW, errors={})
+    settle(registry, rollout, NOW + 101)
+    assert state_of(registry, rollout)[0] == RolloutState.SUCCEEDED
+
+
 @pytest.mark.parametrize(("shadow", "retries"), [(None, 1), (Shadow(), 0)], ids=["served at once", "shadows first"])
 def test_whatever_devices_say_of_themselves_their_group_comes_to_an_end(
     registry: Database, shadow: Shadow | None, retries: int

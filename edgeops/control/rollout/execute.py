@@ -64,8 +64,21 @@ def advance(database: Database, rollout_id: int, now_s: float) -> Step | None:
         rollout = session.get(Rollout, rollout_id, with_for_update=True)
         if rollout is None or rollout.state != RolloutState.RUNNING or frozen(session) is not None:
             return None
+        _take_back_what_is_to_come(session, rollout, now_s)
         decision = decide(read_view(session, rollout), now_s)
         return Step(decision, _carry_out(session, rollout, decision, now_s))
+
+
+def _take_back_what_is_to_come(session: Session, rollout: Rollout, now_s: float) -> None:
+    """Have what began in the future begin now: the clock was ahead then, and has been set right since.
+
+    The time of a group would not be over for as long as that was, and no request would count.
+    """
+    if rollout.started_at_s is not None:
+        rollout.started_at_s = min(rollout.started_at_s, now_s)
+    ahead = select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id, RolloutGroup.window_from_s > now_s)
+    for group in session.scalars(ahead):
+        group.window_from_s = now_s
 
 
 def running(database: Database) -> list[int]:
