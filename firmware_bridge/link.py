@@ -28,7 +28,7 @@ _ASSUMED_BUFFER = 256
 _ROOM_FOR_FIRST_KEYS = 96
 _ROOM_FOR_KEYS = 32
 # More than the memory of such a device.
-_MAX_OUTPUT = 1 << 22
+_MAX_TENSOR = 1 << 22
 # No count, clock or size of such a device is larger, and everything that is reckoned with it stays a number.
 _MAX_COUNT = 1 << 53
 _MAX_TEXT = 200
@@ -309,6 +309,9 @@ class SmpLink:
         """Return what the firmware accepts and runs."""
         got = self.request(packets.MODEL_INFO, {})
         model, version = _maybe(got, "model", str), _maybe(got, "version", str)
+        sizes = [_maybe(got, key, int) for key in ("in", "out")]
+        if any(size is not None and size > _MAX_TENSOR for size in sizes):
+            raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: tensors of {sizes} bytes")
         return ModelInfo(
             abi=_of(got, "abi", int),
             cpu=_of(got, "cpu", int),
@@ -321,8 +324,8 @@ class SmpLink:
             version=None if version is None else _shown(version),
             counter=_maybe(got, "counter", int),
             hash=_maybe(got, "hash", bytes),
-            input_size=_maybe(got, "in", int),
-            output_size=_maybe(got, "out", int),
+            input_size=sizes[0],
+            output_size=sizes[1],
         )
 
     def infer(self, data: bytes) -> Inference:
@@ -341,7 +344,7 @@ class SmpLink:
             self.request(packets.MODEL_INPUT, {"off": offset, "data": part})
         run = self.request(packets.MODEL_RUN, {})
         size, ticks, hz = _of(run, "len", int), _of(run, "ticks", int), _of(run, "hz", int)
-        if size > _MAX_OUTPUT or not hz:
+        if size > _MAX_TENSOR or not hz:
             said = f"{size} bytes of output in {ticks} ticks of {hz} a second"
             raise EdgeopsError("E-MCU-ANSWER", f"{self._port.name}: {said}")
         output = bytearray()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import adder_bundles
 import numpy as np
 import psutil
 import pytest
-from adder_bundles import MODEL
+from adder_bundles import MODEL, small_bundle
 from serving_rig import ServingRig
 
 from edgeops.client.inference import open_model
@@ -197,3 +199,32 @@ def test_a_worker_that_is_killed_at_any_moment_costs_no_answered_request(rig: Se
         thread.join(60)
     assert not wrong
     assert min(answered) > 300
+
+
+def test_many_clients_of_a_model_with_large_tensors_do_not_end_its_worker(
+    rig: ServingRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few dozen that connected, or sent half a request, took all the memory that a worker may have."""
+    monkeypatch.setattr(adder_bundles, "SHAPE", (1, 1_000_000))
+    rig.serve(small_bundle(tmp_path / "large"))
+    begun = HEADER.pack(Frame.INFER, 0, 4_000_000, 1) + bytes(1000)
+    path = Path(rig.socket.removeprefix("unix:"))
+    many = [unix.connect(path, 60) for _ in range(100)]
+    try:
+        for one in many:
+            one.sendall(begun)
+        for _ in range(40):
+            many.append(socket.create_connection(("127.0.0.1", rig.serving.port or 0), 60))
+            with contextlib.suppress(OSError):  # refused while it sends
+                many[-1].sendall(b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n" + bytes(7_000_000))
+        x = np.ones((1, 1_000_000), np.float32)
+        # Through memory, of which the worker has no part of its own.
+        with open_model(rig.socket) as client:
+            np.testing.assert_array_equal(client.infer(MODEL, {"x": x})["y"], x + 1)
+    finally:
+        for one in many:
+            one.close()
+    with open_model(rig.url) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": x})["y"], x + 1)
+    rig.counted_to_the_end()
+    assert "crashed" not in {rig.said.get()[0] for _ in range(rig.said.qsize())}

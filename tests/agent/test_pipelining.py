@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from edgeops.agent.worker import server as server_module
+from edgeops.agent.worker.held import Held
 from edgeops.agent.worker.process import worker_loop
 from edgeops.agent.worker.server import _Connection
 from edgeops.agent.worker.service import HttpRequest, HttpResponse
@@ -29,13 +31,16 @@ class Desk:
     Args:
         at_once: Answer on the event loop.
         length: Of an answer.
+        max_body: Largest body of a request.
+        max_held: What all connections together may have it keep.
     """
 
     token_sha256 = b""
     draining = False
 
-    def __init__(self, *, at_once: bool, length: int) -> None:
-        self.service = SimpleNamespace(max_body_bytes=lambda: 1000, failed=lambda code: None)
+    def __init__(self, *, at_once: bool, length: int, max_body: int = 1000, max_held: int = 1 << 30) -> None:
+        self.service = SimpleNamespace(max_body_bytes=lambda: max_body, failed=lambda code: None)
+        self.held = Held(max_held)
         self.connections: set[_Connection] = set()
         self._at_once, self._body = at_once, b"x" * length
         self.asked: list[str] = []
@@ -57,6 +62,8 @@ def on_a_loop(desk: Desk, talk: Callable[[socket.socket], Awaitable[None]]) -> N
         with socket.create_connection(listening.sockets[0].getsockname()) as client:
             client.setblocking(False)
             await talk(client)
+        await until(lambda: not desk.connections)
+        assert desk.held.taken == 0
         listening.close()
 
     loop = worker_loop()
@@ -167,3 +174,51 @@ def test_a_client_that_reads_neither_answers_nor_a_refusal_gives_its_place_back(
                 connection.check_time(loop.time())
 
     on_a_loop(desk, talk)
+
+
+HALF = 50_000
+BEGUN = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(HALF)
+
+
+def test_bodies_of_many_clients_take_no_more_than_there_is_and_one_is_always_taken() -> None:
+    """Who finds no room is told to come again, also while it is still sending; the others are answered."""
+    desk = Desk(at_once=True, length=10, max_body=100_000, max_held=120_000)
+
+    async def talk(client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        others = [socket.create_connection(client.getpeername()) for _ in range(4)]
+        for number, other in enumerate(others):
+            other.setblocking(False)
+            await loop.sock_sendall(other, BEGUN % number)
+        await until(lambda: sum(connection._deaf for connection in desk.connections) == 2)
+        assert desk.held.taken <= 120_000
+        told = 0
+        for other in others:
+            await loop.sock_sendall(other, bytes(HALF))
+            said = await loop.sock_recv(other, 1 << 16)
+            told += b"503 Service Unavailable" in said and b"Retry-After" in said and b"E-INFER-BUSY" in said
+            other.close()
+        assert told >= 2
+        assert len(desk.asked) + told == 4
+        await loop.sock_sendall(client, BEGUN % 9 + bytes(HALF))
+        await until(lambda: desk.asked[-1] == "/9")
+
+    on_a_loop(desk, talk)
+
+
+def test_a_body_in_many_parts_takes_no_more_than_it_has() -> None:
+    """Each byte comes as a chunk of its own."""
+    desk = Desk(at_once=True, length=10, max_body=200_000)
+    connection = _Connection(desk)  # type: ignore[arg-type]
+    head = b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"1\r\nx\r\n" * 1000
+    tracemalloc.start()
+    try:
+        connection._parser.feed_data(head)
+        for _ in range(150):
+            connection._parser.feed_data(chunks)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert desk.held.taken == 150_000
+    assert taken < 400_000

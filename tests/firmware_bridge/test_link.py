@@ -584,6 +584,15 @@ def test_what_a_device_calls_itself_cannot_speak_to_a_terminal_or_fill_a_report(
     assert len(said) == 200
 
 
+def test_a_model_with_impossible_tensors_is_no_answer():
+    """Who measures it would make an input of that size."""
+    numbers = dict.fromkeys(("abi", "cpu", "ram", "slot", "floor", "outcome", "out"), 1)
+    link = lying_link({packets.MODEL_INFO: [{**numbers, "trial": False, "in": 1 << 40}]})
+    with pytest.raises(EdgeopsError) as caught:
+        link.model_info()
+    assert caught.value.code == "E-MCU-ANSWER"
+
+
 @pytest.mark.parametrize("count", [-1, 1 << 60])
 def test_counters_that_cannot_be_are_no_answer(count: int):
     link = lying_link({packets.STATISTICS: [{"fields": {"inferences": count}}]})

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeops.agent.worker.service import Service
+from edgeops.agent.worker.held import Held
+from edgeops.agent.worker.service import Service, no_room
 from edgeops.agent.worker.turns import Turns
 from edgeops.contracts.bundle import BundleManifest
 from edgeops.contracts.errors import EdgeopsError
@@ -25,6 +26,8 @@ from edgeops.contracts.wire import encode
 from edgeops.transport.unix import check_shared_memory
 
 MAX_LINES = 128
+# Of the buffers of all lines. Who shares memory has none here.
+MAX_HELD_BYTES = 32 << 20
 FRAME_WITHIN_S = 30.0
 IDLE_WITHIN_S = 3600.0
 # Requests of one client that are answered before others are looked at; and how long each next one is looked for, where
@@ -68,6 +71,7 @@ class Lines:
         body = encode(greeting)
         self.greeting = HEADER.pack(Frame.GREETING, 0, len(body), 0) + body
         self.open: set[Line] = set()
+        self.held = Held(MAX_HELD_BYTES)
         self._listener: socket.socket | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -122,16 +126,15 @@ class Lines:
 class Line:
     """One client. A request is read whole, answered, and only then the next one is looked at.
 
-    The buffer holds one request; the tensors are views of it, made once.
+    The buffer holds one request, from the first one with tensors on; they are views of it, made once.
     """
 
     def __init__(self, server: Lines, client: socket.socket) -> None:
         self._server, self._client, self._service = server, client, server.service
         self._loop = asyncio.get_running_loop()
-        store = bytearray(HEADER.size + server.input_bytes)
-        self._buffer = memoryview(store)
-        self._filled = 0
-        self._feeds = _views(store, server.inputs, HEADER.size)
+        self._buffer = memoryview(bytearray(HEADER.size))
+        self._filled = self._held = 0
+        self._feeds: Tensors | None = None
         self._descriptors: list[int] = []
         self._shared_feeds: Tensors | None = None
         self._shared_answer: Tensors = {}
@@ -160,6 +163,8 @@ class Line:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._client.close()
+        self._server.held.give(self._held)
+        self._held = 0
         self._server.open.discard(self)
 
     def check_time(self, now_s: float) -> None:
@@ -229,9 +234,10 @@ class Line:
             kind, _, length, mark = HEADER.unpack_from(self._buffer)
             size = HEADER.size + length
             if kind == Frame.INFER and length == self._server.input_bytes:
-                if self._filled < size:
+                feeds = self._feeds or self._make_room(mark)
+                if feeds is None or self._filled < size:
                     return
-                self._infer(self._feeds, mark, size, self._answer)
+                self._infer(feeds, mark, size, self._answer)
             elif kind == Frame.INFER_SHARED and length == 0 and self._shared_feeds is not None:
                 self._infer(self._shared_feeds, mark, size, self._answer_shared)
             elif kind == Frame.SHARE and length == 0:
@@ -239,6 +245,19 @@ class Line:
             else:
                 what = f"frame of kind {kind} with {length} bytes; a request has {self._server.input_bytes}"
                 self._refuse(mark, EdgeopsError("E-INFER-REQUEST", what))
+
+    def _make_room(self, mark: int) -> Tensors | None:
+        """Make the buffer as large as a request, and return the tensors' places; None: there is no room for it."""
+        length = self._server.input_bytes
+        if not self._server.held.take(length):
+            self._refuse(mark, EdgeopsError("E-INFER-BUSY", f"{len(self._server.open)} connections take all the room"))
+            return None
+        self._held = length
+        store = bytearray(HEADER.size + length)
+        store[: self._filled] = self._buffer[: self._filled]
+        self._buffer = memoryview(store)
+        self._feeds = _views(store, self._server.inputs, HEADER.size)
+        return self._feeds
 
     def _share(self, mark: int) -> bytes:
         """Map the memory that came along; the answer says that it is so."""
@@ -284,13 +303,15 @@ class Line:
         try:
             feeds = self._checked(feeds)
             answer, flagged = self._service.infer(feeds)
+            parts = [HEADER.pack(Frame.ANSWER, flagged * NON_FINITE, self._server.output_bytes, mark)]
+            for place in self._server.outputs:
+                data = answer[place.spec.name].tobytes()
+                parts += (data, bytes(-len(data) % ALIGNMENT))
+            said = b"".join(parts)
         except EdgeopsError as error:
             return self._refused(mark, error)
-        parts = [HEADER.pack(Frame.ANSWER, flagged * NON_FINITE, self._server.output_bytes, mark)]
-        for place in self._server.outputs:
-            data = answer[place.spec.name].tobytes()
-            parts += (data, bytes(-len(data) % ALIGNMENT))
-        said = b"".join(parts)
+        except MemoryError:
+            return self._refused(mark, no_room())
         self._service.served(start_s, feeds, answer)
         return said
 

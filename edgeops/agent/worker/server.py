@@ -15,6 +15,7 @@ from typing import cast
 import httptools
 
 from edgeops.agent.door import Door
+from edgeops.agent.worker.held import Held
 from edgeops.agent.worker.lines import Lines
 from edgeops.agent.worker.service import HttpRequest, HttpResponse, Service, refusal
 from edgeops.agent.worker.turns import Turns
@@ -23,10 +24,14 @@ from edgeops.contracts.errors import EdgeopsError
 MAX_CONNECTIONS = 256
 MAX_HEADER_BYTES = 16 << 10
 MAX_PIPELINED = 16
+# Of all connections: bodies that came, and answers that are not read. With those of frames less than what a worker may
+# have beside its model (`limits.SLACK_MIB`).
+MAX_HELD_BYTES = 64 << 20
 REQUEST_WITHIN_S = 30.0
 HANDSHAKE_WITHIN_S = 10.0
 IDLE_WITHIN_S = 300.0
 DRAIN_IDLE_S = 3.0
+LINGER_S = 2.0
 _SWEEP_S = 1.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {
@@ -54,6 +59,7 @@ class InferenceServer:
         self._context = door.context()
         self.draining = False
         self.connections: set[_Connection] = set()
+        self.held = Held(MAX_HELD_BYTES)
         self._lines = lines
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -96,6 +102,8 @@ class InferenceServer:
 
     def answer(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """Answer a request at once, or later if it is to run the model and that takes long."""
+        if self.held.full and self.service.infers(request.path):
+            return self.service.refused(EdgeopsError("E-INFER-BUSY", "other clients do not read their answers"))
         if self.turns.at_once or not self.service.infers(request.path):
             return self.service.handle(request)
         return self._later(request)
@@ -132,6 +140,8 @@ class _Connection(asyncio.Protocol):
         # The client does not read what it was answered, and is answered no more until it does.
         self._blocked = False
         self._held_back = False
+        # Bytes of this client's requests, and of an answer that it does not read.
+        self._held = self._unread = 0
         self._max_body = server.service.max_body_bytes()
         self._begin()
 
@@ -148,6 +158,10 @@ class _Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._deaf = self._closing = True
         self._queue.clear()
+        self._begin()
+        self._give(self._held)
+        self._server.held.give(self._unread)
+        self._unread = 0
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -172,10 +186,14 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._blocked = True
+        self._unread = self._transport.get_write_buffer_size()
+        self._server.held.taken += self._unread
         self._hold_back()
 
     def resume_writing(self) -> None:
         self._blocked = False
+        self._server.held.give(self._unread)
+        self._unread = 0
         self._go_on()
 
     def _hold_back(self) -> None:
@@ -194,7 +212,8 @@ class _Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._path = b""
-        self._body: list[bytes] = []
+        # Most bodies come in one part; of many small ones each would cost more than it has.
+        self._body, self._rest = b"", bytearray()
         self._body_bytes = self._header_bytes = 0
         self._json_length: bytes | None = None
         self._encoded = self._expects = False
@@ -241,23 +260,31 @@ class _Connection(asyncio.Protocol):
         self._body_bytes += len(body)
         if self._body_bytes > self._max_body:
             self._refuse_body()
-        elif not self._deaf:
-            self._body.append(body)
+        elif self._deaf:
+            return
+        elif not self._server.held.take(len(body), own=self._held):
+            self._server.service.failed("E-INFER-BUSY")
+            self._refuse(503, "E-INFER-BUSY", "other clients' requests take all the room", ((b"Retry-After", b"1"),))
+        else:
+            self._held += len(body)
+            if self._body:
+                self._rest += body
+            else:
+                self._body = body
 
     def on_message_complete(self) -> None:
         self._reading = False
         self._since_s = time.monotonic()
         if self._deaf:
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = HttpRequest(
             self._parser.get_method().decode("latin-1"),
             self._path.decode("latin-1"),
-            body,
+            b"".join((self._body, self._rest)) if self._rest else self._body,
             self._json_length,
             self._encoded,
         )
-        self._body = []
+        self._body, self._rest = b"", bytearray()
         keep_alive = self._parser.should_keep_alive()
         if self._task is None and not self._queue and not self._blocked:
             self._answer(request, keep_alive)
@@ -269,18 +296,37 @@ class _Connection(asyncio.Protocol):
     # Answers
 
     def _answer(self, request: HttpRequest | HttpResponse, keep_alive: bool) -> None:
-        answer = request if isinstance(request, HttpResponse) else self._server.answer(request)
+        if isinstance(request, HttpResponse):
+            self._write(request, keep_alive)
+            return
+        answer, length = self._server.answer(request), len(request.body)
         if isinstance(answer, HttpResponse):
+            self._give(length)
             self._write(answer, keep_alive)
         else:
-            self._task = asyncio.get_running_loop().create_task(self._answer_later(answer, keep_alive))
+            self._task = asyncio.get_running_loop().create_task(self._answer_later(answer, length, keep_alive))
+            self._task.add_done_callback(self._answered)
 
-    async def _answer_later(self, answer: Awaitable[HttpResponse], keep_alive: bool) -> None:
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        """A defect that one connection met ends that one, as where an inference is answered at once."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            told = {"message": "a request could not be handled", "exception": error, "protocol": self}
+            asyncio.get_running_loop().call_exception_handler(told)
+
+    def _give(self, length: int) -> None:
+        """What came in a request is kept no more."""
+        length = min(length, self._held)
+        self._held -= length
+        self._server.held.give(length)
+
+    async def _answer_later(self, answer: Awaitable[HttpResponse], length: int, keep_alive: bool) -> None:
         try:
             response = await answer
         except BaseException:
             self.abort()
             raise
+        self._give(length)
         self._write(response, keep_alive)
         self._task = None
         self._go_on()
@@ -308,6 +354,8 @@ class _Connection(asyncio.Protocol):
     def _refuse(self, status: int, code: str, what: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         if not self._deaf:
             self._deaf = True
+            self._give(len(self._body) + len(self._rest))
+            self._body, self._rest = b"", bytearray()
             self._queue.append((refusal(status, code, what, headers), False))
             self._go_on()
 
@@ -327,7 +375,9 @@ class _Connection(asyncio.Protocol):
         waited_s = now_s - self._since_s
         if self._task is not None:
             return
-        if waited_s > REQUEST_WITHIN_S and (self._deaf or self._transport.get_write_buffer_size()):
+        unread = self._transport.get_write_buffer_size()
+        limit_s = LINGER_S if self._closing and not unread else REQUEST_WITHIN_S
+        if waited_s > limit_s and (self._deaf or unread):
             self.abort()
         elif self._reading and waited_s > REQUEST_WITHIN_S:
             self._refuse(408, "E-INFER-REQUEST", f"the request took more than {REQUEST_WITHIN_S:.0f} s")
@@ -345,6 +395,10 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _end(self) -> None:
-        """Close once everything is written."""
+        """Close once everything is written. Who is still sending is heard out for a while: closing at once would take
+        the answer away from it."""
         self._deaf = self._closing = True
-        self._transport.close()
+        if self._reading and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()

@@ -143,6 +143,8 @@ class Service:
             return self._infer(request, start_s)
         except EdgeopsError as error:
             return self.refused(error)
+        except MemoryError:
+            return self.refused(no_room())
 
     def refused(self, error: EdgeopsError) -> HttpResponse:
         """Count a request that is not answered, and say why."""
@@ -184,6 +186,11 @@ class Service:
             return HttpResponse(200, response.body)
         mark = ((b"Inference-Header-Content-Length", b"%d" % response.json_length),)
         return HttpResponse(200, response.body, BINARY, mark)
+
+
+def no_room() -> EdgeopsError:
+    """Return the error of a request for whose tensors, as they come and go, there is no memory now."""
+    return EdgeopsError("E-INFER-BUSY", "this worker has too little memory for the request now")
 
 
 def refusal(status: int, code: str, what: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> HttpResponse:
