@@ -44,8 +44,20 @@ class Prepared(NamedTuple):
     traits: Traits
 
 
-def prepare(machine: Machine, loaded: LoadedHandover, said: Callable[[str], None]) -> Prepared:
+def prepare(
+    machine: Machine,
+    loaded: LoadedHandover,
+    said: Callable[[str], None],
+    *,
+    ahead: Callable[[Stored], object] = lambda _: None,
+) -> Prepared:
     """Make what all profiles share.
+
+    Args:
+        machine: Where work is done.
+        loaded: The hand-over.
+        said: Told what is being done.
+        ahead: Given the samples as soon as they are there: one step follows another now, and other workers are free.
 
     Raises:
         EdgeopsError: E-MODEL-UNSUPPORTED, E-HANDOVER-SHAPE, E-DATA-SHAPE; the hand-over contradicts the model.
@@ -56,6 +68,7 @@ def prepare(machine: Machine, loaded: LoadedHandover, said: Callable[[str], None
     ready = loaded.model.format == "tflite"
     outputs = tuple(_output(item) for item in handover.outputs)
     samples = _store_samples(machine.store, loaded)
+    ahead(samples)
     model = _store_model(machine.store, loaded)
     ingest = Step(
         name="ingest-tflite" if ready else "ingest",

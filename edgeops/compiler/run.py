@@ -203,9 +203,13 @@ def compile_handover(
             concurrent.futures.ThreadPoolExecutor(len(found) + 1, thread_name_prefix="profile") as pool,
         ):
             try:
-                shared = prepare(workplace, loaded, lambda text: tell("", text, None))
-                # Wanted at the end, when there is little else to do; a failure is told there.
-                pool.submit(draws_ahead, workplace, shared.samples)
+                shared = prepare(
+                    workplace,
+                    loaded,
+                    lambda text: tell("", text, None),
+                    # Wanted at the end, and what fails is told there.
+                    ahead=lambda samples: pool.submit(draws_ahead, workplace, samples),
+                )
                 jobs = [
                     pool.submit(
                         _compile_profile,
