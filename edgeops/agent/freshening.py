@@ -43,14 +43,22 @@ class Freshener:
         desk: Has the metadata.
         connection: This device.
         now: The time rule, seconds.
+        stale: Whether the device is stale.
         on_change: Called when the device becomes stale, and when it is no more.
     """
 
     def __init__(
-        self, loop: Loop, desk: TrustDesk, connection: str, now: Callable[[], float], on_change: Callable[[], None]
+        self,
+        loop: Loop,
+        desk: TrustDesk,
+        connection: str,
+        now: Callable[[], float],
+        *,
+        stale: Callable[[], bool],
+        on_change: Callable[[], None],
     ) -> None:
         self._loop, self._desk, self._connection, self._now = loop, desk, connection, now
-        self._on_change = on_change
+        self._is_stale, self._on_change = stale, on_change
         self._stale: bool | None = None
         self._timer: Timer | None = None
         self._asking = False
@@ -71,8 +79,9 @@ class Freshener:
         self._timer = self._loop.after(min([LOOK_EVERY_S, *following]), self.look)
 
     def _tell(self) -> None:
-        before, self._stale = self._stale, self._desk.stale_s() is not None
+        before, self._stale = self._stale, self._is_stale()
         if before is not None and before is not self._stale:
+            log.warning("what is signed is %s", "stale" if self._stale else "fresh again")
             self._on_change()
 
     def _work(self) -> None:

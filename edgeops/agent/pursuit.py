@@ -71,6 +71,8 @@ class Pursuit:
         self.deployments: dict[str, Deployment] = {}
         self.sets = Sets(loop, self.deployments)
         self.refused: Failure | None = None
+        # What was accepted last, if it could be read.
+        self.accepted: Desired | None = None
         self._unsupported: dict[str, ComponentReport] = {}
         self._verifying = False
         self._envelopes: deque[bytes] = deque(maxlen=MAX_ENVELOPES)
@@ -81,7 +83,7 @@ class Pursuit:
         for name in self._state.components():
             self.open(name)
         self.sets.start()
-        desired = self._state.read_desired()
+        self.accepted = desired = self._state.read_desired()
         if desired is not None and self._clock.now() < desired.expires_at_s:
             self._pursue(desired)
         for path in self._state.damaged:
@@ -206,7 +208,7 @@ class Pursuit:
         self._state.write_desired(desired)
         if desired.generation > self.unit.generation:
             self.keep_unit(msgspec.structs.replace(self.unit, generation=desired.generation, local={}))
-        self.refused = None
+        self.refused, self.accepted = None, desired
         self._on_accepted(desired)
         self._pursue(desired)
 

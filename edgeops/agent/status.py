@@ -15,6 +15,7 @@ from edgeops.agent.enrolment import CLOCK_FILE, read_enrolment
 from edgeops.agent.slots import Slots
 from edgeops.agent.store import ComponentRecord, UnitRecord, is_locked
 from edgeops.agent.trust_desk import TrustDesk
+from edgeops.contracts.deployment import Desired
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import decode
 from edgeops.transport.tuf_fetcher import NoFetcher
@@ -61,13 +62,17 @@ def read_status(root: Path) -> dict[str, Any]:
 
 
 def stale_s(root: Path) -> float | None:
-    """Return for how long this device has allowed no change for want of fresh metadata; None: it is fresh.
+    """Return for how long nothing fresh and signed has come to this device, so that nothing may change; None: it has.
 
     Somebody holds back news, or the server is away.
     """
     clock = Clock(root / "trust" / CLOCK_FILE)
     tuf = TufClient(root / "trust", "", NoFetcher(), clock)
-    return TrustDesk(tuf, clock, fleet="", connection="", profile="").stale_s()
+    try:
+        accepted = _read(root / "desired.json", Desired)
+    except EdgeopsError:
+        accepted = None  # the broker tells it again
+    return TrustDesk(tuf, clock, fleet="", connection="", profile="").stale_s(accepted)
 
 
 def _component(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,6 @@ class Supervisor:
             on_change=self._uplink.report,
         )
         self._deployments = self._pursuit.deployments
-        self._refuse = self._pursuit.refuse
         self._samples = SampleDesk(
             self._loop,
             self._desk,
@@ -150,7 +149,7 @@ class Supervisor:
             self._uplink,
             self._serving_of,
             self._clock.now,
-            self._refuse,
+            self._pursuit.refuse,
         )
         self._link = MqttLink(
             enrolment.broker,
@@ -171,9 +170,12 @@ class Supervisor:
             versions=lambda: self._capabilities,
             updating=lambda: any(deployment.on_its_way for deployment in list(self._deployments.values())),
             say=self._uplink.measured,
-            refuse=self._refuse,
+            refuse=self._pursuit.refuse,
         )
-        self._freshener = Freshener(self._loop, self._desk, enrolment.connection, self._clock.now, self._stale_or_fresh)
+        self._freshener = Freshener(
+            self._loop, self._desk, enrolment.connection, self._clock.now,
+            stale=lambda: self._desk.stale_s(self._pursuit.accepted) is not None, on_change=self._stale_or_fresh,
+        )  # fmt: skip
         self._renewer = Renewer(self._loop, identity, enrolment, self._clock.now, self._renewed)
         self._relaunching = False
         self._facts: dict[str, object] = {}
@@ -274,7 +276,7 @@ class Supervisor:
                 raise EdgeopsError("E-DESIRED-UNSUPPORTED", f"this agent knows no command {kind[:100]!r}")
         except EdgeopsError as error:
             log.warning("a command is refused: %s", error)
-            self._refuse(error)
+            self._pursuit.refuse(error)
             return
         if kind == MEASURE_TYPE:
             self._measuring.take(id, envelope)
@@ -382,7 +384,6 @@ class Supervisor:
             unit.sign_with(identity.signer)
 
     def _stale_or_fresh(self) -> None:
-        log.warning("trusted metadata is %s", "fresh again" if self._desk.stale_s() is None else "stale")
         self._uplink.report()
         for unit in self._units.values():
             unit.report()
@@ -403,7 +404,7 @@ class Supervisor:
             observed_generation=self._pursuit.unit.generation,
             components=self._pursuit.reports(),
             capabilities=self._capabilities,
-            stale_s=self._desk.stale_s(),
+            stale_s=self._desk.stale_s(self._pursuit.accepted),
             refused=self._pursuit.refused,
         )
 

@@ -197,13 +197,21 @@ class TrustDesk:
         self._check(want, target, floor_of(custom.model))
         return want, target
 
-    def stale_s(self) -> float | None:
-        """Return for how long nothing may change any more for want of fresh metadata; None: it is fresh."""
+    def stale_s(self, accepted: Desired | None = None) -> float | None:
+        """Return for how long nothing fresh has come, so that nothing may change any more; None: all is fresh.
+
+        Args:
+            accepted: The desired state that was accepted last: the control plane signs it anew before it expires, so
+                one that has expired says that somebody holds back the next, or that the control plane is away.
+        """
         now_s = self._clock.now()
         until_s, last_s = self.freshness
-        if until_s is not None and now_s < until_s:
-            return None
-        return now_s - last_s if last_s is not None else 0.0
+        for_s = None
+        if until_s is None or now_s >= until_s:
+            for_s = now_s - last_s if last_s is not None else 0.0
+        if accepted is not None and now_s >= accepted.expires_at_s:
+            for_s = max(for_s or 0.0, now_s - accepted.issued_at_s)
+        return for_s
 
     def _known(self, path: str) -> Target | None:
         """Return a target as the cache describes it; None: not there, or no longer valid."""

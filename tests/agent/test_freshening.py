@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet
 def test_a_device_that_gets_nothing_fresh_tells_the_fleet_by_itself(
     asks: bool, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Nothing is wanted of it all the time. Negative control: a device that asks only if something is wanted says
-    nothing, and the fleet takes it for fresh."""
+    """Nothing is wanted of it all the time. Control: a device that asks only if something is wanted says nothing, and
+    the fleet takes it for fresh."""
     if not asks:
         monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
         monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "freshening")
@@ -63,6 +64,45 @@ def test_a_device_that_gets_nothing_fresh_tells_the_fleet_by_itself(
         assert agent.added() == 1
         fleet.start_artifacts()
         fleet.publisher.renew()
+        fleet.desire(component)
+        wait_for(lambda: fleet.reports[-1].stale_s is None, "the fleet does not hear that it is over")
+    finally:
+        agent.stop()
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_broker_that_holds_back_desired_state_is_noticed_when_the_last_one_expires(
+    looks: bool, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All metadata is fresh meanwhile. Control: a device that does not look at that expiry is taken for fresh."""
+    if not looks:
+        monkeypatch.setenv("PYTHONPATH", str(WEAKENED))
+        monkeypatch.setenv("EDGEOPS_TEST_WITHOUT", "desired_expiry")
+    agent = Agent(fleet, tmp_path / "device").start()
+    try:
+        component = fleet.publish(small_bundle(tmp_path / "bundle", add=1.0), "1.0.0", 1)
+        expires_s = time.time() + LIFE_S
+        fleet.desire(component, expires_at_s=expires_s)
+        fleet.wait_state(DeploymentState.CONFIRMED)
+        told = len(fleet.reports)
+
+        def stale() -> bool:
+            fleet.publisher.renew()
+            return any(report.stale_s for report in fleet.reports[told:])
+
+        if not looks:
+            asked = fleet.requests.count("/metadata/timestamp.json")
+            wait_for(
+                lambda: (
+                    stale()
+                    or (time.time() > expires_s + 5 and fleet.requests.count("/metadata/timestamp.json") > asked + 2)
+                ),
+                "it does not go on",
+            )
+            assert not stale()
+            return
+        wait_for(stale, "the fleet does not hear of it")
+        assert agent.added() == 1
         fleet.desire(component)
         wait_for(lambda: fleet.reports[-1].stale_s is None, "the fleet does not hear that it is over")
     finally:

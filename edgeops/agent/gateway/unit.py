@@ -209,7 +209,7 @@ class McuUnit:
             observed_generation=self._pursuit.unit.generation,
             components=self._pursuit.reports(),
             capabilities={RUNTIME: self._line_state.system} if self._line_state.system else {},
-            stale_s=self._desk.stale_s(),
+            stale_s=self._desk.stale_s(self._pursuit.accepted),
             # A desired state that is accepted says nothing of the line.
             refused=self._unreached or self._pursuit.refused,
             features=(),

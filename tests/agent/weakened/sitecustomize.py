@@ -200,6 +200,14 @@ def freshening() -> None:
     Freshener.look = lambda self: None
 
 
+def desired_expiry() -> None:
+    """A desired state that has expired says nothing about who speaks."""
+    from edgeops.agent.trust_desk import TrustDesk
+
+    stale_s = TrustDesk.stale_s
+    TrustDesk.stale_s = lambda self, accepted=None: stale_s(self)
+
+
 def forgetting_requests() -> None:
     """A worker keeps what it was sent, and much beside it, for ever."""
     from edgeops.agent.worker.server import _Connection
