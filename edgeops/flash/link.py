@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,16 @@ COMMAND_WITHIN_S = 600.0
 MAX_OUTPUT = 1 << 20
 _BLOCK = 128 << 10
 _KEEPALIVE_S = 10
+_PART = ".part"
+# Who sends, writes several times a second. Two that go on with one file both see that it is none, and begin anew.
+_IDLE_S = 20
+_GO_ON_WITH = """
+[ ! -e "$2" ] || exit 0
+if [ -e "$1" ]; then mv -f -- "$1" "$2"; exit 0; fi
+for old in "$1".*.part; do
+  [ -e "$old" ] && [ $(($(date +%s) - $(stat -c %Y "$old"))) -gt "$3" ] && mv -f -- "$old" "$2" && exit 0
+done
+"""
 _KEY_KINDS = (
     ["ssh-ed25519"], ["ecdsa-sha2-nistp256"], ["ecdsa-sha2-nistp384"], ["ecdsa-sha2-nistp521"],
     ["rsa-sha2-512", "rsa-sha2-256"],
@@ -62,6 +73,7 @@ class Link:
     def __init__(self, login: Login) -> None:
         self.login = login
         self.become: Sequence[str] = ()
+        self._mark = secrets.token_hex(4)
         self._connection: Any = None
 
     async def __aenter__(self) -> Link:
@@ -166,6 +178,9 @@ class Link:
     ) -> None:
         """Bring a file; what is there of it already is not sent again, and what came is held against its hash.
 
+        It is sent under a name of this connection's own: another run that brings the same file at once has another.
+        What an earlier run left, and nobody has written to for a while, is gone on with.
+
         Args:
             file: Of this machine.
             target: Path on the board, in a folder of the login's own.
@@ -176,16 +191,23 @@ class Link:
             EdgeopsError: E-FLASH-LINK; the connection was lost: another try goes on. E-FLASH-BOARD; it does not read
                 back as it was written.
         """
+        if await self._hash(target) == sha256:
+            return
+        part = f"{target}.{self._mark}{_PART}"
+        await self.run("/bin/sh", "-c", _GO_ON_WITH, "sh", target, part, str(_IDLE_S), as_root=False)
         for _ in range(2):
-            await self._send(file, target, on_progress)
-            found = (await self.run("sha256sum", "--", target, as_root=False)).out.split(" ")[0]
-            if found == sha256:
+            await self._send(file, part, on_progress)
+            if await self._hash(part) == sha256:
+                await self.run("mv", "-f", "--", part, target, as_root=False)
                 return
             # What was there before was not the beginning of this file.
-            await self.run("rm", "-f", "--", target, as_root=False)
+            await self.run("rm", "-f", "--", part, as_root=False)
         raise EdgeopsError(
             "E-FLASH-BOARD", f"{self.login.host}: {target} reads back otherwise than it was written", "Check its card."
         )
+
+    async def _hash(self, path: str) -> str:
+        return (await self.run("sha256sum", "--", path, as_root=False)).out.split(" ")[0]
 
     async def _send(self, file: Path, target: str, on_progress: Callable[[int, int], object]) -> None:
         ssh, size = _asyncssh(), file.stat().st_size

@@ -147,7 +147,7 @@ async def flash(
         if payload.version not in planned.board.versions:
             file = await step("send", lambda: steps.bring(link, payload, say))
             await step("unpack and try", lambda: steps.unpack(link, where, payload, planned.choice, file))
-            await step("clean up", lambda: steps.clean(link))
+            await step("clean up", lambda: steps.clean(link, payload))
         await step("switch", lambda: steps.switch(link, where, payload.version))
         device = await step("look whether it is enrolled", lambda: steps.is_enrolled(link, where))
         if device is None:

@@ -142,7 +142,12 @@ _VERSIONS = """
 printf 'versions=%s\\n' "$(ls "$1/versions" 2>/dev/null | tr '\\n' ' ')"
 printf 'current=%s\\n' "$(readlink "$1/current" 2>/dev/null)"
 """
-_CLEAN = 'rm -rf -- "$1"'
+# Of others only what nobody goes on with: another run may be bringing it.
+_CLEAN = """
+rm -f -- "$1/$2"
+find "$1" -type f -mmin +1440 -delete
+rmdir -- "$1" 2> /dev/null || true
+"""
 
 
 class Where(NamedTuple):
@@ -195,7 +200,7 @@ async def bring(link: Link, payload: Payload, say: Say) -> str:
     Raises:
         EdgeopsError: As `Link.put`.
     """
-    target = f"{await incoming(link)}/{payload.sha256}.tar.gz"
+    target = f"{await incoming(link)}/{_name_of(payload)}"
     last = [-1]
 
     def on_progress(done: int, whole: int) -> None:
@@ -206,6 +211,10 @@ async def bring(link: Link, payload: Payload, say: Say) -> str:
 
     await link.put(payload.file, target, payload.sha256, on_progress)
     return target
+
+
+def _name_of(payload: Payload) -> str:
+    return f"{payload.sha256}.tar.gz"
 
 
 async def unpack(link: Link, where: Where, payload: Payload, choice: Choice, file: str) -> None:
@@ -301,19 +310,20 @@ async def install_release(link: Link, where: Where, stick: Path, sha256: str) ->
     Raises:
         EdgeopsError: E-FLASH-BOARD; the device refuses it. E-FLASH-LINK.
     """
-    target = f"{await incoming(link)}/release.edgeops"
+    target = f"{await incoming(link)}/{sha256}.edgeops"
     await link.put(stick, target, sha256)
     said = await link.script(INSTALL, USER, where.state, where.python, target)
+    await link.run("rm", "-f", "--", target, as_root=False)
     return said.strip().splitlines()[-1]
 
 
-async def clean(link: Link) -> None:
-    """Remove files that were on their way.
+async def clean(link: Link, payload: Payload) -> None:
+    """Remove the files that were on their way.
 
     Raises:
         EdgeopsError: E-FLASH-LINK.
     """
-    await link.script(_CLEAN, await incoming(link), as_root=False)
+    await link.script(_CLEAN, await incoming(link), _name_of(payload), as_root=False)
 
 
 async def undo(link: Link, where: Where, *, purge: bool) -> str:

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,42 @@ def test_half_a_file_is_gone_on_with_and_a_wrong_half_is_not(board: LoopbackBoar
     assert min(sent) > 500_000
     asyncio.run(put(b"something else" * 1000))
     asyncio.run(put(data + b"more"))
+
+
+def test_two_that_bring_one_file_at_once_bring_it_whole_and_half_of_an_earlier_run_is_gone_on_with(
+    board: LoopbackBoard, tmp_path: Path
+) -> None:
+    data = os.urandom(3_000_000)
+    file, sha256 = tmp_path / "file", hashlib.sha256(data).hexdigest()
+    file.write_bytes(data)
+    folder = board.root / "var/tmp/edgeops-flash-0"
+
+    async def bring(sent: list[int]) -> None:
+        async with Link(board.login) as link:
+            where = await steps.incoming(link)
+            await link.put(file, f"{where}/x", sha256, lambda done, _all: sent.append(done))
+
+    async def all_bring(number: int) -> list[list[int]]:
+        sent = [list[int]() for _ in range(number)]
+        await asyncio.gather(*(bring(mine) for mine in sent))
+        return sent
+
+    asyncio.run(all_bring(3))
+    assert (folder / "x").read_bytes() == data
+    assert [one.name for one in folder.iterdir()] == ["x"]
+    (folder / "x").unlink()
+    # One that is being sent is nobody else's to go on with; one that nobody has touched for a while is.
+    part = folder / "x.0011aabb.part"
+    part.write_bytes(data[:2_000_000])
+    (sent,) = asyncio.run(all_bring(1))
+    assert min(sent) < 2_000_000
+    assert part.exists()
+    (folder / "x").unlink()
+    os.utime(part, (time.time() - 3600, time.time() - 3600))
+    (sent,) = asyncio.run(all_bring(1))
+    assert min(sent) > 2_000_000
+    assert (folder / "x").read_bytes() == data
+    assert not part.exists()
 
 
 def test_a_strange_host_key_and_a_wrong_key_are_refused(board: LoopbackBoard, tmp_path: Path, payloads: Path) -> None:
