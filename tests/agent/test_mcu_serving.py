@@ -181,3 +181,31 @@ def test_a_newer_model_takes_the_place_of_one_that_is_being_kept(one: McuServing
     board.hash = b"0.9.0"
     line.run_next(board)
     assert not board.trial
+
+
+def test_a_board_that_is_away_does_not_keep_an_update_from_failing_in_time(
+    one: McuServing, line: Line, heard: Heard, tmp_path: Path
+) -> None:
+    """What waits for it without end steps back for what has a limit, and comes after it."""
+    one.serve(load(tmp_path / "before"))
+    one.try_out(Load(directory=str(load(tmp_path / "next").directory), release="2.0.0", digest="e", ram_mib=1))
+    board = Board(b"1.0.0", trial=False)
+    assert [job.name for job in line.jobs if not job.cancelled] == ["try out 2.0.0"]
+    for _ in range(2):
+        line.run_next(board)
+    assert heard.said == ["test_failed"]
+    assert [job.name for job in line.jobs] == ["give up 2.0.0", "run 1.0.0"]
+    for _ in range(2):
+        line.run_next(board)
+    assert one.is_serving
+
+
+def test_a_board_that_serves_is_left_alone_when_a_candidate_is_given_up(
+    one: McuServing, line: Line, tmp_path: Path
+) -> None:
+    board = Board(b"1.0.0", trial=False)
+    one.serve(load(tmp_path))
+    line.run_next(board)
+    one.try_out(Load(directory=str(tmp_path), release="2.0.0", digest="e", ram_mib=1))
+    line.run_next(board)
+    assert [job.name for job in line.jobs] == ["give up 2.0.0"]

@@ -115,6 +115,8 @@ class McuLine:
                         self._stopped.wait(wait_s)
                         wait_s = min(2 * wait_s, _RETRY_MAX_S)
                         continue
+                elif error.code == "E-DEPENDENCY":
+                    self._say(LineState("", f"{error.code}: {error.what}"))
                 outcome = error
             self._tell(job, outcome)
             return

@@ -77,6 +77,11 @@ class McuServing:
     def try_out(self, load: Load, *, alone: bool = False) -> None:
         """Install a candidate on trial and test it: the device runs it from then on; the model before is at hand."""
         self.drop_candidate()
+        # What the device should run meanwhile may wait for it without end, and this one has a limit; it is its turn
+        # again when this has failed.
+        if self._keeping is not None and not self.is_serving:
+            self._keeping.cancel()
+            self._keeping = None
         identities: list[bytes] = []
 
         def work(link: SmpLink) -> SelfTestFigures:
@@ -130,6 +135,8 @@ class McuServing:
             # Its files may be gone by then: what came to the device is known already.
             work = partial(_end_trials, candidate.identities)
             self._line.submit(f"give up {candidate.load.release}", work, _noted, within_s=_GIVE_UP_WITHIN_S)
+            if self._current is not None and self._keeping is None:
+                self._again(self._current)
 
     def stop(self) -> None:
         """Look after it no more. The device keeps its confirmed model until another one comes: it cannot forget."""
