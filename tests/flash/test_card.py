@@ -376,13 +376,20 @@ class Reader:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    made = Reader(tmp_path)
+    made, place = Reader(tmp_path), tmp_path / "tried"
+    place.mkdir()
     try:
         made.insert("card")
     except (subprocess.CalledProcessError, AssertionError) as error:
         pytest.skip(f"no loop device here ({error}): run it as root, with the kernel's loop devices")
-    yield made
-    made.take_out()
+    try:
+        tool("mount", "-o", "ro", made.path, place)
+        tool("umount", place)
+        yield made
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"nothing can be mounted here ({error}): run it where root may")
+    finally:
+        made.take_out()
 
 
 @needs_tools

@@ -179,14 +179,18 @@ def test_two_that_bring_one_file_at_once_bring_it_whole_and_half_of_an_earlier_r
     file.write_bytes(data)
     folder = board.root / "var/tmp/edgeops-flash-0"
 
-    async def bring(sent: list[int]) -> None:
-        async with Link(board.login) as link:
-            where = await steps.incoming(link)
-            await link.put(file, f"{where}/x", sha256, lambda done, _all: sent.append(done))
-
     async def all_bring(number: int) -> list[list[int]]:
         sent = [list[int]() for _ in range(number)]
-        await asyncio.gather(*(bring(mine) for mine in sent))
+        async with contextlib.AsyncExitStack() as stack:
+            links = [await stack.enter_async_context(Link(board.login)) for _ in range(number)]
+            where = await steps.incoming(links[0])
+            # All at once: none is done before the others begin.
+            await asyncio.gather(
+                *(
+                    link.put(file, f"{where}/x", sha256, lambda done, _all, mine=mine: mine.append(done))
+                    for link, mine in zip(links, sent, strict=True)
+                )
+            )
         return sent
 
     asyncio.run(all_bring(3))

@@ -21,17 +21,19 @@ from command_runs import running
 from rig_bundles import mcu_bundle
 from served_fleet import wait_for
 
-from edgeops.contracts.errors import EdgeopsError
+from edgeops.contracts.errors import INTERRUPTED, EdgeopsError
+from edgeops.contracts.wire import encode
 from edgeops.trust import keys
 from hil.boards import mcu
 from hil.boards.protocol import broken
 from hil.boards.switch import Switch
 from hil.checks.cuts import cut_during
-from hil.checks.plan import Subject
+from hil.checks.plan import Effort, Subject
 from hil.interrupts import one_interrupt
 from hil.reservation import Reservation
 from hil.rig import PowerSwitch, Rig, SerialMcuSpec
 from hil.run import Request, run_rig
+from hil.standing.run import Job
 
 # Says when it begins, and what it has done when it has.
 SWITCH = """
@@ -153,6 +155,32 @@ def test_a_run_that_is_killed_loses_the_board_its_power_before_another_run_gets_
             # Busy while it is switched off; free only after that.
             Reservation(f"serial {bench.port}").release()
             assert bench.said[-1] == "off"
+    bench.check_off_then_free()
+
+
+@pytest.mark.boards
+def test_a_daemons_run_that_is_told_twice_to_end_has_its_power_taken_all_the_same(
+    tmp_path: Path, bench: Bench, bundle: Path
+) -> None:
+    """A command expires, so the daemon gives its run up; then somebody stops the daemon."""
+    rig, job = tmp_path / "bench.toml", tmp_path / "job.json"
+    rig.write_text(f'name = "bench"\ntitle = "b"\n[[boards]]\n{bench.keys(boot_within_s=600)}\n')
+    asked = Job(
+        rig=str(rig), version="1.0.0", bundles={"cortex-m4": str(bundle)}, effort=Effort(), handovers=(), wait_s=0.0,
+        outcome=str(tmp_path / "outcome"), parent_pid=os.getpid(),
+    )  # fmt: skip
+    job.write_bytes(encode(asked))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hil.standing.run", str(job)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    bench.wait("on")
+    process.send_signal(signal.SIGINT)
+    bench.wait("begins off")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (INTERRUPTED, b"")
+    assert bench.said == ["begins on", "on", "begins off", "off"]
+    assert not (tmp_path / "outcome").exists()
     bench.check_off_then_free()
 
 
