@@ -97,9 +97,18 @@ class Sensors:
             return None
 
     def default_interface(self) -> str | None:
-        """Return the interface of the default route with the lowest metric."""
+        """Return the interface of the default route with the lowest metric: of IPv4, else of IPv6."""
         rows = [line.split() for line in text(self._proc / "net" / "route").splitlines()[1:]]
         routes = [(int(row[6]), row[0]) for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"]
+        if not routes:
+            # Destination and its length, source and its length, next hop, metric, …, interface; the kernel's own
+            # unreachable routes go by way of `lo`.
+            rows = [line.split() for line in text(self._proc / "net" / "ipv6_route").splitlines()]
+            routes = [
+                (int(row[5], 16), row[9])
+                for row in rows
+                if len(row) > 9 and row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo"
+            ]
         return min(routes)[1] if routes else None
 
     def signal_dbm(self, interface: str) -> float | None:

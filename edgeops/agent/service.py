@@ -46,6 +46,8 @@ Delegate=memory pids
 MemoryMax=95%
 TasksMax=1024
 UMask=0077
+# A core dump would hold the device's key.
+LimitCORE=0
 RuntimeDirectory=edgeops
 RuntimeDirectoryMode=0755
 Environment=PYTHONDONTWRITEBYTECODE=1

@@ -153,3 +153,25 @@ def test_a_quiet_device_is_told_of_each_hour_and_when_something_holds_it_back(tm
 def test_holds_see_the_same_board(tmp_path: Path) -> None:
     found = DeviceProbe(HoldRules(), lambda: 1.0, tmp_path, board(tmp_path, PI))()
     assert (found.temperature_c, found.default_interface, found.memory_available_mib) == (61.322, "wlan0", 2048)
+
+
+def test_the_default_route_of_a_device_that_has_ipv6_only_is_found(tmp_path: Path) -> None:
+    """Else its metered link would not be known as one."""
+    net = tmp_path / "proc" / "net"
+    net.mkdir(parents=True)
+    head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+    (net / "route").write_text(head)
+    nothing, hop = "0" * 32, "fe80" + "0" * 27 + "1"
+    rows = (
+        f"{nothing} 00 {nothing} 00 {hop} 00000400 00000001 00000000 00000003     eth0\n",
+        f"{nothing} 00 {nothing} 00 {hop} 00000064 00000001 00000000 00000003    wwan0\n",
+        f"{nothing} 00 {nothing} 00 {nothing} ffffffff 00000001 00000000 00200200       lo\n",
+        f"fd00{'0' * 28} 40 {nothing} 00 {nothing} 00000001 00000001 00000000 00000001     eth1\n",
+    )
+    (net / "ipv6_route").write_text("".join(rows))
+    assert Sensors(tmp_path).default_interface() == "wwan0"
+    (net / "route").write_text(head + "wlan0 00000000 0101A8C0 0003 0 0 600 00000000 0 0 0\n")
+    assert Sensors(tmp_path).default_interface() == "wlan0"
+    (net / "route").unlink()
+    (net / "ipv6_route").write_text("".join(rows[2:]))
+    assert Sensors(tmp_path).default_interface() is None
