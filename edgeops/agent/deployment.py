@@ -76,8 +76,7 @@ class Deployment:
                 house.loop, self, [*kept, *ports], socket_path, house.settings.serving, house.groups
             )
         proved = self._slots.confirmed_slot
-        # Nothing older is taken without a signed downgrade. Where the file of the floors is damaged or was refused by
-        # the disk, what has proved itself still says so.
+        # Where the file of the floors is damaged, or was refused by the disk, what has proved itself still says it.
         self.floor_number = max(floor_number, proved.number if proved is not None else 0)
         self._job: FetchJob | None = None
         self._hold: Timer | None = None
@@ -492,6 +491,8 @@ class Deployment:
 
     def _watch(self) -> None:
         self.serving.probe(infer=False)
+        if (hold := self._waiting.interrupts(self.record)) is not None:
+            self.handle(Event.HOLD, **self._waiting.told(hold))
         self._loop.after(WATCHDOG_EVERY_S, self._watch)
 
     def _serve(self, name: SlotName) -> None:

@@ -102,9 +102,13 @@ class Fetcher:
         if cancelled.is_set():
             raise Cancelled
         try:
-            return Staged(slot, slots.unpack(file, slot))
-        finally:
+            staged = Staged(slot, slots.unpack(file, slot))
+        except EdgeopsError:
             durable.remove_tree(file)
+            raise
+        if not cancelled.is_set():  # else it may be wanted again: one that is held comes back to it
+            durable.remove_tree(file)
+        return staged
 
     def fetch_candidate(self, target: CandidateTarget, file: Path, *, reserve: int, cancelled: threading.Event) -> None:
         """Fetch a bundle that was published to be measured; no slot has anything to do with it.

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeops.agent.holds import Conditions, Hold, HoldRules, decide
 from edgeops.agent.store import ComponentRecord
+from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.transport.mqtt import backoff_s
 
@@ -75,6 +76,10 @@ class Waiting:
             return None
         self._asked_s = time.monotonic() if self._asked_s is None else self._asked_s
         return decide(self._rules, self._conditions(), waited_s=self.waited_s, downloading=downloading)
+
+    def interrupts(self, record: ComponentRecord) -> Hold | None:
+        """Return what the site holds a download for that is under way: it may come in the middle of one."""
+        return self.reason(record, downloading=True) if record.state is DeploymentState.DOWNLOADING else None
 
     def after(self, error: EdgeopsError) -> Hold | None:
         """Return how long to wait after a fetch failed; None: trying again would not help."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,13 +24,16 @@ from edgeops.agent import waiting
 from edgeops.agent.conditions import DeviceProbe
 from edgeops.agent.config import read_config
 from edgeops.agent.downloads import DownloadRules
+from edgeops.agent.fetching import FetchJob, FetchRequest, Staged
 from edgeops.agent.holds import Conditions, HoldRules, decide, next_opening
 from edgeops.agent.plan import Wish
+from edgeops.agent.slots import Slots
 from edgeops.agent.waiting import Waiting
 from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, ComponentKind, DeploymentState, Slot
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.releases.bundles import pack
+from edgeops.transport.download import Cancelled
 
 NAME = "adder"
 
@@ -347,3 +352,47 @@ def test_a_busy_application_that_dies_is_forgotten(tmp_path: Path, monkeypatch: 
     now_s = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now_s + 61)
     assert not probe().busy
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_link_that_becomes_metered_ends_a_download_that_is_under_way(
+    looks: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    """It goes on where it was once the link is another one. Negative control: who looks only before a download goes on
+    over the metered link."""
+    monkeypatch.setattr(deployment_module, "WATCHDOG_EVERY_S", 0.005)
+    monkeypatch.setattr(deployment_module, "FetchJob", FetchJob)
+    if not looks:
+        monkeypatch.setattr(Waiting, "interrupts", lambda self, record: None)
+    scene.rig.deployment._job = None
+    scene.rig.deployment._watch()
+    fetch, given_up, begun = scene.rig.fetcher.fetch, threading.Event(), threading.Event()
+
+    def slow(request: FetchRequest, slots: Slots, *, cancelled: threading.Event, **how: Any) -> Staged:
+        if scene.rig.seen == METERED or not begun.is_set():
+            begun.set()
+            cancelled.wait(60.0)
+            given_up.set()
+            raise Cancelled
+        return fetch(request, slots, cancelled=cancelled, **how)
+
+    monkeypatch.setattr(scene.rig.fetcher, "fetch", slow)
+    scene.rig.pursue(scene.components[1], 2)
+    scene.run_while_held()
+    assert scene.rig.deployment.record.state is DeploymentState.DOWNLOADING
+    scene.rig.seen = METERED
+    scene.run_while_held()
+    if not looks:
+        assert scene.rig.deployment.record.state is DeploymentState.DOWNLOADING
+        assert not given_up.is_set()
+        scene.rig.deployment._cancel()
+        return
+    assert given_up.wait(60.0)
+    assert scene.rig.deployment.record.state is DeploymentState.HELD
+    assert scene.rig.deployment.record.held_reason == "metered link wwan0"
+    assert scene.served == "1.1.0"
+    scene.rig.seen = Conditions(now_s=0)
+    deadline_s = time.monotonic() + 60.0
+    while scene.served != "1.2.0" and time.monotonic() < deadline_s:
+        scene.run_while_held()
+    assert scene.served == "1.2.0"
