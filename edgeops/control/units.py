@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from edgeops.contracts.enrolment import ConnectionKind
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.topics import SELF_UNIT
-from edgeops.control.models import Device, Unit
+from edgeops.control.models import Device, RolloutMember, Unit
 
 
 class Subject(NamedTuple):
@@ -61,6 +61,21 @@ def enrolled(session: Session, *conditions: ColumnElement[bool]) -> list[Subject
         .order_by(Unit.connection, Unit.unit != SELF_UNIT, Unit.unit)
     )
     return [Subject(device, unit) for device, unit in rows]
+
+
+def lock_units(session: Session, rollout_id: int, *conditions: ColumnElement[bool]) -> None:
+    """Keep others from the units of a rollout until the transaction ends, in the order in which ingest takes them.
+
+    Ingest locks units before it changes what they are in rollouts. Whoever changes that too locks them first as well:
+    neither waits for the other in a circle, and what is read from then on is as ingest has left it.
+    """
+    session.execute(
+        select(Unit.connection)
+        .join(RolloutMember, (RolloutMember.connection == Unit.connection) & (RolloutMember.unit == Unit.unit))
+        .where(RolloutMember.rollout_id == rollout_id, *conditions)
+        .order_by(Unit.connection, Unit.unit)
+        .with_for_update(of=Unit, key_share=True)
+    ).all()
 
 
 def meant(subjects: Iterable[Subject], names: Collection[str]) -> list[Subject]:

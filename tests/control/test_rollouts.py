@@ -8,13 +8,24 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from registry_fleet import MODEL, PROFILES, SpeakingDevice, add_devices, obey_all, open_registry, release, report_of
+from registry_fleet import (
+    FLEET,
+    MODEL,
+    PROFILES,
+    SpeakingDevice,
+    add_devices,
+    obey_all,
+    open_registry,
+    release,
+    report_of,
+)
 from sqlalchemy import select
 
-from edgeops.contracts.deployment import DeploymentState, Presence
+from edgeops.contracts.deployment import DeploymentState, Presence, Progress
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.database import Database
+from edgeops.control.ingest.apply import Batch
 from edgeops.control.models import AuditEntry, Generation, Rollout, RolloutMember, Unit
 from edgeops.control.rollout import followers, freeze, manage
 from edgeops.control.rollout.decide import Action
@@ -617,3 +628,57 @@ def test_who_joins_is_taken_in_once_and_into_no_rollout_that_has_ended(
     with registry.read() as session:
         late = session.scalars(select(RolloutMember).where(RolloutMember.connection == "late-000")).all()
     assert len(late) == (meanwhile == "taken in")
+
+
+@pytest.mark.parametrize("step", ["try again", "time out", "abort"])
+def test_a_step_and_ingest_do_not_wait_for_each_other(registry: Database, step: str) -> None:
+    """A device speaks while its rollout takes a step: whoever has the unit first goes first."""
+    add_devices(registry, 2, profiles=PROFILES[:1])
+    rollout = manage.create(
+        registry, release("1.0.0"), Policy(groups=("100%",), gates=Gates(timeout_s=100), retries=1), Selection(),
+        actor="test", now_s=NOW, start=True,
+    )  # fmt: skip
+    settle(registry, rollout)
+    speaker = SpeakingDevice(registry, "dev-000")
+    if step == "try again":
+        speaker.obey(NOW, state=DeploymentState.FAILED)
+    statement = Progress(
+        fleet=FLEET, connection="dev-000", unit="self", boot_id="boot-1", seq=9, at_s=NOW, component=MODEL,
+        generation=1, step=9, state=DeploymentState.TRIAL, release="1.0.0",
+    )  # fmt: skip
+    failed: list[Exception] = []
+
+    def take_step() -> None:
+        try:
+            if step == "abort":
+                manage.abort(registry, rollout, actor="test", now_s=NOW)
+            else:
+                advance(registry, rollout, NOW + (101 if step == "time out" else 0))
+        except EdgeopsError as error:
+            failed.append(error)
+
+    other = threading.Thread(target=take_step)
+    with registry.write() as session:
+        batch = Batch(session, ["dev-000"], NOW)
+        batch.look_for_repeated([statement])
+        other.start()
+        other.join(0.5)
+        member = session.get_one(RolloutMember, (rollout, "dev-000", "self"))
+        batch.apply(batch.devices["dev-000"], statement)
+        member.detail = "it speaks"
+        batch.finish()
+    other.join()
+    assert failed == []
+
+
+def test_a_rollout_is_made_while_its_devices_speak(registry: Database, registry_url: Path | str) -> None:
+    """On PostgreSQL: a row that names a unit does not wait for what is noted of it. SQLite has one writer."""
+    add_devices(registry, 2)
+    wish = (release("1.0.0"), Policy(groups=("100%",)), Selection())
+    made = threading.Thread(target=manage.create, args=(registry, *wish), kwargs={"actor": "test", "now_s": NOW})
+    with registry.write() as session:
+        Batch(session, ["dev-000", "dev-001"], NOW)
+        made.start()
+        made.join(0.5 if isinstance(registry_url, Path) else 60)
+        assert made.is_alive() == isinstance(registry_url, Path)
+    made.join()

@@ -46,7 +46,8 @@ _SKETCH = msgspec.json.Decoder(QuantileSketch)
 class Batch:
     """What a batch of statements needs to know, read at once, and how each is applied.
 
-    Devices are locked in the order of their names, so that two workers never wait for each other in a circle.
+    Devices are locked in the order of their names, so that two workers never wait for each other in a circle; but for
+    their keys, which never change: who makes a row that names one does not wait.
 
     Args:
         session: A write transaction.
@@ -58,9 +59,11 @@ class Batch:
         self._session, self._now_s = session, now_s
         session.autoflush = False  # the rows of a batch are written together
         speakers = select(Device).where(Device.connection.in_(connections)).order_by(Device.connection)
-        self.devices = {row.connection: row for row in session.scalars(speakers.with_for_update())}
+        self.devices = {row.connection: row for row in session.scalars(speakers.with_for_update(key_share=True))}
         units = select(Unit).where(Unit.connection.in_(connections)).order_by(Unit.connection, Unit.unit)
-        self._units = {(row.connection, row.unit): row for row in session.scalars(units.with_for_update())}
+        self._units = {
+            (row.connection, row.unit): row for row in session.scalars(units.with_for_update(key_share=True))
+        }
         unreached = select(RolloutMember.connection, RolloutMember.unit).where(
             RolloutMember.connection.in_(connections),
             RolloutMember.generation.is_not(None),

@@ -38,7 +38,7 @@ from edgeops.control.rollout.regression import Arms, Requests
 from edgeops.control.rollout.reverting import give_back
 from edgeops.control.rollout.rig_gate import RigView
 from edgeops.control.telemetry_models import ArmRollup
-from edgeops.control.units import unit_name
+from edgeops.control.units import lock_units, unit_name
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +70,7 @@ def advance(database: Database, rollout_id: int, now_s: float) -> Step | None:
 
 
 def _take_back_what_is_to_come(session: Session, rollout: Rollout, now_s: float) -> None:
-    """Have what began in the future begin now: the clock was ahead then, and has been set right since.
-
-    The time of a group would not be over for as long as that was, and no request would count.
-    """
+    """Have what began in the future begin now: the clock was ahead then. A group's time would never be over."""
     if rollout.started_at_s is not None:
         rollout.started_at_s = min(rollout.started_at_s, now_s)
     ahead = select(RolloutGroup).where(RolloutGroup.rollout_id == rollout.id, RolloutGroup.window_from_s > now_s)
@@ -311,6 +308,7 @@ def _promote(session: Session, rollout: Rollout, position: int, now_s: float) ->
     group = session.get_one(RolloutGroup, (rollout.id, position))
     group.promoted_at_s = group.window_from_s = now_s
     policy = read_policy(rollout.policy)
+    lock_units(session, rollout.id, RolloutMember.position == position)
     rows = session.execute(
         select(RolloutMember, Unit)
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
@@ -323,7 +321,7 @@ def _promote(session: Session, rollout: Rollout, position: int, now_s: float) ->
             Device.revoked_at_s.is_(None),
         )
         .order_by(RolloutMember.connection, RolloutMember.unit)
-        .with_for_update(of=[RolloutMember, Unit])
+        .with_for_update(of=[RolloutMember, Unit], key_share=True)
     ).all()
     promoted = []
     for member, unit in rows:
@@ -345,6 +343,7 @@ def _promote(session: Session, rollout: Rollout, position: int, now_s: float) ->
 def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> bool:
     """Give the release again, as a new generation, to those who failed and have tries left; their time runs anew."""
     policy = read_policy(rollout.policy)
+    lock_units(session, rollout.id, RolloutMember.position == position)
     rows = session.execute(
         select(RolloutMember, Unit)
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
@@ -358,7 +357,7 @@ def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> b
             Device.revoked_at_s.is_(None),
         )
         .order_by(RolloutMember.connection, RolloutMember.unit)
-        .with_for_update(of=[RolloutMember, Unit])
+        .with_for_update(of=[RolloutMember, Unit], key_share=True)
     ).all()
     for member, unit in rows:
         wanted = next((part for part in components_of(unit) if part.name == member.component), None)
@@ -385,6 +384,7 @@ def _retry(session: Session, rollout: Rollout, position: int, now_s: float) -> b
 
 def hold_no_longer(session: Session, rollout: Rollout, now_s: float) -> list[str]:
     """Give the release once more, not to wait any longer, to the devices that are held; return their names."""
+    lock_units(session, rollout.id)
     rows = session.execute(
         select(RolloutMember, Unit)
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
@@ -395,7 +395,7 @@ def hold_no_longer(session: Session, rollout: Rollout, now_s: float) -> list[str
             Device.revoked_at_s.is_(None),
         )
         .order_by(RolloutMember.connection, RolloutMember.unit)
-        .with_for_update(of=[RolloutMember, Unit])
+        .with_for_update(of=[RolloutMember, Unit], key_share=True)
     ).all()
     given = []
     for member, unit in rows:
@@ -429,7 +429,7 @@ def give(session: Session, rollout: Rollout, position: int, now_s: float) -> int
             Device.revoked_at_s.is_(None),
         )
         .order_by(RolloutMember.connection, RolloutMember.unit)
-        .with_for_update(of=[RolloutMember, Unit])
+        .with_for_update(of=[RolloutMember, Unit], key_share=True)
     ).all()
     given, policy = 0, read_policy(rollout.policy)
     promoted = session.get_one(RolloutGroup, (rollout.id, position)).promoted_at_s is not None
@@ -477,6 +477,7 @@ def _time_out(session: Session, rollout: Rollout, position: int, now_s: float) -
     promoted = session.get_one(RolloutGroup, (rollout.id, position)).promoted_at_s is not None
     if read_policy(rollout.policy).shadow is not None and not promoted:
         through |= {DeploymentState.SHADOW}
+    lock_units(session, rollout.id, RolloutMember.position == position)
     session.execute(
         update(RolloutMember)
         .where(

@@ -17,6 +17,7 @@ from edgeops.contracts.deployment import DeploymentState
 from edgeops.contracts.rollouts import RolloutState
 from edgeops.control.assignment import assign, components_of, previous_component, reissue
 from edgeops.control.models import Rollout, RolloutMember, Unit
+from edgeops.control.units import lock_units
 
 
 class Reverted(NamedTuple):
@@ -47,12 +48,13 @@ def give_back(
         profile: Only devices of this one.
         only_open: Only those that have not taken it up: on their way, held, silent, timed out, or with it as a shadow.
     """
+    lock_units(session, rollout.id)
     query = (
         select(RolloutMember, Unit)
         .join(Unit, (Unit.connection == RolloutMember.connection) & (Unit.unit == RolloutMember.unit))
         .where(RolloutMember.rollout_id == rollout.id, RolloutMember.generation.is_not(None))
         .order_by(RolloutMember.connection, RolloutMember.unit)
-        .with_for_update(of=Unit)
+        .with_for_update(of=Unit, key_share=True)
     )
     if profile is not None:
         query = query.where(RolloutMember.profile == profile)
