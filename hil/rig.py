@@ -263,19 +263,24 @@ def _place(said: str) -> tuple[str, ...]:
 
 def line_of(text: str, keys: tuple[str, ...]) -> int | None:
     """Return the line where a key of a rig file stands: its own, or its table's where the key is missing."""
-    table, best = keys[:2] if keys[:1] == ("boards",) else (), None
-    name = keys[len(table) :][:1]
-    index, inside = -1, not table
+    table = keys[:2] if keys[:1] == ("boards",) and len(keys) > 1 else ()
+    names, best = keys[len(table) :], None
+    index, inside, within = -1, not table, ""
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         if stripped.startswith("[["):
-            index += 1
+            index, within = index + 1, ""
             inside = table == ("boards", str(index))
             best = number if inside else best
         elif stripped.startswith("[") and not table:
             inside = False
-        elif inside and name and re.match(rf"[\"']?{re.escape(name[0])}[\"']?\s*[=.]", stripped):
-            return number
+        elif stripped.startswith("["):
+            within = stripped.strip("[]").rpartition(".")[2].strip()
+            best = number if inside and names[:1] == (within,) else best
+        elif inside and names and within in ("", names[0]):
+            wanted = names[1] if within and len(names) > 1 else names[0]
+            if re.match(rf"[\"']?{re.escape(wanted)}[\"']?\s*[=.]", stripped):
+                return number
     return best
 
 

@@ -190,7 +190,7 @@ class Measuring:
     def _answer(self, command: MeasureCommand, versions: Mapping[str, str]) -> MeasureAnswer:
         # They load numpy, which a supervisor has no other use for.
         from edgeops.runtimes.measure import MeasuringCancelledError
-        from edgeops.runtimes.measure_bundle import figures_of, processor
+        from edgeops.runtimes.measure_bundle import clocks, figures_of, power_mode, processor
 
         house, work = self._house, self._directory / _WORK
         threads = min(command.threads or house.serving.threads, len(os.sched_getaffinity(0)))
@@ -238,6 +238,8 @@ class Measuring:
             threads=threads,
             at_s=house.now(),
             bundles=tuple(figures),
+            power_mode=power_mode(),
+            clocks=clocks(),
         )
         return self._of(command, measurements=found)
 

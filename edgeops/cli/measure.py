@@ -99,6 +99,8 @@ def show(found: Measurements, runs: int, *, as_json: bool) -> None:
             f"{found.source.value}: {found.device}, {found.arch}, {found.processor or 'unknown processor'}, "
             f"{found.threads} thread{'s' if found.threads > 1 else ''}, {runs} runs"
         )
+        if found.power_mode or found.clocks:
+            click.echo(f"power mode {found.power_mode or 'unknown'}, clocks {found.clocks or 'unknown'}")
         print_table(
             ("model", "profile", "scheme", "runtime", "load ms", "p50 ms", "p95 ms", "peak MiB", "cosine", "golden"),
             [_row(one) for one in found.bundles],
@@ -119,7 +121,7 @@ def _open(path: Path, target: Path) -> Bundle:
 def _here(bundles: Sequence[Bundle], runs: int, threads: int, name: str) -> Measurements:
     from edgeops.contracts.evidence import Source
     from edgeops.contracts.measurement import Measurements
-    from edgeops.runtimes.measure_bundle import figures_of, processor
+    from edgeops.runtimes.measure_bundle import clocks, figures_of, power_mode, processor
     from edgeops.runtimes.registry import capabilities
 
     versions = capabilities()
@@ -128,6 +130,8 @@ def _here(bundles: Sequence[Bundle], runs: int, threads: int, name: str) -> Meas
         device=name,
         arch=platform.machine(),
         processor=processor(),
+        power_mode=power_mode(),
+        clocks=clocks(),
         threads=threads,
         at_s=time.time(),
         bundles=tuple(

@@ -76,6 +76,8 @@ class Measurements(Wire, frozen=True, kw_only=True):
         threads: Inference threads.
         at_s: When, seconds since 1970.
         bundles: In the order in which they were given.
+        power_mode: What a Jetson's nvpmodel says; empty: it has none. Latencies hold in this mode.
+        clocks: Governor and frequencies of the processor's clock, if it tells.
     """
 
     source: Source
@@ -85,6 +87,8 @@ class Measurements(Wire, frozen=True, kw_only=True):
     threads: int
     at_s: float
     bundles: tuple[BundleFigures, ...]
+    power_mode: str = ""
+    clocks: str = ""
     schema_version: int = msgspec.field(default=1, name="schema")
 
 

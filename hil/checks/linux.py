@@ -101,6 +101,8 @@ class LinuxChecks:
             provider=figures.measured.provider,
             runtime=f"{figures.runtime} {figures.runtime_version}",
             processor=found.processor,
+            power_mode=found.power_mode or None,
+            clocks=found.clocks or None,
         )
 
     def _latency(self) -> Found:

@@ -243,6 +243,7 @@ ONE_OF_EACH: dict[str, Wire] = {
         fleet="demo", connection="pi-1", unit="self", id="c1",
         measurements=Measurements(
             source=Source.MEASURED_DEVICE, device="pi-1", arch="aarch64", processor="Cortex-A72", threads=4, at_s=T0,
+            power_mode="MAXN", clocks="performance, 1500 of at most 1500 MHz",
             bundles=(
                 BundleFigures(
                     digest=DIGEST, artifact_sha256="cd" * 32, model="m", profile="p", scheme="litert-int8",

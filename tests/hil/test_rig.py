@@ -79,6 +79,48 @@ def test_a_wrong_rig_is_refused_with_line_and_key(tmp_path: Path, old: str, new:
     assert caught.value.what.startswith(f"{path}:{line}: "), caught.value.what
 
 
+SWITCHED = """name = "bench"
+title = "b"
+[[boards]]
+name = "pi"
+kind = "ssh"
+profile = "raspberry-pi-4"
+host = "pi.lab"
+[boards.power]
+on = ["switch", "on"]
+off = ["switch", "off"]
+[[boards]]
+name = "here"
+kind = "local"
+profile = "generic-x86-64"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key"),
+    [
+        ('on = ["switch", "on"]', "on = []", 9, "power.on"),
+        ('off = ["switch", "off"]', "off = 3", 10, "power.off"),
+        ('off = ["switch", "off"]\n', "", 8, "off"),
+        ('off = ["switch", "off"]', 'off = ["x"]\nagain = 1', 11, "again"),
+        ('kind = "local"', 'kind = "locale"', 13, "locale"),
+    ],
+)
+def test_a_wrong_switch_is_refused_with_its_own_line(tmp_path: Path, old: str, new: str, line: int, key: str) -> None:
+    read_rig(write(tmp_path, SWITCHED))
+    path = write(tmp_path, SWITCHED.replace(old, new, 1))
+    with pytest.raises(EdgeopsError, match=re.escape(key)) as caught:
+        read_rig(path)
+    assert caught.value.what.startswith(f"{path}:{line}: "), caught.value.what
+
+
+def test_a_rig_without_boards_is_refused_with_their_line(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "bench"\ntitle = "b"\nboards = []\n')
+    with pytest.raises(EdgeopsError, match="boards") as caught:
+        read_rig(path)
+    assert caught.value.what.startswith(f"{path}:3: ")
+
+
 def test_an_unknown_rig_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     assert find_rig("bench", (tmp_path,)) == tmp_path / "bench.toml"

@@ -16,6 +16,7 @@ from edgeops.contracts.bundle import MANIFEST_NAME, BundleManifest
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.wire import decode, encode
 from edgeops.releases.bundles import Bundle
+from edgeops.runtimes import measure_bundle
 from edgeops.runtimes.measure import MeasureRequest, interleaved, latency, measure_apart, peak_memory_mib
 
 
@@ -146,3 +147,37 @@ def test_hunger_for_memory_is_an_error_of_that_measurement(request_: MeasureRequ
     with pytest.raises(EdgeopsError) as caught:
         measure_apart(request_, memory_mib=16)
     assert caught.value.code.startswith("E-RUNTIME-")
+
+
+NVPMODEL = {
+    "a Jetson": ('echo "NVPM WARN: fan mode is not set!"; echo "NV Power Mode: MAXN"; echo 0', "MAXN"),
+    "one that answers otherwise": ("echo hello", ""),
+    "one that fails": ("exit 3", ""),
+    "one that says much": ("echo NV Power Mode: $(seq 1000)", None),
+}
+
+
+@pytest.mark.parametrize("kind", NVPMODEL)
+def test_the_power_mode_that_a_latency_holds_in_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    script, mode = NVPMODEL[kind]
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = tmp_path / "nvpmodel"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    said = measure_bundle.power_mode()
+    assert said == mode if mode is not None else len(said) == 100
+
+
+def test_a_machine_without_them_tells_neither_power_mode_nor_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_bundle, "_CPUFREQ", tmp_path)
+    monkeypatch.setattr(measure_bundle.shutil, "which", lambda *_args, **_named: None)
+    assert (measure_bundle.power_mode(), measure_bundle.clocks()) == ("", "")
+    (tmp_path / "scaling_governor").write_text("schedutil\n")
+    assert measure_bundle.clocks() == "schedutil"
+    (tmp_path / "scaling_cur_freq").write_text("600000\n")
+    (tmp_path / "scaling_max_freq").write_text("1500000\n")
+    assert measure_bundle.clocks() == "schedutil, 600 of at most 1500 MHz"
