@@ -137,6 +137,22 @@ def test_a_refusal_comes_after_the_answers_to_what_came_before_it() -> None:
     on_a_loop(desk, talk)
 
 
+def test_a_client_that_reads_late_is_refused_and_seen_to_leave() -> None:
+    """What it sends is not read while it does not read; that it has left has to be heard all the same."""
+    desk = Desk(at_once=True, length=LARGE)
+
+    async def talk(client: socket.socket) -> None:
+        requests = b"".join(REQUEST % number for number in range(30))
+        await asyncio.get_running_loop().sock_sendall(
+            client, requests + b"POST /x HTTP/1.1\r\nContent-Length: 5000\r\n\r\n"
+        )
+        await until(lambda: any(connection._blocked and connection._deaf for connection in desk.connections))
+        said = await read_all(client)
+        assert (said.count(b"200 OK"), said.count(b"413 ")) == (30, 1)
+
+    on_a_loop(desk, talk)
+
+
 class DrainedMeanwhile(Desk):
     """Is to drain from its first request on."""
 

@@ -400,5 +400,8 @@ class _Connection(asyncio.Protocol):
         self._deaf = self._closing = True
         if self._reading and self._transport.can_write_eof():
             self._transport.write_eof()
+            if self._held_back:
+                self._held_back = False
+                self._transport.resume_reading()
         else:
             self._transport.close()
