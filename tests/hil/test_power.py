@@ -213,11 +213,12 @@ def test_a_switch_that_fails_is_tried_again_and_the_board_is_nobodys_meanwhile(t
         f"import sys; f = open({str(tries)!r}, 'a+'); f.write('x'); f.flush(); f.seek(0); sys.exit(len(f.read()) < 3)"
     )
     switch = Switch("b", PowerSwitch(on=("true",), off=(sys.executable, "-c", fails)))
-    with Reservation("serial /tmp/test-power"):
+    resource = f"serial /dev/none-{os.getpid()}"
+    with Reservation(resource):
         switch.on()
         with pytest.raises(EdgeopsError, match="power switch"):
             switch.close()
-    with Reservation("serial /tmp/test-power", wait_s=60):
+    with Reservation(resource, wait_s=60):
         assert tries.read_text() == "xxx"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -145,12 +146,12 @@ def test_boards_that_a_killed_run_left_with_power_are_switched_off_unless_somebo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEOPS_CACHE", str(tmp_path / "cache"))
-    note = tmp_path / "switched"
+    note, host = tmp_path / "switched", f"pi-{os.getpid()}.lab"  # a host is one for all of this machine
     off = (sys.executable, "-c", f"open({str(note)!r}, 'a').write('off')")
-    spec = SshSpec(name="pi", profile="raspberry-pi-4", host="pi.lab", power=PowerSwitch(on=("true",), off=off))
+    spec = SshSpec(name="pi", profile="raspberry-pi-4", host=host, power=PowerSwitch(on=("true",), off=off))
     rig = Rig(name="bench", title="a bench", boards=(spec,))
-    with Reservation("ssh pi.lab:22"):
-        assert "board pi: ssh pi.lab:22 is in use by process" in power.in_use(rig, ["raspberry-pi-4"])
+    with Reservation(f"ssh {host}:22"):
+        assert f"board pi: ssh {host}:22 is in use by process" in power.in_use(rig, ["raspberry-pi-4"])
         assert power.in_use(rig, ["cortex-m4"]) == ""
         power.cut(rig)
         assert not note.exists()
