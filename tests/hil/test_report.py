@@ -176,7 +176,7 @@ def test_two_that_use_a_rigs_key_first_at_once_get_one_key(tmp_path: Path) -> No
         subprocess.Popen(
             [sys.executable, "-c", KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        for _ in range(4)
+        for _ in range(2)
     ]
     for one in both:
         assert one.stdin is not None
