@@ -27,6 +27,8 @@ SHARE_FROM_BYTES = 32 << 10
 MAX_GREETING_BYTES = 1 << 20
 MAX_TENSOR_BYTES = 1 << 30
 _SWAP_WAIT_S = 0.02
+# A request is made anew if its worker died; one that worker after worker dies of is not.
+MAX_DEATHS = 2
 # Where another processor can work meanwhile.
 LOOK_FOR_S = 100e-6 if len(os.sched_getaffinity(0)) > 1 else 0.0
 # Who lets others go first and comes back only after this has company on its processor: a sleeper is woken sooner there
@@ -71,6 +73,7 @@ class SocketClient:
                 another model is served here. E-NET-UNREACHABLE; no answer. E-NET-RESPONSE; an answer that is none.
         """
         until_s = time.monotonic() + self._timeout_s
+        deaths = 0
         while True:
             if not self._connection.usable:
                 self._connect_again(until_s)
@@ -80,7 +83,15 @@ class SocketClient:
             self._mark += 1
             try:
                 return connection.infer(feeds, self._mark, outputs)
-            except _SentAwayError:
+            except _SentAwayError as error:
+                deaths += not error.politely
+                if deaths > MAX_DEATHS:
+                    what = f"{self._path}: the server ended the connection {deaths} times before it answered"
+                    raise EdgeopsError("E-NET-UNREACHABLE", what, "Do these inputs end the model's worker?") from error
+                if time.monotonic() >= until_s:
+                    raise _unreachable(
+                        self._path, TimeoutError("the server sent this client away all the time")
+                    ) from error
                 self._connect_again(until_s)
 
     def ready(self) -> bool:
@@ -143,7 +154,11 @@ class SocketClient:
 
 
 class _SentAwayError(Exception):
-    """The server ended the connection before it answered."""
+    """The server ended the connection before it answered; `politely`: it said so."""
+
+    def __init__(self, *, politely: bool = False) -> None:
+        super().__init__()
+        self.politely = politely
 
 
 class _Connection:
@@ -264,9 +279,19 @@ class _Connection:
         try:
             self._socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise _SentAwayError from error
+            raise self._last_words() from error
         except OSError as error:
             raise _unreachable(self._path, error) from error
+
+    def _last_words(self) -> Exception:
+        """Return why the server ended the connection while it was sent to: a refusal that it left, or nothing."""
+        try:
+            kind, _, length, _ = self._receive_header()
+            if kind == Frame.REFUSAL:
+                return self._refused(length)
+        except _SentAwayError as error:
+            return error
+        return _SentAwayError()
 
     def _receive(self, mark: int) -> None:
         """Take the answer to a request into the buffer."""
@@ -281,7 +306,7 @@ class _Connection:
             self.usable = True
             return
         if kind == Frame.BYE:
-            raise _SentAwayError
+            raise _SentAwayError(politely=True)
         if kind == Frame.REFUSAL:
             refused = self._refused(length, bytes(self._answer[HEADER.size : filled]))
             self.usable = given == mark and self._socket.fileno() >= 0
@@ -316,7 +341,7 @@ class _Connection:
         data = self._body(HEADER.size)
         kind, flags, length, mark = HEADER.unpack(data)
         if kind == Frame.BYE:
-            raise _SentAwayError
+            raise _SentAwayError(politely=True)
         return kind, flags, length, mark
 
     def _body(self, length: int) -> bytes:

@@ -21,6 +21,7 @@ import pytest
 from adder_bundles import MODEL, small_bundle
 from serving_rig import ServingRig
 
+from edgeops.client import inference_socket
 from edgeops.client.inference import open_model
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.contracts.frames import HEADER, Frame
@@ -218,6 +219,11 @@ def test_many_clients_of_a_model_with_large_tensors_do_not_end_its_worker(
             with contextlib.suppress(OSError):  # refused while it sends
                 many[-1].sendall(b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n" + bytes(7_000_000))
         x = np.ones((1, 1_000_000), np.float32)
+        with monkeypatch.context() as changed:
+            changed.setattr(inference_socket, "SHARE_FROM_BYTES", 1 << 30)
+            with open_model(rig.socket) as client, pytest.raises(EdgeopsError) as caught:
+                client.infer(MODEL, {"x": x})
+            assert caught.value.code == "E-INFER-BUSY"
         # Through memory, of which the worker has no part of its own.
         with open_model(rig.socket) as client:
             np.testing.assert_array_equal(client.infer(MODEL, {"x": x})["y"], x + 1)

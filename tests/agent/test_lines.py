@@ -27,9 +27,9 @@ from edgeops.agent.worker import lines, turns
 from edgeops.client import inference_socket
 from edgeops.client.inference import InferenceClient, LocalModel, SocketClient, open_model
 from edgeops.contracts.errors import EdgeopsError
-from edgeops.contracts.frames import HEADER, Frame, FrameRefusal, places
+from edgeops.contracts.frames import FRAMES_VERSION, HEADER, Frame, FrameRefusal, Greeting, places
 from edgeops.contracts.tensors import TensorSpec
-from edgeops.contracts.wire import decode
+from edgeops.contracts.wire import decode, encode
 from edgeops.transport import unix
 
 X = np.array([[1, 2, 3, 4]], np.float32)
@@ -430,6 +430,54 @@ def test_a_server_that_was_away_is_found_again(rig: ServingRig, bundle: Any) -> 
         away.rename(path_of(rig))
         client._timeout_s = 60.0
         np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["y"], X + 1)
+
+
+class Fickle:
+    """A model's server that ends each connection once it was asked, until it answers the twentieth request.
+
+    Args:
+        path: Where it listens.
+        farewell: What it says instead.
+    """
+
+    def __init__(self, path: Path, farewell: bytes) -> None:
+        self._listener, self._farewell = unix.listen(path, backlog=8), farewell
+        self.asked = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        spec = TensorSpec(name="x", dtype="float32", shape=X.shape)
+        named = {"model": MODEL, "release": "1.0.0", "digest": "d"}
+        greeting = encode(Greeting(frames=FRAMES_VERSION, inputs=(spec,), outputs=(spec,), **named))
+        while self.asked < 20:
+            client, _ = self._listener.accept()
+            with client:
+                client.sendall(HEADER.pack(Frame.GREETING, 0, len(greeting), 0) + greeting)
+                _, _, mark, body = read(client)
+                self.asked += 1
+                answer = HEADER.pack(Frame.ANSWER, 0, BYTES, mark) + body
+                client.sendall(self._farewell if self.asked < 20 else answer)
+
+
+def test_a_request_that_worker_after_worker_dies_of_is_not_made_for_ever(tmp_path: Path) -> None:
+    server = Fickle(tmp_path / "s", b"")
+    with SocketClient(tmp_path / "s", timeout_s=60) as client, pytest.raises(EdgeopsError, match="3 times") as caught:
+        client.infer(MODEL, {"x": X})
+    assert (caught.value.code, server.asked) == ("E-NET-UNREACHABLE", 3)
+
+
+def test_who_is_sent_away_comes_again_as_long_as_there_is_time(tmp_path: Path) -> None:
+    bye = HEADER.pack(Frame.BYE, 0, 0, 0)
+    server = Fickle(tmp_path / "s", bye)
+    with SocketClient(tmp_path / "s", timeout_s=60) as client:
+        np.testing.assert_array_equal(client.infer(MODEL, {"x": X})["x"], X)
+    assert server.asked == 20
+    server = Fickle(tmp_path / "t", bye)
+    with SocketClient(tmp_path / "t", timeout_s=60) as client:
+        client._timeout_s = 0.0
+        with pytest.raises(EdgeopsError) as caught:
+            client.infer(MODEL, {"x": X})
+    assert (caught.value.code, server.asked) == ("E-NET-UNREACHABLE", 1)
 
 
 @pytest.mark.parametrize(
