@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import select
@@ -34,6 +35,8 @@ _CLOSE_S = 5.0
 # What a killed process may take to be gone: until then it holds locks and files.
 _DYING_S = 30.0
 _MESSAGE_BYTES = 64
+# What cannot be forked here, for want of a kernel's help or for its threads, is not tried for ever.
+_ENOUGH_LOST = 2
 
 
 class NurseryLostError(Exception):
@@ -48,6 +51,8 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._asked = False
+        # Modules of a worker → how often there was none of it.
+        self._lost: collections.Counter[tuple[str, ...]] = collections.Counter()
 
     def start(self) -> socket.socket:
         """Start it where it does not run, without waiting for it; return where it takes orders."""
@@ -98,14 +103,17 @@ class Nursery:
         Raises:
             CancelledError: `cancel` was set.
         """
-        try:
-            with tempfile.TemporaryDirectory(prefix="edgeops-worker-") as folder:
-                path = Path(folder) / "request.json"
-                path.write_bytes(encode(request))
-                ended = self._run(path, limits, preload, cancel, on_memory)
-                return responded(ended, Path(folder))
-        except NurseryLostError:
-            return run_worker(request, limits, cancel=cancel, on_memory=on_memory)
+        kind = tuple(preload)
+        if self._lost[kind] < _ENOUGH_LOST:
+            try:
+                with tempfile.TemporaryDirectory(prefix="edgeops-worker-") as folder:
+                    path = Path(folder) / "request.json"
+                    path.write_bytes(encode(request))
+                    ended = self._run(path, limits, preload, cancel, on_memory)
+                    return responded(ended, Path(folder))
+            except NurseryLostError:
+                self._lost[kind] += 1
+        return run_worker(request, limits, cancel=cancel, on_memory=on_memory)
 
     def _run(
         self,

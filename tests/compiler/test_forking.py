@@ -109,6 +109,17 @@ def test_process_with_a_thread_forks_no_worker(machine, source):
     assert (found["parent"], found["before"]) == (os.getpid(), [])
 
 
+def test_what_cannot_be_forked_is_not_tried_for_ever(own_cache, plugin_passes, source, tmp_path, monkeypatch):
+    asked, nursery, run = [], Nursery(), Nursery._run
+    monkeypatch.setattr(Nursery, "_run", lambda self, *more: asked.append(1) or run(self, *more))
+    for nonce, modules in enumerate([("import_starts_a_thread",)] * 4 + [()] * 2):
+        step = Step(name="test-tell", parameters={"nonce": nonce})
+        request = Request(store=str(tmp_path / "store"), step=step, source=Place.of(source), inputs={})
+        assert nursery.run(request, Limits(60, 2048), preload=modules).place is not None
+    nursery.close()
+    assert len(asked) == 2 + 2, "twice with the thread, and each time without it"
+
+
 def test_worker_whose_nursery_is_killed_is_started_anew(machine, source, tmp_path):
     pid_file, until = tmp_path / "pid", tmp_path / "until"
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
