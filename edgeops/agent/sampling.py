@@ -183,7 +183,10 @@ class SampleDesk:
             self._look.cancel()
             self._look = None
         for id in list(self._sending):
-            self._send(self._store.records[id])
+            if id in self._store.records:
+                self._send(self._store.records[id])
+            else:
+                del self._sending[id]  # it has expired since; what it brought was told before
         try:
             self._store.forget_expired(self._now())
         except EdgeopsError as error:

@@ -327,6 +327,23 @@ def test_inputs_are_kept_until_the_broker_has_surely_kept_them(tmp_path: Path, m
     assert not store.data_path(record).exists()
 
 
+def test_a_command_that_expires_while_it_is_answered_once_more_ends_no_agent(tmp_path: Path) -> None:
+    """It was told, and is given again; the broker is slow to take the answer, and the clock is set right meanwhile."""
+    now_s = 0.0
+    answers: list[str] = []
+    uplink = SimpleNamespace(
+        answer=lambda id, state, **_: (answers.append(id), SimpleNamespace(is_published=lambda: False))[1]
+    )
+    store = SampleStore(tmp_path / "commands", SampleRules())
+    desk = SampleDesk(Loop(), None, store, uplink, lambda model: None, lambda: now_s, lambda error: None)  # type: ignore[arg-type]
+    store.forget_data(store.end(store.accept(command("a"), always, now_s), "over"))
+    desk._accept(command("a"))
+    now_s = 2000.0
+    for _ in range(2):
+        desk._look_again()
+    assert (answers, store.records, desk._sending) == (["a"], {}, {})
+
+
 def test_bounds_of_count_and_bytes_end_it(tmp_path: Path) -> None:
     store = SampleStore(tmp_path / "commands", SampleRules())
     record = store.accept(command("a"), always, 0.0)
