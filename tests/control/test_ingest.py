@@ -243,6 +243,16 @@ def test_the_windows_of_a_batch_share_a_signature_and_count_once_each(house: Hou
     assert house.rejected() == (0, "")
 
 
+def test_what_a_device_gave_up_never_becomes_more_than_a_column_holds(house: House) -> None:
+    """Each window may say only so much: 2^53 in each was too much for SQLite after a minute, and ended the ingest."""
+    with house.database.write() as session:
+        session.get_one(Device, "dev-a").dropped_windows = (1 << 63) - (1 << 40)
+    house.say(house.sealed(telemetry(1, dropped_windows=(1 << 53) - 1)))
+    assert house.rejected()[0] == 1
+    house.say(house.sealed(telemetry(2, dropped_windows=1_000_000_000)))
+    assert (house.rejected()[0], house.count(TelemetryWindow)) == (1, 1)
+
+
 UNSOUND = {
     "a sum that is none when it is added to": QuantileSketch(bins={"1": 2}, total=1.7e308, maximum=1.0),
     "a bin beyond every number": QuantileSketch(bins={"9999999": 2}, total=2.0, maximum=1.0),

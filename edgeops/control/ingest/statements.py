@@ -221,7 +221,8 @@ def check_statement(statement: Reported | Progress | Telemetry) -> None:
         if len(statement.models) > MAX_MODELS:
             raise EdgeopsError("E-WIRE-MALFORMED", f"{len(statement.models)} models")
         names, floats = [window.model for window in statement.models], [statement.start_s, statement.end_s]
-        integers.append(statement.dropped_windows)
+        if not 0 <= statement.dropped_windows <= MAX_WINDOW_COUNT:
+            raise EdgeopsError("E-WIRE-MALFORMED", f"not 0 to {MAX_WINDOW_COUNT} windows were dropped")
         _check_device(statement.device)
         for window in statement.models:
             counts = [window.requests, window.counted, *window.errors.values()]
