@@ -93,6 +93,17 @@ def latencies(draw: random.Random, count: int, scale_ms: float = 10.0) -> list[f
 TRUE_P95_MS = 10 * math.exp(0.4 * 1.6448536)
 
 
+def test_no_count_is_beyond_what_a_sequence_can_say() -> None:
+    """One of a billion that disagreed: the bound was no longer told from 1, and ended the thread that keeps rollouts."""
+    for power in range(1, 19):
+        for trials in (10**power, 2 * 10**power + 3):
+            for successes in (0, 1, 2, trials // 2, trials - 2, trials - 1, trials):
+                for alpha in (0.5, 1e-2, 1e-9, 1e-300):
+                    found, share = share_interval(successes, trials, alpha), successes / trials
+                    assert 0 <= found.lower <= share * (1 + 1e-12), (successes, trials, alpha)
+                    assert share * (1 - 1e-12) <= found.upper <= 1, (successes, trials, alpha)
+
+
 def test_the_latency_quantile_stays_within_its_sequence() -> None:
     wrong = 0
     for seed in range(60):

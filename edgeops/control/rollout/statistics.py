@@ -87,11 +87,13 @@ def quantile_interval(sketch: QuantileSketch, quantile: float, alpha: float) -> 
 
 
 def _log_mixture(successes: int, trials: int) -> float:
-    return _log_beta(_A + successes, _B + trials - successes) - _log_beta(_A, _B)
+    return _log_beta(_A + successes, _B + (trials - successes)) - _log_beta(_A, _B)
 
 
 def _log_likelihood(successes: int, trials: int, share: float) -> float:
     failures = trials - successes
+    if (successes and share <= 0.0) or (failures and share >= 1.0):
+        return -math.inf  # also of a share that is no longer told from 0 or 1
     happened = successes * math.log(share) if successes else 0.0
     missed = failures * math.log1p(-share) if failures else 0.0
     return happened + missed
