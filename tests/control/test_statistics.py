@@ -94,7 +94,7 @@ TRUE_P95_MS = 10 * math.exp(0.4 * 1.6448536)
 
 
 def test_no_count_is_beyond_what_a_sequence_can_say() -> None:
-    """One of a billion that disagreed: the bound was no longer told from 1, and ended the thread that keeps rollouts."""
+    """One of a billion disagreed: the bound was no longer told from 1, and ended the thread that keeps rollouts."""
     for power in range(1, 19):
         for trials in (10**power, 2 * 10**power + 3):
             for successes in (0, 1, 2, trials // 2, trials - 2, trials - 1, trials):
