@@ -18,7 +18,7 @@ from edgeops.agent.worker import server as server_module
 from edgeops.agent.worker.held import Held
 from edgeops.agent.worker.process import worker_loop
 from edgeops.agent.worker.server import _Connection
-from edgeops.agent.worker.service import HttpRequest, HttpResponse
+from edgeops.agent.worker.service import HttpRequest, HttpResponse, refusal
 
 WITHIN_S = 60.0
 REQUEST = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
@@ -39,7 +39,12 @@ class Desk:
     draining = False
 
     def __init__(self, *, at_once: bool, length: int, max_body: int = 1000, max_held: int = 1 << 30) -> None:
-        self.service = SimpleNamespace(max_body_bytes=lambda: max_body, failed=lambda code: None)
+        self.service = SimpleNamespace(
+            max_body_bytes=lambda: max_body,
+            failed=lambda code: None,
+            infers=lambda path: path != "/health",
+            refused=lambda error: refusal(503, error.code, error.what),
+        )
         self.held = Held(max_held)
         self.connections: set[_Connection] = set()
         self._at_once, self._body = at_once, b"x" * length
@@ -218,6 +223,35 @@ def test_bodies_of_many_clients_take_no_more_than_there_is_and_one_is_always_tak
         assert len(desk.asked) + told == 4
         await loop.sock_sendall(client, BEGUN % 9 + bytes(HALF))
         await until(lambda: desk.asked[-1] == "/9")
+
+    on_a_loop(desk, talk)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["quick", "slow"])
+def test_one_client_may_send_more_than_there_is_room_for_all(at_once: bool) -> None:
+    desk = Desk(at_once=at_once, length=10, max_body=100_000, max_held=60_000)
+
+    async def talk(client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, BEGUN % 1 + bytes(HALF))
+        await until(lambda: desk.asked == ["/1"])
+
+    on_a_loop(desk, talk)
+
+
+def test_unread_answers_of_some_leave_no_room_for_those_of_others_but_health_is_told() -> None:
+    desk = Desk(at_once=True, length=8 * LARGE, max_held=LARGE)
+
+    async def talk(client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(client.getpeername()) as reader:
+            reader.setblocking(False)
+            await loop.sock_sendall(client, REQUEST % 1)
+            await until(lambda: desk.held.taken >= LARGE)
+            await loop.sock_sendall(reader, REQUEST % 2)
+            assert b"E-INFER-BUSY" in await loop.sock_recv(reader, 1 << 16)
+            await loop.sock_sendall(reader, b"GET /health HTTP/1.0\r\n\r\n")
+            assert b"200 OK" in await loop.sock_recv(reader, 1 << 16)
+        assert desk.asked == ["/1", "/health"]
 
     on_a_loop(desk, talk)
 

@@ -14,10 +14,9 @@ class Held:
         self._most = most
         self.taken = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for more."""
-        return self.taken >= self._most
+    def is_full(self, *, own: int) -> bool:
+        """Say whether others leave no room to a client for which `own` are kept."""
+        return self.taken - own >= self._most
 
     def take(self, count: int, *, own: int = 0) -> bool:
         """Keep more for a client for which `own` are kept already; False: there is no room, and nothing was taken."""

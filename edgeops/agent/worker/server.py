@@ -59,7 +59,8 @@ class InferenceServer:
         self._context = door.context()
         self.draining = False
         self.connections: set[_Connection] = set()
-        self.held = Held(MAX_HELD_BYTES)
+        # A request of binary tensors finds room beside what is usual.
+        self.held = Held(MAX_HELD_BYTES + service.input_bytes())
         self._lines = lines
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -102,8 +103,6 @@ class InferenceServer:
 
     def answer(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """Answer a request at once, or later if it is to run the model and that takes long."""
-        if self.held.full and self.service.infers(request.path):
-            return self.service.refused(EdgeopsError("E-INFER-BUSY", "other clients do not read their answers"))
         if self.turns.at_once or not self.service.infers(request.path):
             return self.service.handle(request)
         return self._later(request)
@@ -299,13 +298,21 @@ class _Connection(asyncio.Protocol):
         if isinstance(request, HttpResponse):
             self._write(request, keep_alive)
             return
-        answer, length = self._server.answer(request), len(request.body)
+        answer, length = self._asked(request), len(request.body)
         if isinstance(answer, HttpResponse):
             self._give(length)
             self._write(answer, keep_alive)
         else:
             self._task = asyncio.get_running_loop().create_task(self._answer_later(answer, length, keep_alive))
             self._task.add_done_callback(self._answered)
+
+    def _asked(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
+        server = self._server
+        if server.held.is_full(own=self._held + self._unread) and server.service.infers(request.path):
+            return server.service.refused(
+                EdgeopsError("E-INFER-BUSY", "what other clients sent or do not read is too much")
+            )
+        return server.answer(request)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         """A defect that one connection met ends that one, as where an inference is answered at once."""

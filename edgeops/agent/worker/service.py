@@ -126,6 +126,10 @@ class Service:
         inputs = self._engine.manifest.inputs
         return (64 << 10) + sum(spec.nbytes if spec.varies else 32 * spec.elements for spec in inputs)
 
+    def input_bytes(self) -> int:
+        """Return the bytes of a request's binary tensors."""
+        return sum(spec.nbytes for spec in self._engine.manifest.inputs)
+
     def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer a request. Whatever the client sent, there is an answer with a code."""
         start_s = time.perf_counter()
