@@ -70,6 +70,7 @@ def test_control_without_the_kernels_lock_the_second_run_gets_in(monkeypatch: py
         pytest.param(LINE, marks=pytest.mark.boards),
         pytest.param(f"labgrid /lab-{os.getpid()}.yaml main", marks=pytest.mark.boards),
     ],
+    ids=["ssh", "serial", "labgrid"],
 )
 def test_a_board_that_is_there_once_is_not_shared_by_users_with_caches_of_their_own(
     tmp_path: Path, resource: str
