@@ -15,6 +15,7 @@ from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.trust_desk import Freshness, TrustDesk
 from edgeops.contracts.errors import EdgeopsError
 from edgeops.transport.mqtt import backoff_s
+from edgeops.trust.roles import LIFETIME_S, TIMESTAMP
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ def due_s(freshness: Freshness, connection: str) -> float:
     if freshness.until_s is None or freshness.last_s is None:
         return 0.0
     place = int.from_bytes(hashlib.sha256(connection.encode()).digest()[:8], "big") / 2**64
-    left_s = freshness.until_s - freshness.last_s
+    # What came on a stick may hold for months: with a network it is soon replaced by what holds for days.
+    left_s = min(freshness.until_s - freshness.last_s, LIFETIME_S[TIMESTAMP])
     # A server that has nothing newer is not asked ever more often as the end comes near.
     return freshness.last_s + max(AT_LEAST_S, left_s * (_FROM_SHARE + _SPREAD_SHARE * place))
 
