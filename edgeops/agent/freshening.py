@@ -83,7 +83,11 @@ class Freshener:
     def _tell(self) -> None:
         before, self._stale = self._stale, self._is_stale()
         if before is not None and before is not self._stale:
-            log.warning("what is signed is %s", "stale" if self._stale else "fresh again")
+            log.log(
+                logging.WARNING if self._stale else logging.INFO,
+                "what is signed is %s",
+                "stale" if self._stale else "fresh",
+            )
             self._on_change()
 
     def _work(self) -> None:
