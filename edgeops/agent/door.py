@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeops.contracts.errors import EdgeopsError
+from edgeops.transport import unix
 
 if TYPE_CHECKING:
     # What `agent.toml` may say is much more than a worker has to hold.
@@ -102,6 +103,24 @@ def listen(address: str, ports: list[int], *, backlog: int) -> socket.socket:
         listener.setblocking(False)
         return listener
     raise EdgeopsError("E-CONFIG", f"ports {ports} of {address}: {problem}", "Choose a free port.")
+
+
+def listen_both(
+    rules: ServingRules, ports: list[int], socket_path: Path, backlog: int
+) -> tuple[socket.socket, socket.socket, Path]:
+    """Listen for HTTP and for frames; return both, and where the second one is.
+
+    Raises:
+        EdgeopsError: E-CONFIG; none of the ports is free, or no socket can be made.
+    """
+    http = listen(rules.address, ports, backlog=backlog)
+    try:
+        lines, where = unix.listen_or_elsewhere(socket_path, backlog=backlog)
+    except EdgeopsError:
+        http.close()
+        raise
+    lines.setblocking(False)
+    return http, lines, where
 
 
 def url(rules: ServingRules, port: int) -> str:

@@ -15,7 +15,7 @@ from edgeops import plugins
 from edgeops.agent import channel
 from edgeops.agent.cgroups import Groups
 from edgeops.agent.channel import Load
-from edgeops.agent.door import door_for, listen, url
+from edgeops.agent.door import door_for, listen_both, url
 from edgeops.agent.handover import Handover
 from edgeops.agent.loop import Loop, Timer
 from edgeops.agent.porter import AWAY, Porter
@@ -78,14 +78,7 @@ class ModelServing:
     ) -> None:
         self._loop, self._events, self._groups = loop, events, groups
         self._door = door_for(rules)
-        self._listener = listen(rules.address, ports, backlog=_BACKLOG)
-        self.socket_path = socket_path
-        try:
-            self._lines_listener = unix.listen(socket_path, backlog=_BACKLOG)
-        except EdgeopsError:
-            self._listener.close()
-            raise
-        self._lines_listener.setblocking(False)
+        self._listener, self._lines_listener, self.socket_path = listen_both(rules, ports, socket_path, _BACKLOG)
         self.port: int = self._listener.getsockname()[1]
         self.is_serving = False
         self._current: _Running | None = None
@@ -266,7 +259,7 @@ class ModelServing:
         self._porter.stop()
         self._listener.close()
         self._lines_listener.close()
-        self.socket_path.unlink(missing_ok=True)
+        unix.forget(self.socket_path)
 
     @property
     def ended(self) -> bool:

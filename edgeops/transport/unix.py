@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from edgeops.contracts.errors import EdgeopsError
 
+_ELSEWHERE = "edgeops-"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -40,6 +42,40 @@ def listen(path: Path, *, backlog: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def listen_or_elsewhere(path: Path, *, backlog: int) -> tuple[socket.socket, Path]:
+    """As `listen`; on a disk that takes nothing new, in a folder of memory that only this user may enter.
+
+    Returns:
+        The socket, and where it listens.
+
+    Raises:
+        EdgeopsError: As `listen`.
+    """
+    try:
+        return listen(path, backlog=backlog), path
+    except EdgeopsError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        import tempfile  # brings much with it that workers, which connect only, have no use for
+
+        for folder in (tempfile.gettempdir(), "/dev/shm", "/run"):  # noqa: S108  made by mkdtemp, for this user only
+            try:
+                elsewhere = Path(tempfile.mkdtemp(prefix=_ELSEWHERE, dir=folder)) / path.name
+                return listen(elsewhere, backlog=backlog), elsewhere
+            except (OSError, EdgeopsError):
+                continue
+        raise
+
+
+def forget(path: Path) -> None:
+    """Remove a socket that nobody listens on any more; a disk that refuses is passed over."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        if path.parent.name.startswith(_ELSEWHERE):
+            path.parent.rmdir()
 
 
 def connect(path: Path, timeout_s: float) -> socket.socket:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from adder_bundles import MODEL, small_bundle
 from fake_fleet import DEVICE, FLEET, Agent, FakeFleet, wait_for
 
 from edgeops.agent.slots import Slots
+from edgeops.client.inference import InferenceClient
 from edgeops.contracts.deployment import Component, DeploymentState
 from edgeops.contracts.topics import unit_topic
 from edgeops.trust import keys
@@ -190,6 +192,41 @@ def test_a_device_that_lost_its_identity_serves_what_is_whole(fleet: FakeFleet, 
     assert agent.process is not None
     assert agent.process.wait(60) == 2
     assert "E-TRUST-KEY" in agent.log.read_text()
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder as of a disk that the kernel has made read-only, for all processes."""
+    made = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"this user may not mount: {made.stderr.decode().strip()}; run as root")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_device_whose_disk_may_only_be_read_starts_and_serves(
+    fleet: FakeFleet, agent: Agent, releases: tuple[Component, Component]
+):
+    """After a crash, so that its sockets are still there; and it takes up what it was told once the disk is whole."""
+    agent.kill()
+    with read_only(agent.state):
+        told = len(fleet.reports)
+        fleet.desire(releases[1])
+        agent.start_unwatched()
+        wait_for(
+            lambda: [part.endpoint for one in fleet.reports[told:] for part in one.components if part.endpoint],
+            "it serves nothing",
+        )
+        endpoint = next(part.endpoint for one in fleet.reports[told:] for part in one.components if part.endpoint)
+        with InferenceClient(endpoint) as client:
+            x = np.array([[1, 2, 3, 4]], np.float32)
+            np.testing.assert_array_equal(client.infer(MODEL, {"x": x})["y"], x + 1)
+        fleet.wait_refused("E-DISK-WRITE")
+    fleet.wait_state(DeploymentState.CONFIRMED)
+    assert agent.stop() == 0
 
 
 def test_a_device_that_was_reset_comes_to_what_is_desired_again(fleet: FakeFleet, agent: Agent):
