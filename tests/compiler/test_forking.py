@@ -262,12 +262,13 @@ def imported(module: str, name: str, before: str = "") -> str:
 def test_openvino_tells_nobody_that_it_is_used():
     quiet = "from edgeops.runtimes.openvino_backend import without_telemetry as quiet; quiet()"
     assert imported("openvino", "openvino_telemetry.main", quiet) == "1 False"
-    assert imported("openvino", "openvino_telemetry.main") == "2 True", "the control: left alone it starts a thread"
+    # Whether it starts its thread is for the user's consent and the variable CI to say.
+    assert imported("openvino", "openvino_telemetry.main").endswith("True"), "the control: left alone it is there"
 
 
 def test_quantizing_for_openvino_loads_no_torch():
     if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed: pip install 'edgeops[dev]'")
+        pytest.skip("torch is not installed: pip install 'edgeops[torch]'")
     assert imported("edgeops.compiler.passes.nncf_loaded", "torch").endswith("False")
     assert imported("nncf", "torch").endswith("True"), "the control: left alone it does"
 

@@ -133,7 +133,10 @@ def floods(bench: Bench, within_s: float) -> bool:
     control = bench.authority.files(bench.directory / "control", CONTROL)
     with hostile(bench, control, CONTROL) as (taker, got), hostile(bench, device(bench)) as (client, _):
         wait_for(lambda: taker.is_connected() and client.is_connected(), "not connected")
+        answered: list[object] = []
+        taker.on_subscribe = lambda *said: answered.append(said)
         taker.subscribe([(topic_of("dev-a", "log"), paho.SubscribeOptions(qos=1))])
+        wait_for(lambda: answered, "the broker did not answer")
         client.publish(topic_of("dev-a", "log"), bytes(4 * mosquitto.MAX_PACKET_BYTES), qos=1)
         return happens(lambda: got, within_s)
 
