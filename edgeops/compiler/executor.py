@@ -19,6 +19,9 @@ from edgeops.compiler.worker import Request, Response
 STEP_TIMEOUT_S = 900.0
 # What a worker is taken to need before one of its kind has run.
 _UNKNOWN_MIB = 1024.0
+# What workers may take together is so much for each: a compile leaves a large machine to others, and one large worker
+# of a small one is alone.
+SHARE_MIB = 1792.0
 _POLL_S = 0.1
 
 Job = Callable[[Request, Limits], Response]
@@ -140,7 +143,7 @@ class Stay:
 
 
 class Admission:
-    """Lets workers start as long as the machine has memory for them: at least one always runs.
+    """Lets workers start as long as the machine and their shares have memory for them: at least one always runs.
 
     What a worker needs is what the largest of its kind took before.
     """
@@ -186,4 +189,5 @@ def fits(expected_mib: float, stays: Sequence[Stay], available_mib: float, worke
     if not stays:
         return True
     promised = sum(max(0.0, stay.expected_mib - stay.used_mib) for stay in stays)
-    return len(stays) < workers and available_mib - promised >= expected_mib
+    together = sum(max(stay.expected_mib, stay.used_mib) for stay in stays) + expected_mib
+    return len(stays) < workers and together <= workers * SHARE_MIB and available_mib - promised >= expected_mib

@@ -31,8 +31,21 @@ from edgeops.compiler.store import Store
         (700, [Stay(500, 500, 500)], 600, 2, False),
         (500, [Stay(500, 100, 100)], 600, 2, False),
         (500, [Stay(500, 100, 100)], 901, 2, True),
+        (500, [Stay(500, 3300, 3300)], 20_000, 2, False),
+        (500, [Stay(3300, 100, 100)], 20_000, 2, False),
+        (500, [Stay(500, 3300, 3300)], 20_000, 4, True),
     ],
-    ids=["one always runs", "memory for both", "no slot", "too little", "the other will take more", "counted with it"],
+    ids=[
+        "one always runs",
+        "memory for both",
+        "no slot",
+        "too little",
+        "the other will take more",
+        "counted with it",
+        "beyond their shares",
+        "beyond their shares soon",
+        "more shares",
+    ],
 )
 def test_worker_starts_where_memory_holds_it_beside_the_others(expected, stays, available, workers, may):
     assert fits(expected, stays, available, workers) is may
