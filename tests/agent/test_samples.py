@@ -180,8 +180,10 @@ def test_what_was_asked_for_comes_once_over_a_restart_and_nothing_more(
     agent.stop()
     agent.start()
     wait_for(lambda: agent.facts() and agent.facts()["endpoints"], "it does not serve")  # type: ignore[index]
-    infer(agent, ROWS[5:])
     # A worker that has just begun may answer some before it hears what is asked for.
+    wait_for(
+        lambda: infer(agent, ROWS[5:]) or AnswerState.DONE in {a.state for a in fleet.answers}, "too few are drawn"
+    )
     answer = fleet.whole("cmd-1")
     whole = gathered(answer)
     assert len(whole) == 4
