@@ -54,6 +54,7 @@ def board(tmp_path: Path) -> Iterator[LoopbackBoard]:
         yield board
 
 
+@pytest.mark.full
 def test_a_bare_board_becomes_a_device_that_serves_in_one_go(
     board: LoopbackBoard, tmp_path: Path, payloads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
