@@ -33,7 +33,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet
     fleet.stop()
 
 
-@pytest.mark.parametrize("asks", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize("asks", [True, False])
 def test_a_device_that_gets_nothing_fresh_tells_the_fleet_by_itself(
     asks: bool, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -70,7 +70,7 @@ def test_a_device_that_gets_nothing_fresh_tells_the_fleet_by_itself(
         agent.stop()
 
 
-@pytest.mark.parametrize("looks", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize("looks", [True, False])
 def test_a_broker_that_holds_back_desired_state_is_noticed_when_the_last_one_expires(
     looks: bool, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

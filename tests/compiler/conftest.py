@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from edgeops.compiler import executor
+from edgeops.compiler.executor import Machine
+from edgeops.compiler.isolation import Limits
+from edgeops.compiler.store import Product, Stored
 from edgeops.intake.cache import cache_dir
 from edgeops.testkit.handovers import write_shapes_handover
 
@@ -49,6 +53,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (cache / "toolchains").symlink_to(shared.resolve())
     monkeypatch.setenv("EDGEOPS_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture
+def machine(own_cache: Path) -> Iterator[Machine]:
+    """Two workers; what a test's passes need has to be installed before."""
+    with executor.machine(2) as made:
+        yield made._replace(limits=Limits(60, 2048))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Stored:
+    """What a first step begins with."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return Stored(folder, Product(facts=("file",)))
 
 
 @pytest.fixture

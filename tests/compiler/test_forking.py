@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,18 @@ import numpy as np
 import psutil
 import pytest
 
-from edgeops.compiler import executor, forking, inherited, isolation
+from edgeops.compiler import forking, inherited, isolation
 from edgeops.compiler.builder import build
 from edgeops.compiler.engine import Failed, Step
 from edgeops.compiler.executor import Machine
 from edgeops.compiler.forking import Nursery, NurseryLostError
 from edgeops.compiler.isolation import Limits
 from edgeops.compiler.passes.nncf_alone import without_torch
-from edgeops.compiler.store import Product, Stored
+from edgeops.compiler.store import Stored
 from edgeops.compiler.worker import Place, Request
 
-
-@pytest.fixture
-def machine(own_cache: Path, plugin_passes: Path) -> Iterator[Machine]:
-    with executor.machine(2) as made:
-        yield made._replace(limits=Limits(60, 2048))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Stored:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return Stored(folder, Product(facts=("file",)))
+# Before the processes that fork begin: they find it.
+pytestmark = pytest.mark.usefixtures("plugin_passes")
 
 
 def tell(machine: Machine, source: Stored, **parameters: Any) -> dict[str, Any]:

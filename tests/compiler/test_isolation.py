@@ -7,32 +7,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from edgeops.compiler import executor
 from edgeops.compiler.builder import build
 from edgeops.compiler.engine import Failed, Step
 from edgeops.compiler.executor import Machine
 from edgeops.compiler.isolation import CancelledError, Limits
-from edgeops.compiler.store import Product, Stored
+from edgeops.compiler.store import Stored
 from edgeops.contracts.errors import EdgeopsError
-
-
-@pytest.fixture
-def machine(own_cache: Path) -> Iterator[Machine]:
-    with executor.machine(2) as made:
-        yield made._replace(limits=Limits(60, 2048))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Stored:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return Stored(folder, Product(facts=("file",)))
 
 
 def failure(machine: Machine, step: Step, source: Stored) -> str:

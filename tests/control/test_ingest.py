@@ -295,7 +295,6 @@ def test_what_cannot_be_of_a_shadow_is_left_out(house: House) -> None:
     assert (traffic.requests, traffic.shadow) == (2 * (2 * len(UNSOUND) + 1), None)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("what", list(UNSOUND)[:3])
 def test_without_the_look_at_latencies_one_device_stops_all(
     house: House, what: str, monkeypatch: pytest.MonkeyPatch

@@ -408,7 +408,6 @@ def test_of_two_rollouts_that_are_started_at_once_one_supersedes_the_other(regis
     assert both_started_at_once(registry) == [RolloutState.SUPERSEDED, RolloutState.RUNNING]
 
 
-@pytest.mark.full
 def test_without_waiting_for_each_other_both_would_run(
     registry: Database, registry_url: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,6 @@ def test_two_that_unpack_at_once_do_not_disturb_each_other(tmp_path: Path) -> No
     assert both_unpack(tmp_path) == ([0, 0], {"1": "1", "2": "2"})
 
 
-@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_control_without_the_lock_one_destroys_the_others_work(tmp_path: Path, proof: Callable[[str], None]) -> None:
     script = steps.UNPACK.replace(steps._ALONE, "\n")

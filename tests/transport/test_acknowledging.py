@@ -8,40 +8,35 @@ import socket
 import threading
 
 import pytest
+from scripted_broker import CONNACK, WITHIN_S, ScriptedBroker
 
-from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.transport import mqtt
 from edgeops.transport.mqtt import Message, MqttLink
 
-WITHIN_S = 60.0
-# MQTT 5, 3.2, 3.3 and 3.4: connection accepted; a message on the topic `a` of QoS 1, its identifier, no properties.
-CONNACK = bytes((0x20, 3, 0, 0, 0))
+# MQTT 5, 3.3 and 3.4: a message on the topic `a` of QoS 1, its identifier, no properties.
 IDENTIFIER = bytes((0, 7))
 PUBLISH = bytes((0x32, 7)) + b"\0\1a" + IDENTIFIER + b"\0!"
 PUBACK = bytes((0x40, 2)) + IDENTIFIER
 CONNECT = 0x10
 
 
-class LosingBroker:
+class LosingBroker(ScriptedBroker):
     """Gives a message, is gone, and takes the next connection; it answers that one when it is told to."""
 
     def __init__(self, *, loses: bool) -> None:
         self.loses, self.said = loses, b""
-        self.connecting, self.may_answer = threading.Event(), threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = BrokerAddress(host="127.0.0.1", port=self._listener.getsockname()[1], tls=False)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self.connecting = threading.Event()
+        super().__init__()
 
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
+    def serve(self) -> None:
+        connection, _ = self.listener.accept()
         with connection, contextlib.suppress(OSError):
             connection.recv(1 << 12)
             connection.sendall(CONNACK + PUBLISH)
             if not self.loses:
                 self._listen(connection)
                 return
-        connection, _ = self._listener.accept()
+        connection, _ = self.listener.accept()
         with connection, contextlib.suppress(OSError):
             self.said += connection.recv(1 << 12)
             self.connecting.set()
@@ -55,9 +50,7 @@ class LosingBroker:
 
     def heard(self) -> bytes:
         """What came by the last connection, once it has ended."""
-        self.may_answer.set()
-        self._thread.join(WITHIN_S)
-        self._listener.close()
+        self.close()
         return self.said
 
 

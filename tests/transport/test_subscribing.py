@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
+from scripted_broker import CONNACK, WITHIN_S, ScriptedBroker
 
-from edgeops.contracts.enrolment import BrokerAddress
 from edgeops.transport.mqtt import MqttLink
 
-WITHIN_S = 60.0
-# MQTT 5, 3.2 and 3.9: connection accepted; the answer to a subscription, with what is granted or refused.
-CONNACK = bytes((0x20, 3, 0, 0, 0))
+# MQTT 5, 3.9: the answer to a subscription, with what is granted or refused.
 GRANTED, REFUSED = 0x01, 0x87
 
 
@@ -23,19 +20,15 @@ def suback(subscribe: bytes, reason: int) -> bytes:
     return bytes((0x90, 4)) + subscribe[2:4] + bytes((0, reason))
 
 
-class SlowBroker:
+class SlowBroker(ScriptedBroker):
     """Takes a connection, and answers its subscription when it is told to."""
 
     def __init__(self) -> None:
-        self.asked, self.may_answer = threading.Event(), threading.Event()
-        self.reason = GRANTED
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = BrokerAddress(host="127.0.0.1", port=self._listener.getsockname()[1], tls=False)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self.asked, self.reason = threading.Event(), GRANTED
+        super().__init__()
 
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
+    def serve(self) -> None:
+        connection, _ = self.listener.accept()
         with connection, contextlib.suppress(OSError):
             connection.recv(1 << 12)
             connection.sendall(CONNACK)
@@ -45,11 +38,6 @@ class SlowBroker:
             connection.sendall(suback(subscribe, self.reason))
             while connection.recv(1 << 12):
                 pass
-
-    def close(self) -> None:
-        self.may_answer.set()
-        self._thread.join(WITHIN_S)
-        self._listener.close()
 
 
 @pytest.fixture
